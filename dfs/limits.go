@@ -1,0 +1,50 @@
+package dfs
+
+import "time"
+
+// Limits that cross package or process boundaries, each with its reason.
+const (
+	// ChunkSize is the unit of checksums and compression inside a block:
+	// small enough that a small read stays small, big enough that a checksum
+	// costs 6 hundred-thousandths of the space.
+	ChunkSize = 64 << 10
+
+	// DefaultBlockSize and MaxBlockSize bound the bytes of one block before
+	// compression.
+	DefaultBlockSize = 4 << 20
+	MaxBlockSize     = 16 << 20
+
+	// FrameSize is the payload of one message of a block stream: four chunks.
+	FrameSize = 4 * ChunkSize
+
+	// MaxMessage bounds every message on the wire but block frames, which
+	// are smaller anyway.
+	MaxMessage = 1 << 20
+
+	// MaxName and MaxPath are what POSIX hosts allow (bytes).
+	MaxName = 255
+	MaxPath = 4096
+
+	// MaxSymlink is the longest symlink target (bytes).
+	MaxSymlink = 4095
+
+	// MaxFileSize keeps file offsets positive in 64 bits with room to add.
+	MaxFileSize = int64(1) << 60
+
+	// MaxExtentsPerCommit bounds one metadata command: 1,024 extents of 4 MiB
+	// are 4 GiB of file, well under MaxMessage.
+	MaxExtentsPerCommit = 1024
+
+	// InoLease is how many inode numbers a session is given at a time.
+	InoLease = 1024
+
+	// MaxShards bounds k+m of an erasure code, and so the members of a PG.
+	MaxShards = 32
+
+	// HistoryKeep is how long a replaced value stays readable when no policy
+	// asks for more.
+	HistoryKeep = 60 * time.Second
+
+	// SessionTTL is how long a session lives without a renewal.
+	SessionTTL = 30 * time.Second
+)

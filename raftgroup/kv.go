@@ -1,0 +1,119 @@
+package raftgroup
+
+import (
+	"errors"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Reader reads one group's part of the state store. Keys are relative to the
+// group. Returned slices are the caller's.
+type Reader interface {
+	// Get returns the value of key, or nil and false when there is none.
+	Get(key []byte) ([]byte, bool, error)
+
+	// Scan calls fn for each key in [lower, upper) in order until fn returns
+	// false or an error. A nil upper means the end of the group. The slices
+	// are valid only inside fn.
+	Scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error
+}
+
+// Tx is what a state machine sees while it applies one entry: reads see the
+// writes of this and every earlier entry. Writes become visible to others, and
+// durable, together with the applied index.
+type Tx interface {
+	Reader
+	Set(key, value []byte) error
+	Delete(key []byte) error
+}
+
+type pebbleReader interface {
+	Get(key []byte) ([]byte, closer, error)
+	NewIter(o *pebble.IterOptions) (*pebble.Iterator, error)
+}
+
+type closer = interface{ Close() error }
+
+type pebbleBatch struct{ *pebble.Batch }
+
+func (b pebbleBatch) Get(key []byte) ([]byte, closer, error) { return b.Batch.Get(key) }
+
+type pebbleDB struct{ pebble.Reader }
+
+func (d pebbleDB) Get(key []byte) ([]byte, closer, error) { return d.Reader.Get(key) }
+
+// view is a Reader over keys below a prefix.
+type view struct {
+	r      pebbleReader
+	prefix []byte
+}
+
+// NewReader returns a Reader of the keys below prefix in a Pebble database or
+// snapshot.
+func NewReader(r pebble.Reader, prefix []byte) Reader {
+	return &view{r: pebbleDB{r}, prefix: prefix}
+}
+
+func (v *view) key(k []byte) []byte {
+	return append(append(make([]byte, 0, len(v.prefix)+len(k)), v.prefix...), k...)
+}
+
+func (v *view) Get(key []byte) ([]byte, bool, error) {
+	val, c, err := v.r.Get(v.key(key))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	out := append(make([]byte, 0, len(val)), val...)
+	return out, true, c.Close()
+}
+
+func (v *view) Scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) (err error) {
+	end := prefixEnd(v.prefix)
+	if upper != nil {
+		end = v.key(upper)
+	}
+	it, err := v.r.NewIter(&pebble.IterOptions{LowerBound: v.key(lower), UpperBound: end})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		more, err := fn(it.Key()[len(v.prefix):], it.Value())
+		if err != nil || !more {
+			return err
+		}
+	}
+	return it.Error()
+}
+
+// prefixEnd returns the first key past every key that starts with p, nil when
+// there is none.
+func prefixEnd(p []byte) []byte {
+	for i := len(p) - 1; i >= 0; i-- {
+		if p[i] != 0xff {
+			end := append([]byte(nil), p[:i+1]...)
+			end[i]++
+			return end
+		}
+	}
+	return nil
+}
+
+// batchTx is a Tx over an indexed batch.
+type batchTx struct {
+	view
+	b *pebble.Batch
+}
+
+// NewTx returns a Tx that reads and writes below prefix through an indexed
+// batch. The caller commits the batch.
+func NewTx(b *pebble.Batch, prefix []byte) Tx {
+	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b}
+}
+
+func (t *batchTx) Set(key, value []byte) error { return t.b.Set(t.key(key), value, nil) }
+
+func (t *batchTx) Delete(key []byte) error { return t.b.Delete(t.key(key), nil) }
