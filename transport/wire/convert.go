@@ -1,0 +1,197 @@
+package wire
+
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+
+	"dfsd/dfs"
+)
+
+// Ints converts a list of identifiers to the form of a message.
+func Ints[T ~uint32](in []T) []uint32 {
+	out := make([]uint32, len(in))
+	for i, v := range in {
+		out[i] = uint32(v)
+	}
+	return out
+}
+
+// IDs converts a list of a message to identifiers.
+func IDs[T ~uint32](in []uint32) []T {
+	out := make([]T, len(in))
+	for i, v := range in {
+		out[i] = T(v)
+	}
+	return out
+}
+
+// FromIncarnation converts to the form of a message.
+func FromIncarnation(i dfs.Incarnation) *Incarnation {
+	return &Incarnation{Mark: i.Mark, Start: i.Start}
+}
+
+// ToDFS converts from the form of a message; nil is the zero value.
+func (i *Incarnation) ToDFS() dfs.Incarnation {
+	return dfs.Incarnation{Mark: i.GetMark(), Start: i.GetStart()}
+}
+
+// FromNode, FromStore, FromPG and FromMap convert to the form of a message.
+func FromNode(n *dfs.Node) *MapNode {
+	return &MapNode{
+		Id: uint32(n.ID), Name: n.Name, Addr: n.Addr, Roles: uint32(n.Roles), Incarnation: FromIncarnation(n.Incarnation),
+		Release: n.Release, Labels: n.Labels, Replaced: n.Replaced,
+	}
+}
+
+// FromStore converts a store.
+func FromStore(s *dfs.Store) *MapStore {
+	return &MapStore{
+		Id: uint32(s.ID), Node: uint32(s.Node), Incarnation: FromIncarnation(s.Incarnation), Capacity: s.Capacity,
+		State: uint32(s.State), StateSince: s.StateSince,
+	}
+}
+
+// FromPG converts a placement group.
+func FromPG(p *dfs.PG) *MapPG {
+	m := &MapPG{Id: uint32(p.ID), Class: p.Class.String(), Target: Ints(p.Target), Active: fromActing(p.Active), Proposed: fromActing(p.Proposed)}
+	for _, mem := range p.Members {
+		m.Members = append(m.Members, &MapMember{Store: uint32(mem.Store), Mark: mem.Mark, Complete: uint64(mem.Complete), Joined: uint64(mem.Joined)})
+	}
+	return m
+}
+
+// FromMap converts a whole map.
+func FromMap(m *dfs.Map) *ClusterMap {
+	c := &ClusterMap{
+		Cluster: m.Cluster.Bytes(), Epoch: uint64(m.Epoch), Groups: uint32(m.Groups),
+		DefaultClass: m.DefaultClass.String(), BlockSize: uint32(m.BlockSize),
+	}
+	for _, n := range m.Nodes {
+		c.Nodes = append(c.Nodes, FromNode(n))
+	}
+	for _, s := range m.Stores {
+		c.Stores = append(c.Stores, FromStore(s))
+	}
+	for _, p := range m.PGs {
+		c.Pgs = append(c.Pgs, FromPG(p))
+	}
+	return c
+}
+
+func fromActing(a dfs.ActingSet) *MapActing {
+	if a.Epoch == 0 {
+		return nil
+	}
+	return &MapActing{Epoch: uint64(a.Epoch), Stores: Ints(a.Stores)}
+}
+
+func (a *MapActing) toDFS() dfs.ActingSet {
+	if a == nil {
+		return dfs.ActingSet{}
+	}
+	return dfs.ActingSet{Epoch: dfs.Epoch(a.Epoch), Stores: IDs[dfs.StoreID](a.Stores)}
+}
+
+// ToDFS converts from the form of a message.
+func (n *MapNode) ToDFS() *dfs.Node {
+	return &dfs.Node{
+		ID: dfs.NodeID(n.Id), Name: n.Name, Addr: n.Addr, Roles: dfs.Role(n.Roles), Incarnation: n.Incarnation.ToDFS(),
+		Release: n.Release, Labels: n.Labels, Replaced: n.Replaced,
+	}
+}
+
+// ToDFS converts from the form of a message.
+func (s *MapStore) ToDFS() *dfs.Store {
+	return &dfs.Store{
+		ID: dfs.StoreID(s.Id), Node: dfs.NodeID(s.Node), Incarnation: s.Incarnation.ToDFS(), Capacity: s.Capacity,
+		State: dfs.StoreState(s.State), StateSince: s.StateSince,
+	}
+}
+
+// ToDFS converts from the form of a message.
+func (p *MapPG) ToDFS() (*dfs.PG, error) {
+	class, err := dfs.ParseClass(p.Class)
+	if err != nil {
+		return nil, err
+	}
+	out := &dfs.PG{
+		ID: dfs.PGID(p.Id), Class: class, Target: IDs[dfs.StoreID](p.Target), Active: p.Active.toDFS(), Proposed: p.Proposed.toDFS(),
+	}
+	for _, m := range p.Members {
+		out.Members = append(out.Members, dfs.Member{
+			Store: dfs.StoreID(m.Store), Mark: m.Mark, Complete: dfs.Epoch(m.Complete), Joined: dfs.Epoch(m.Joined),
+		})
+	}
+	return out, nil
+}
+
+// ToDFS converts from the form of a message and refuses what is not a map:
+// lists out of order, unknown classes.
+func (c *ClusterMap) ToDFS() (*dfs.Map, error) {
+	id, err := dfs.ClusterIDFromBytes(c.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	class, err := dfs.ParseClass(c.DefaultClass)
+	if err != nil {
+		return nil, err
+	}
+	m := &dfs.Map{Cluster: id, Epoch: dfs.Epoch(c.Epoch), Groups: int(c.Groups), DefaultClass: class, BlockSize: int(c.BlockSize)}
+	for _, n := range c.Nodes {
+		m.Nodes = append(m.Nodes, n.ToDFS())
+	}
+	for _, s := range c.Stores {
+		m.Stores = append(m.Stores, s.ToDFS())
+	}
+	for _, p := range c.Pgs {
+		pg, err := p.ToDFS()
+		if err != nil {
+			return nil, err
+		}
+		m.PGs = append(m.PGs, pg)
+	}
+	sorted := slices.IsSortedFunc(m.Nodes, func(a, b *dfs.Node) int { return cmp.Compare(a.ID, b.ID) }) &&
+		slices.IsSortedFunc(m.Stores, func(a, b *dfs.Store) int { return cmp.Compare(a.ID, b.ID) }) &&
+		slices.IsSortedFunc(m.PGs, func(a, b *dfs.PG) int { return cmp.Compare(a.ID, b.ID) })
+	if !sorted {
+		return nil, dfs.Errorf(dfs.Invalid, "read map", "lists are not sorted by ID")
+	}
+	return m, nil
+}
+
+// FromBlockInfo converts to the form of a message.
+func FromBlockInfo(b *dfs.BlockInfo) *BlockDesc {
+	d := &BlockDesc{Length: b.Length, Codec: uint32(b.Codec), Chunks: make([]byte, 0, 8*len(b.Chunks))}
+	for _, c := range b.Chunks {
+		d.Chunks = binary.BigEndian.AppendUint32(d.Chunks, c.Len)
+		d.Chunks = binary.BigEndian.AppendUint32(d.Chunks, c.Sum)
+	}
+	return d
+}
+
+// ToDFS converts from the form of a message and validates it.
+func (d *BlockDesc) ToDFS() (dfs.BlockInfo, error) {
+	if d == nil || len(d.Chunks)%8 != 0 || d.Codec > 255 {
+		return dfs.BlockInfo{}, dfs.Errorf(dfs.Invalid, "read block description", "malformed")
+	}
+	b := dfs.BlockInfo{Length: d.Length, Codec: dfs.Codec(d.Codec), Chunks: make([]dfs.Chunk, len(d.Chunks)/8)}
+	for i := range b.Chunks {
+		b.Chunks[i] = dfs.Chunk{Len: binary.BigEndian.Uint32(d.Chunks[8*i:]), Sum: binary.BigEndian.Uint32(d.Chunks[8*i+4:])}
+	}
+	return b, b.Validate()
+}
+
+// ToDFS converts from the form of a message.
+func (h *BlockHint) ToDFS() dfs.Hint {
+	return dfs.Hint{Ino: dfs.Ino(h.GetIno()), Offset: h.GetOffset(), Version: dfs.Version(h.GetVersion())}
+}
+
+// ToError returns a result's error, nil when it is done. Op and object are
+// what the caller asked for.
+func (r *Result) ToError(op, object string) error {
+	if r.GetKind() == 0 && r.GetText() == "" {
+		return nil
+	}
+	return &dfs.Error{Kind: dfs.Kind(r.Kind), Op: op, Object: object, Text: r.Text}
+}
