@@ -1894,6 +1894,7 @@ type LogEntry struct {
 	//	*LogEntry_Trim
 	//	*LogEntry_Deleted
 	//	*LogEntry_Init
+	//	*LogEntry_Resolve
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1988,6 +1989,15 @@ func (x *LogEntry) GetInit() *InitOp {
 	return nil
 }
 
+func (x *LogEntry) GetResolve() *ResolveOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Resolve); ok {
+			return x.Resolve
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2012,6 +2022,10 @@ type LogEntry_Init struct {
 	Init *InitOp `protobuf:"bytes,20,opt,name=init,proto3,oneof"`
 }
 
+type LogEntry_Resolve struct {
+	Resolve *ResolveOp `protobuf:"bytes,21,opt,name=resolve,proto3,oneof"` // by the group's leader, for a session that is fenced
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2021,6 +2035,8 @@ func (*LogEntry_Trim) isLogEntry_Entry() {}
 func (*LogEntry_Deleted) isLogEntry_Entry() {}
 
 func (*LogEntry_Init) isLogEntry_Entry() {}
+
+func (*LogEntry_Resolve) isLogEntry_Entry() {}
 
 // InitOp gives a new group its first state; the first group makes the root.
 type InitOp struct {
@@ -3482,14 +3498,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\x8d\x02\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xbf\x02\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
 	"\x05fence\x18\x11 \x01(\v2\x12.dfsd.wire.FenceOpH\x00R\x05fence\x12'\n" +
 	"\x04trim\x18\x12 \x01(\v2\x11.dfsd.wire.TrimOpH\x00R\x04trim\x120\n" +
 	"\adeleted\x18\x13 \x01(\v2\x14.dfsd.wire.DeletedOpH\x00R\adeleted\x12'\n" +
-	"\x04init\x18\x14 \x01(\v2\x11.dfsd.wire.InitOpH\x00R\x04initB\a\n" +
+	"\x04init\x18\x14 \x01(\v2\x11.dfsd.wire.InitOpH\x00R\x04init\x120\n" +
+	"\aresolve\x18\x15 \x01(\v2\x14.dfsd.wire.ResolveOpH\x00R\aresolveB\a\n" +
 	"\x05entry\"C\n" +
 	"\x06InitOp\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12#\n" +
@@ -3668,35 +3685,36 @@ var file_namespace_proto_depIdxs = []int32{
 	25, // 24: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
 	26, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
 	23, // 26: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
-	21, // 27: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	1,  // 28: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	29, // 29: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	31, // 30: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	33, // 31: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	36, // 32: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	38, // 33: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	40, // 34: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	30, // 35: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	32, // 36: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	34, // 37: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	37, // 38: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	39, // 39: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	41, // 40: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	2,  // 41: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	2,  // 42: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	2,  // 43: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	35, // 44: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	2,  // 45: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,  // 46: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	2,  // 47: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	2,  // 48: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	3,  // 49: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	2,  // 50: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	19, // 27: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
+	21, // 28: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	1,  // 29: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	29, // 30: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	31, // 31: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	33, // 32: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	36, // 33: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	38, // 34: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	40, // 35: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	30, // 36: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	32, // 37: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	34, // 38: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	37, // 39: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	39, // 40: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	41, // 41: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	2,  // 42: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	2,  // 43: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	2,  // 44: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	35, // 45: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	2,  // 46: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,  // 47: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	2,  // 48: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	2,  // 49: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	3,  // 50: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	2,  // 51: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3728,6 +3746,7 @@ func file_namespace_proto_init() {
 		(*LogEntry_Trim)(nil),
 		(*LogEntry_Deleted)(nil),
 		(*LogEntry_Init)(nil),
+		(*LogEntry_Resolve)(nil),
 	}
 	file_namespace_proto_msgTypes[26].OneofWrappers = []any{
 		(*Query_Walk)(nil),
