@@ -1,0 +1,368 @@
+package transport
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"storj.io/drpc/drpcmanager"
+	"storj.io/drpc/drpcstream"
+	"storj.io/drpc/drpcwire"
+
+	"dfsd/dfs"
+)
+
+// Defaults and limits of connections, each with its reason.
+const (
+	// DefaultMaxConns leaves a process with the usual 65,536 file descriptors
+	// enough of them for its segments and index.
+	DefaultMaxConns = 4096
+
+	// DefaultHandshakeTimeout covers TLS and the handshake.
+	DefaultHandshakeTimeout = 5 * time.Second
+
+	// DefaultServerIdle is several times DefaultPoolIdle: the side that sends
+	// closes first, so that no request meets a closing connection.
+	DefaultServerIdle = 5 * time.Minute
+
+	// DefaultMessageTimeout lets 1 MiB come at 35 KiB/s.
+	DefaultMessageTimeout = 30 * time.Second
+
+	// DefaultWriteTimeout bounds one write of at most splitSize bytes and the
+	// heads around them.
+	DefaultWriteTimeout = 30 * time.Second
+
+	// maxRefusals is how many connections over the limit are told so at a
+	// time; further ones are just closed.
+	maxRefusals = 64
+
+	// splitSize is the most data in one frame on the wire: small enough that
+	// dRPC's reader, which doubles its buffer up to the next frame's end, stays
+	// under dfs.MaxMessage with whatever follows the frame.
+	splitSize = 64 << 10
+
+	// keepBuffer is the largest marshalling buffer that a stream keeps.
+	keepBuffer = 512 << 10
+
+	// acceptBackoff and maxAcceptBackoff pace new attempts after a failed
+	// accept: the process is out of file descriptors.
+	acceptBackoff    = 5 * time.Millisecond
+	maxAcceptBackoff = time.Second
+)
+
+// managerOptions are the limits of dRPC on one connection; idle 0 is none.
+func managerOptions(idle time.Duration) drpcmanager.Options {
+	return drpcmanager.Options{
+		Reader:            drpcwire.ReaderOptions{MaximumBufferSize: dfs.MaxMessage},
+		Stream:            drpcstream.Options{SplitSize: splitSize, MaximumBufferSize: keepBuffer},
+		InactivityTimeout: idle,
+	}
+}
+
+// ServerOptions configures a Server. The zero value of a field but Identity
+// means its default.
+type ServerOptions struct {
+	// Identity returns what this process is now; it is asked for every
+	// connection and request, since a node learns its cluster and number.
+	Identity func() Identity
+
+	// OpenMethods are the full names ("/dfsd.wire.Meta/Probe") of the methods
+	// that may be called while one of the sides does not know its cluster.
+	OpenMethods []string
+
+	TLS *tls.Config // nil: no TLS
+
+	MaxConns         int           // DefaultMaxConns
+	HandshakeTimeout time.Duration // DefaultHandshakeTimeout
+	IdleTimeout      time.Duration // between requests; DefaultServerIdle
+	MessageTimeout   time.Duration // for one message to come in; DefaultMessageTimeout
+	WriteTimeout     time.Duration // for one write to be taken; DefaultWriteTimeout
+
+	Log *slog.Logger // nil: nothing is logged
+
+	// Observe is called after every request that reached a handler, from many
+	// goroutines; nil: not.
+	Observe func(method string, err error, took time.Duration)
+
+	// DropReply, for tests, is asked before an answer is sent: an error, the
+	// message of a unary method, each message of a stream. When it reports
+	// true the connection is closed instead, as if the network had lost the
+	// answer to a request that was carried out.
+	DropReply func(peer Peer, method string, err error) bool
+}
+
+// Server accepts connections and serves the registered services on them.
+//
+//	NewServer → Register… → Start… → [Shutdown] → Close
+type Server struct {
+	opts    ServerOptions
+	log     *slog.Logger
+	methods map[string]*method // by full name; fixed before Start
+	ctx     context.Context    // ends with Close; the parent of every request's
+	stop    context.CancelFunc
+	drain   chan struct{} // closed when Shutdown begins
+	done    sync.WaitGroup
+
+	mu        sync.Mutex // guards what follows
+	listeners []net.Listener
+	conns     map[*serverConn]struct{} // Invariant: len <= opts.MaxConns
+	refusals  map[net.Conn]struct{}    // being told so. Invariant: len <= maxRefusals
+	active    int                      // connections with a request under way
+	draining  bool
+	drained   chan struct{} // closed once draining and active == 0
+	closed    bool
+}
+
+// serverConn is one accepted connection.
+type serverConn struct {
+	net net.Conn // as accepted
+
+	idle bool // past the handshake and between requests; guarded by Server.mu
+}
+
+// NewServer returns a server with no services and no listener.
+func NewServer(opts ServerOptions) *Server {
+	opts.MaxConns = cmp.Or(opts.MaxConns, DefaultMaxConns)
+	opts.HandshakeTimeout = cmp.Or(opts.HandshakeTimeout, DefaultHandshakeTimeout)
+	opts.IdleTimeout = cmp.Or(opts.IdleTimeout, DefaultServerIdle)
+	opts.MessageTimeout = cmp.Or(opts.MessageTimeout, DefaultMessageTimeout)
+	opts.WriteTimeout = cmp.Or(opts.WriteTimeout, DefaultWriteTimeout)
+	s := &Server{
+		opts:     opts,
+		log:      cmp.Or(opts.Log, slog.New(slog.DiscardHandler)),
+		methods:  make(map[string]*method),
+		drain:    make(chan struct{}),
+		conns:    make(map[*serverConn]struct{}),
+		refusals: make(map[net.Conn]struct{}),
+		drained:  make(chan struct{}),
+	}
+	s.ctx, s.stop = context.WithCancel(context.WithValue(context.Background(), drainKey{}, s.drain))
+	return s
+}
+
+type drainKey struct{}
+
+// Draining returns a channel that is closed when the server of the request in
+// ctx begins to shut down. Handlers that serve for as long as the other side
+// likes end then; others need not look. It is nil outside of requests.
+func Draining(ctx context.Context) <-chan struct{} {
+	c, _ := ctx.Value(drainKey{}).(chan struct{})
+	return c
+}
+
+// Start serves the connections that lis accepts, and closes lis in the end.
+// After Shutdown or Close it closes lis at once.
+func (s *Server) Start(lis net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining || s.closed {
+		_ = lis.Close()
+		return
+	}
+	s.listeners = append(s.listeners, lis)
+	s.done.Go(func() { s.accept(lis) })
+}
+
+// Shutdown stops accepting connections, answers new requests on old ones with
+// Unavailable, waits until the requests under way are answered or ctx ends, and
+// closes the server. It returns ctx's error when requests were cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.draining && !s.closed {
+		s.draining = true
+		close(s.drain)
+		s.closeListenersLocked()
+		for c := range s.conns {
+			if c.idle {
+				_ = c.net.Close()
+			}
+		}
+		s.checkDrainedLocked()
+	}
+	s.mu.Unlock()
+	var err error
+	select {
+	case <-s.drained:
+	case <-s.ctx.Done():
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.Close()
+	return err
+}
+
+// Close ends every request and connection and waits for the handlers. It may
+// be called more than once.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.closeListenersLocked()
+	for c := range s.conns {
+		_ = c.net.Close()
+	}
+	for c := range s.refusals {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	s.stop()
+	s.done.Wait()
+}
+
+func (s *Server) closeListenersLocked() {
+	for _, lis := range s.listeners {
+		_ = lis.Close()
+	}
+	s.listeners = nil
+}
+
+func (s *Server) checkDrainedLocked() {
+	if s.draining && s.active == 0 {
+		select {
+		case <-s.drained:
+		default:
+			close(s.drained)
+		}
+	}
+}
+
+// accept takes connections until the listener or the server is closed. Other
+// failures pass (too many open files): it tries again with a growing pause.
+func (s *Server) accept(lis net.Listener) {
+	pause := acceptBackoff
+	for {
+		conn, err := lis.Accept()
+		switch {
+		case err == nil:
+			pause = acceptBackoff
+			s.admit(conn)
+			continue
+		case errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil:
+			return
+		}
+		s.log.Warn("accept failed", "addr", lis.Addr().String(), "err", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-s.drain:
+			return
+		case <-s.ctx.Done():
+			return
+		}
+		pause = min(2*pause, maxAcceptBackoff)
+	}
+}
+
+// admit starts to serve a connection, or to tell it that there are too many.
+func (s *Server) admit(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed || s.draining:
+		_ = conn.Close()
+	case len(s.conns) < s.opts.MaxConns:
+		c := &serverConn{net: conn}
+		s.conns[c] = struct{}{}
+		s.done.Go(func() {
+			s.serve(c)
+			_ = conn.Close()
+			s.mu.Lock()
+			delete(s.conns, c)
+			s.mu.Unlock()
+		})
+	case len(s.refusals) < maxRefusals:
+		s.refusals[conn] = struct{}{}
+		s.done.Go(func() {
+			_, _, _ = s.handshake(conn, dfs.Errorf(dfs.Busy, "accept", "%d connections are open already: the limit", s.opts.MaxConns))
+			_ = conn.Close()
+			s.mu.Lock()
+			delete(s.refusals, conn)
+			s.mu.Unlock()
+		})
+	default:
+		_ = conn.Close()
+	}
+}
+
+// handshake returns the connection to speak dRPC on and who the peer is.
+// refuse, where not nil, is told to the peer.
+func (s *Server) handshake(conn net.Conn, refuse error) (net.Conn, Peer, error) {
+	peer := Peer{Addr: conn.RemoteAddr().String()}
+	if err := conn.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)); err != nil {
+		return nil, peer, err
+	}
+	if s.opts.TLS != nil {
+		secure := tls.Server(conn, s.opts.TLS)
+		if err := secure.HandshakeContext(s.ctx); err != nil {
+			return nil, peer, err
+		}
+		conn = secure
+	}
+	var err error
+	if peer.Identity, err = welcome(conn, s.opts.Identity(), refuse); err != nil {
+		return nil, peer, err
+	}
+	return conn, peer, conn.SetDeadline(time.Time{})
+}
+
+// serve speaks with one peer until the connection ends.
+func (s *Server) serve(c *serverConn) {
+	conn, peer, err := s.handshake(c.net, nil)
+	if err != nil {
+		s.log.Info("connection refused", "peer", peer.Addr, "err", err)
+		return
+	}
+	g := &guard{Conn: conn, messageTimeout: s.opts.MessageTimeout, writeTimeout: s.opts.WriteTimeout}
+	manager := drpcmanager.NewWithOptions(g, managerOptions(s.opts.IdleTimeout))
+	defer manager.Close()
+	s.mu.Lock()
+	c.idle = true
+	s.mu.Unlock()
+	ctx := context.WithValue(s.ctx, peerKey{}, peer)
+	for {
+		stream, method, err := manager.NewServerStream(ctx)
+		if err != nil {
+			s.log.Debug("connection ended", "peer", peer.Addr, "node", peer.Node, "err", err)
+			return
+		}
+		err = s.begin(c)
+		if err == nil {
+			err = s.handle(ctx, stream, c.net, peer, method)
+		}
+		switch {
+		case err == nil:
+			err = stream.CloseSend()
+		case !errors.Is(err, errDropped):
+			err = stream.SendError(toWire(err))
+		}
+		if last := s.end(c); last || err != nil {
+			return
+		}
+	}
+}
+
+// begin notes that a request is under way and says why it is refused, if it is.
+func (s *Server) begin(c *serverConn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.idle = false
+	s.active++
+	if s.draining {
+		return dfs.Errorf(dfs.Unavailable, "serve", "this node is shutting down")
+	}
+	return nil
+}
+
+// end notes that a request is answered. It reports whether the connection
+// shall be closed.
+func (s *Server) end(c *serverConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.idle = true
+	s.active--
+	s.checkDrainedLocked()
+	return s.draining || s.closed
+}
