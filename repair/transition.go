@@ -7,6 +7,19 @@ import (
 	"dfsd/dfs"
 )
 
+// Rules are the checks and transitions that turn on who counts as complete.
+// The zero value is the only one for use; the functions of the same names
+// apply it.
+type Rules struct {
+	// CountActingAsComplete is a planted bug: it takes every acting member for
+	// a copy. Tests switch it on to prove that they notice.
+	CountActingAsComplete bool
+}
+
+func (r Rules) complete(pg *dfs.PG, s dfs.StoreID) bool {
+	return pg.IsComplete(s) || r.CountActingAsComplete && pg.Active.Epoch > 0 && pg.Active.Has(s)
+}
+
 // CheckPropose reports whether acting may be proposed as the PG's next acting
 // set: it is well formed, every store in it is up, it has at least the class's
 // minimum of members and, unless the PG was never activated, as many complete
@@ -17,6 +30,11 @@ import (
 // Invalid for a malformed set; Unavailable when members or survivors are
 // missing, which may change.
 func CheckPropose(pg *dfs.PG, acting []dfs.StoreID, state func(dfs.StoreID) dfs.StoreState) error {
+	return Rules{}.CheckPropose(pg, acting, state)
+}
+
+// CheckPropose is the function of that name under these rules.
+func (r Rules) CheckPropose(pg *dfs.PG, acting []dfs.StoreID, state func(dfs.StoreID) dfs.StoreState) error {
 	if err := checkShape(pg, acting); err != nil {
 		return err
 	}
@@ -25,7 +43,7 @@ func CheckPropose(pg *dfs.PG, acting []dfs.StoreID, state func(dfs.StoreID) dfs.
 			return dfs.Errorf(dfs.Unavailable, "propose", "%v: store %v is %v, not up", pg.ID, s, state(s))
 		}
 	}
-	return checkSafe("propose", pg, acting)
+	return r.checkSafe("propose", pg, acting)
 }
 
 // checkShape reports whether a set has the form of the PG's class.
@@ -58,7 +76,7 @@ func checkShape(pg *dfs.PG, acting []dfs.StoreID) error {
 
 // checkSafe reports whether a set is big enough, and keeps what was
 // acknowledged.
-func checkSafe(op string, pg *dfs.PG, acting []dfs.StoreID) error {
+func (r Rules) checkSafe(op string, pg *dfs.PG, acting []dfs.StoreID) error {
 	set := dfs.ActingSet{Stores: acting}
 	if n, least := set.Size(), pg.Class.MinActing(); n < least {
 		return dfs.Errorf(dfs.Unavailable, op, "%v: set %v has %d members, class %v needs %d", pg.ID, acting, n, pg.Class, least)
@@ -66,21 +84,16 @@ func checkSafe(op string, pg *dfs.PG, acting []dfs.StoreID) error {
 	if pg.Active.Epoch == 0 {
 		return nil // nothing was ever acknowledged
 	}
-	if n := len(survivors(pg, acting)); n < pg.Class.NeedComplete() {
-		return dfs.Errorf(dfs.Unavailable, op, "%v: set %v has %d complete members of the active set %v, needs %d", pg.ID, acting, n, pg.Active.Stores, pg.Class.NeedComplete())
-	}
-	return nil
-}
-
-// survivors returns the complete members of the active set that are in acting.
-func survivors(pg *dfs.PG, acting []dfs.StoreID) []dfs.StoreID {
-	var out []dfs.StoreID
+	survivors := 0
 	for _, s := range acting {
-		if s != 0 && pg.IsComplete(s) {
-			out = append(out, s)
+		if r.complete(pg, s) {
+			survivors++
 		}
 	}
-	return out
+	if survivors < pg.Class.NeedComplete() {
+		return dfs.Errorf(dfs.Unavailable, op, "%v: set %v has %d complete members of the active set %v, needs %d", pg.ID, acting, survivors, pg.Active.Stores, pg.Class.NeedComplete())
+	}
+	return nil
 }
 
 // sortedIDs reports whether the IDs are sorted, distinct and none of them 0.
@@ -117,6 +130,11 @@ func Propose(pg *dfs.PG, epoch dfs.Epoch, acting []dfs.StoreID) *dfs.PG {
 // known to have on disk, 0 when nothing is known. Errors: Stale when there is
 // no proposal; Unavailable when something is missing, which may change.
 func CheckActivate(pg *dfs.PG, persisted func(dfs.StoreID) dfs.Epoch) error {
+	return Rules{}.CheckActivate(pg, persisted)
+}
+
+// CheckActivate is the function of that name under these rules.
+func (r Rules) CheckActivate(pg *dfs.PG, persisted func(dfs.StoreID) dfs.Epoch) error {
 	if pg.Proposed.Epoch == 0 {
 		return dfs.Errorf(dfs.Stale, "activate", "%v: nothing is proposed", pg.ID)
 	}
@@ -128,7 +146,7 @@ func CheckActivate(pg *dfs.PG, persisted func(dfs.StoreID) dfs.Epoch) error {
 			return dfs.Errorf(dfs.Unavailable, "activate", "%v: store %v has persisted epoch %d, the proposal is %d", pg.ID, s, e, pg.Proposed.Epoch)
 		}
 	}
-	return checkSafe("activate", pg, pg.Proposed.Stores)
+	return r.checkSafe("activate", pg, pg.Proposed.Stores)
 }
 
 // Activate returns the PG with its proposal made active. The caller has
@@ -143,6 +161,11 @@ func CheckActivate(pg *dfs.PG, persisted func(dfs.StoreID) dfs.Epoch) error {
 //     return, until the PG is whole without them. Of an erasure code they keep
 //     nothing: they may return in another position.
 func Activate(pg *dfs.PG, mark func(dfs.StoreID) uint64) *dfs.PG {
+	return Rules{}.Activate(pg, mark)
+}
+
+// Activate is the function of that name under these rules.
+func (r Rules) Activate(pg *dfs.PG, mark func(dfs.StoreID) uint64) *dfs.PG {
 	next := pg.Clone()
 	next.Active, next.Proposed = next.Proposed, dfs.ActingSet{}
 	epoch := next.Active.Epoch
@@ -166,7 +189,7 @@ func Activate(pg *dfs.PG, mark func(dfs.StoreID) uint64) *dfs.PG {
 		if !pg.Active.Has(s) || m.Joined == 0 {
 			m.Joined = epoch
 		}
-		if pg.Active.Epoch == 0 || pg.IsComplete(s) {
+		if pg.Active.Epoch == 0 || r.complete(pg, s) {
 			m.Complete = epoch
 		}
 		next.Members = append(next.Members, m)
