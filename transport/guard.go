@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -96,9 +97,6 @@ func (s *frameScanner) feed(p []byte) (ended bool, err error) {
 			s.last, s.field, s.shift = b&1 != 0, 1, 0
 			continue
 		}
-		if s.shift > 63 {
-			return ended, fmt.Errorf("a number of more than 64 bits in the head of a frame")
-		}
 		if s.field == 3 {
 			s.left |= uint64(b&0x7f) << s.shift
 			if s.left > dfs.MaxMessage {
@@ -107,6 +105,9 @@ func (s *frameScanner) feed(p []byte) (ended bool, err error) {
 		}
 		s.shift += 7
 		if b&0x80 != 0 {
+			if s.shift > 63 {
+				return ended, errors.New("a number of more than 64 bits in the head of a frame")
+			}
 			continue
 		}
 		s.field, s.shift = (s.field+1)%4, 0

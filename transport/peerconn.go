@@ -135,8 +135,9 @@ func (c *PeerConn) NewStream(ctx context.Context, method string, enc drpc.Encodi
 		c.pool.observe(c.addr, method, err, time.Since(start))
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	s := &clientStream{peer: q, ctx: ctx, cancel: cancel, sending: make(chan struct{}, 1)}
+	s := &clientStream{peer: q, caller: ctx, sending: make(chan struct{}, 1)}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.ctx = ctx
 	err = q.call(ctx, &tracked{Encoding: enc}, func(conn *poolConn) (err error) {
 		s.before = conn.guard.sent.Load()
 		s.Stream, err = conn.NewStream(withTimeLeft(ctx), method, enc)
@@ -149,7 +150,7 @@ func (c *PeerConn) NewStream(ctx context.Context, method string, enc drpc.Encodi
 		err = c.pool.errClosed(c.addr)
 	}
 	if err != nil {
-		cancel()
+		s.cancel()
 		q.leave()
 		c.pool.observe(c.addr, method, err, time.Since(start))
 		return nil, err
@@ -180,8 +181,9 @@ type clientStream struct {
 	drpc.Stream
 	peer   *peer
 	conn   *poolConn
-	before uint64 // bytes sent on the connection before the stream
-	ctx    context.Context
+	before uint64          // bytes sent on the connection before the stream
+	caller context.Context // as given to NewStream
+	ctx    context.Context // ends with the stream
 	cancel context.CancelFunc
 
 	// sending holds an element while a message is being sent: dRPC must not
@@ -191,6 +193,7 @@ type clientStream struct {
 	mu       sync.Mutex // guards what follows
 	err      error      // the first failure
 	sendDone bool       // CloseSend was called
+	closed   bool       // Close was called
 }
 
 func (s *clientStream) failed() error {
@@ -202,7 +205,7 @@ func (s *clientStream) failed() error {
 // fail turns an operation's error into the caller's and remembers it. A
 // failure of the connection counts against the peer once.
 func (s *clientStream) fail(t *tracked, err error) error {
-	err = t.failure(s.ctx, s.peer.addr, err, s.conn.guard.sent.Load() != s.before)
+	err = t.failure(s.caller, s.peer.addr, err, s.conn.guard.sent.Load() != s.before)
 	s.mu.Lock()
 	first := s.err == nil
 	if first {
@@ -224,7 +227,7 @@ func (s *clientStream) MsgSend(msg drpc.Message, enc drpc.Encoding) error {
 	select {
 	case s.sending <- struct{}{}:
 	case <-s.ctx.Done():
-		return s.fail(new(tracked), s.ctx.Err())
+		return s.fail(new(tracked), s.cause(s.ctx.Err()))
 	}
 	t := &tracked{Encoding: enc}
 	err := s.Stream.MsgSend(msg, t)
@@ -233,13 +236,26 @@ func (s *clientStream) MsgSend(msg drpc.Message, enc drpc.Encoding) error {
 	case err == nil:
 		return nil
 	case t.encodeErr != nil:
-		return t.failure(s.ctx, s.peer.addr, err, false)
+		return t.failure(s.caller, s.peer.addr, err, false)
 	case errors.Is(err, io.EOF): // dRPC's way to say: look what was received
-		if rerr := s.Stream.MsgRecv(nil, nothing{}); rerr != nil && !errors.Is(rerr, io.EOF) {
-			err = rerr
-		}
+		err = s.cause(err)
 	}
 	return s.fail(t, err)
+}
+
+// cause returns why a stream has ended, err when nothing better is known:
+// dRPC tells a sender only that it has, and a receiver the reason.
+func (s *clientStream) cause(err error) error {
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if s.caller.Err() != nil || closed {
+		return err
+	}
+	if rerr := s.Stream.MsgRecv(nil, nothing{}); rerr != nil && !errors.Is(rerr, io.EOF) {
+		return rerr
+	}
+	return err
 }
 
 // nothing is the encoding of a message that never comes.
@@ -263,7 +279,7 @@ func (s *clientStream) CloseSend() error {
 	select {
 	case s.sending <- struct{}{}:
 	case <-s.ctx.Done():
-		return s.fail(new(tracked), s.ctx.Err())
+		return s.fail(new(tracked), s.cause(s.ctx.Err()))
 	}
 	defer func() { <-s.sending }()
 	if err := s.Stream.CloseSend(); err != nil {
@@ -280,6 +296,7 @@ func (s *clientStream) CloseSend() error {
 func (s *clientStream) Close() error {
 	s.mu.Lock()
 	done := s.sendDone
+	s.closed = true
 	s.mu.Unlock()
 	if done {
 		select {
