@@ -144,7 +144,7 @@ func (c *PeerConn) NewStream(ctx context.Context, method string, enc drpc.Encodi
 		return err
 	}, func(conn *poolConn) { s.conn = conn })
 	report(err)
-	if err == nil && !c.pool.watch(s, func() { c.pool.observe(c.addr, method, s.failed(), time.Since(start)) }) {
+	if err == nil && !c.pool.watch(s, func() { c.pool.observe(c.addr, method, s.outcome(), time.Since(start)) }) {
 		_ = s.Stream.Close()
 		c.pool.discard(s.conn)
 		err = c.pool.errClosed(c.addr)
@@ -196,10 +196,20 @@ type clientStream struct {
 	closed   bool       // Close was called
 }
 
-func (s *clientStream) failed() error {
+// outcome returns what a stream that is over has ended with.
+func (s *clientStream) outcome() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
+	err, closed := s.err, s.closed
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// Nobody has asked the stream yet since it failed, or it did not.
+	rerr := s.Stream.MsgRecv(nil, nothing{})
+	if errors.Is(rerr, io.EOF) || closed {
+		return nil
+	}
+	return failure(s.caller, s.peer.addr, rerr, true)
 }
 
 // fail turns an operation's error into the caller's and remembers it. A

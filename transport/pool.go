@@ -310,15 +310,15 @@ func (q *peer) dialError(ctx context.Context, err error) error {
 	}
 	p := q.pool
 	e := &dfs.Error{Kind: dfs.KindOf(err), Op: "connect to", Object: q.addr, Err: err}
-	var alert tls.AlertError
+	var alert *net.OpError // with which crypto/tls reports the other side's alert
 	var record tls.RecordHeaderError
 	var foreign *tls.CertificateVerificationError
 	switch {
 	case e.Kind != dfs.Other:
 	case errors.As(err, &foreign):
 		e.Kind, e.Text = dfs.Permission, "its certificate is refused here"
-	case errors.As(err, &alert):
-		e.Kind, e.Text = dfs.Permission, "it refuses this side's certificate"
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		e.Kind, e.Text = dfs.Permission, "it refuses this side's certificate or version of TLS"
 	case errors.As(err, &record):
 		e.Kind, e.Text = dfs.Unsupported, "it does not speak TLS"
 	case p.ctx.Err() != nil:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -40,6 +41,10 @@ const (
 	// maxRefusals is how many connections over the limit are told so at a
 	// time; further ones are just closed.
 	maxRefusals = 64
+
+	// lingerTime and lingerBytes bound how long a refused peer is heard out.
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
 
 	// splitSize is the most data in one frame on the wire: small enough that
 	// dRPC's reader, which doubles its buffer up to the next frame's end, stays
@@ -276,7 +281,8 @@ func (s *Server) admit(conn net.Conn) {
 	case len(s.refusals) < maxRefusals:
 		s.refusals[conn] = struct{}{}
 		s.done.Go(func() {
-			_, _, _ = s.handshake(conn, dfs.Errorf(dfs.Busy, "accept", "%d connections are open already: the limit", s.opts.MaxConns))
+			_, _, err := s.handshake(conn, dfs.Errorf(dfs.Busy, "accept", "%d connections are open already: the limit", s.opts.MaxConns))
+			linger(conn, err)
 			_ = conn.Close()
 			s.mu.Lock()
 			delete(s.refusals, conn)
@@ -297,6 +303,7 @@ func (s *Server) handshake(conn net.Conn, refuse error) (net.Conn, Peer, error) 
 	if s.opts.TLS != nil {
 		secure := tls.Server(conn, s.opts.TLS)
 		if err := secure.HandshakeContext(s.ctx); err != nil {
+			refusePlain(err)
 			return nil, peer, err
 		}
 		conn = secure
@@ -308,11 +315,33 @@ func (s *Server) handshake(conn net.Conn, refuse error) (net.Conn, Peer, error) 
 	return conn, peer, conn.SetDeadline(time.Time{})
 }
 
+// linger gives a refused peer the time to read why: if the connection were
+// closed while the peer still writes, the reset could overtake the reason.
+func linger(conn net.Conn, why error) {
+	var timeout net.Error
+	if errors.Is(why, io.EOF) || errors.As(why, &timeout) && timeout.Timeout() {
+		return
+	}
+	if conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = io.CopyN(io.Discard, conn, lingerBytes)
+	}
+}
+
+// refusePlain tells a peer that began without TLS why it is refused.
+func refusePlain(err error) {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) && record.Conn != nil {
+		refusal := greeting{b: uint16(dfs.Unsupported), identity: Identity{Kind: KindNode}, text: "this side wants TLS: set tls.ca, tls.cert and tls.key"}
+		_, _ = record.Conn.Write(refusal.append(nil)) // it is refused either way
+	}
+}
+
 // serve speaks with one peer until the connection ends.
 func (s *Server) serve(c *serverConn) {
 	conn, peer, err := s.handshake(c.net, nil)
 	if err != nil {
 		s.log.Info("connection refused", "peer", peer.Addr, "err", err)
+		linger(c.net, err)
 		return
 	}
 	g := &guard{Conn: conn, messageTimeout: s.opts.MessageTimeout, writeTimeout: s.opts.WriteTimeout}
