@@ -191,6 +191,26 @@ func TestAbandonedStreamIsNotTakenForAll(t *testing.T) {
 	})
 }
 
+func TestPeerFromStream(t *testing.T) {
+	opts := worldOptions{}
+	opts.pool.Identity = identity(nodeOf(clusterA, 9))
+	inBubble(t, opts, func(t *testing.T, w *world) {
+		stream, err := wire.NewDRPCRaftClient(w.pool.Conn("srv:1")).Messages(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.CloseAndRecv(); err != nil {
+			t.Fatal(err)
+		}
+		if peer := <-w.raft.peers; peer.Identity != nodeOf(clusterA, 9) || !strings.HasPrefix(peer.Addr, "cli:") {
+			t.Errorf("the handler saw %+v", peer)
+		}
+		if _, ok := transport.PeerFrom(t.Context()); ok || transport.Draining(t.Context()) != nil {
+			t.Error("a context of no request has a peer or a server")
+		}
+	})
+}
+
 // A sender that is blocked by a peer that does not read is freed by Close, by
 // its context, and by the write time-out.
 func TestBlockedSenderIsFreed(t *testing.T) {
@@ -228,6 +248,11 @@ func TestBlockedSenderIsFreed(t *testing.T) {
 				err = <-ended
 				if err == nil || time.Since(start) > transport.DefaultWriteTimeout {
 					t.Errorf("freed after %v with %v", time.Since(start), err)
+				}
+				w.net.Heal()
+				synctest.Wait()
+				if n := w.net.Break("cli", "srv"); n != 0 {
+					t.Errorf("%d connections are still open", n)
 				}
 			})
 		})

@@ -109,10 +109,17 @@ func (b *blockService) Get(in *wire.GetRequest, stream wire.DRPCBlock_GetStream)
 // raftService takes batches until either side ends the stream.
 type raftService struct {
 	wire.DRPCRaftUnimplementedServer
-	got atomic.Int64
+	got   atomic.Int64
+	peers chan transport.Peer // of the first calls
 }
 
 func (r *raftService) Messages(stream wire.DRPCRaft_MessagesStream) error {
+	if peer, ok := transport.PeerFrom(stream.Context()); ok {
+		select {
+		case r.peers <- peer:
+		default:
+		}
+	}
 	for {
 		batch, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -186,7 +193,7 @@ type worldOptions struct {
 }
 
 func newWorld(t testing.TB, opts worldOptions) *world {
-	w := &world{net: transport.NewMemory(opts.memory), meta: &metaService{}, block: &blockService{}, raft: &raftService{}}
+	w := &world{net: transport.NewMemory(opts.memory), meta: &metaService{}, block: &blockService{}, raft: &raftService{peers: make(chan transport.Peer, 1)}}
 	if opts.server.Identity == nil {
 		opts.server.Identity = identity(nodeOf(clusterA, 1))
 	}

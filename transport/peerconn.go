@@ -212,9 +212,13 @@ func (s *clientStream) outcome() error {
 	return failure(s.caller, s.peer.addr, rerr, true)
 }
 
-// fail turns an operation's error into the caller's and remembers it. A
-// failure of the connection counts against the peer once.
+// fail turns an operation's error into the caller's and remembers it. Unless
+// the other side has ended the stream, this does. A failure of the connection
+// counts against the peer once.
 func (s *clientStream) fail(t *tracked, err error) error {
+	if fromWire(err) == nil {
+		s.cancel()
+	}
 	err = t.failure(s.caller, s.peer.addr, err, s.conn.guard.sent.Load() != s.before)
 	s.mu.Lock()
 	first := s.err == nil
@@ -230,6 +234,17 @@ func (s *clientStream) fail(t *tracked, err error) error {
 	return err
 }
 
+// over is the error of an operation on a stream that has ended.
+func (s *clientStream) over() error {
+	s.mu.Lock()
+	err := s.err
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return s.fail(new(tracked), s.cause(s.ctx.Err()))
+}
+
 // MsgSend sends a message. When the other side has ended the stream with an
 // error, it returns that error. A message that cannot be encoded is refused
 // and leaves the stream as it was.
@@ -237,7 +252,7 @@ func (s *clientStream) MsgSend(msg drpc.Message, enc drpc.Encoding) error {
 	select {
 	case s.sending <- struct{}{}:
 	case <-s.ctx.Done():
-		return s.fail(new(tracked), s.cause(s.ctx.Err()))
+		return s.over()
 	}
 	t := &tracked{Encoding: enc}
 	err := s.Stream.MsgSend(msg, t)
@@ -289,7 +304,7 @@ func (s *clientStream) CloseSend() error {
 	select {
 	case s.sending <- struct{}{}:
 	case <-s.ctx.Done():
-		return s.fail(new(tracked), s.cause(s.ctx.Err()))
+		return s.over()
 	}
 	defer func() { <-s.sending }()
 	if err := s.Stream.CloseSend(); err != nil {

@@ -175,7 +175,8 @@ func (s *Server) Start(lis net.Listener) {
 
 // Shutdown stops accepting connections, answers new requests on old ones with
 // Unavailable, waits until the requests under way are answered or ctx ends, and
-// closes the server. It returns ctx's error when requests were cut.
+// closes the server. It returns ctx's error when requests were cut. A request
+// that crosses with the closing of its idle connection ends as Unknown.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining && !s.closed {
