@@ -28,6 +28,10 @@ type Store struct {
 type Group struct {
 	ID      dfs.PGID
 	Current []dfs.StoreID // where it should be so far; nil for a new one
+
+	// Near are stores that hold some of it already: of several moves that do
+	// equally well, one to such a store is made.
+	Near []dfs.StoreID
 }
 
 // Result is an assignment.
@@ -121,6 +125,7 @@ type assignment struct {
 	floors []int // store → least slots
 	caps   []int // store → most slots
 
+	near    [][]int // group → stores that hold some of it
 	members [][]int // group → stores. Invariant: within the tree's limits
 	held    [][]int // store → groups, the inverse
 	taken   [][]int // group → domain index → members in it
@@ -133,7 +138,7 @@ func newAssignment(stores []Store, width int, groups []Group) *assignment {
 		stores: stores, width: width, tree: newTree(stores, width),
 		members: make([][]int, len(groups)), taken: make([][]int, len(groups)),
 		held: make([][]int, len(stores)), loads: make([]int, len(stores)),
-		ids: make([]dfs.PGID, len(groups)), prefer: make([][]int, len(groups)),
+		ids: make([]dfs.PGID, len(groups)), prefer: make([][]int, len(groups)), near: make([][]int, len(groups)),
 	}
 	a.quotas = a.tree.quotas(stores, float64(len(groups)))
 	for _, q := range a.quotas {
@@ -141,16 +146,22 @@ func newAssignment(stores []Store, width int, groups []Group) *assignment {
 		a.caps = append(a.caps, int(max(math.Ceil(q-fuzz), math.Floor(q*(1+Slack)+fuzz))))
 		a.floors = append(a.floors, int(min(math.Floor(q+fuzz), math.Ceil(q*(1-Slack)-fuzz))))
 	}
-	have := make([][]int, len(groups)) // as indexes of stores
+	indexes := func(ids []dfs.StoreID) (out []int) {
+		for _, id := range ids {
+			if s, ok := slices.BinarySearchFunc(stores, id, func(s Store, id dfs.StoreID) int { return cmp.Compare(s.ID, id) }); ok {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	have := make([][]int, len(groups))
 	counts := make([]int, len(stores))
 	for g, group := range groups {
 		a.ids[g] = group.ID
 		a.taken[g] = make([]int, len(a.tree.domains))
-		for _, id := range group.Current {
-			if s, ok := slices.BinarySearchFunc(stores, id, func(s Store, id dfs.StoreID) int { return cmp.Compare(s.ID, id) }); ok {
-				have[g] = append(have[g], s)
-				counts[s]++
-			}
+		have[g], a.near[g] = indexes(group.Current), indexes(group.Near)
+		for _, s := range have[g] {
+			counts[s]++
 		}
 	}
 	for g := range groups {
@@ -233,6 +244,7 @@ func (a *assignment) balance() {
 // members from stores that are a source to stores that are a sink, by the
 // shortest chains first, until there is no way any more.
 func (a *assignment) shift(source, sink func(int) bool) {
+	a.bringHome(source, sink)
 	for {
 		order := a.order()
 		if !slices.ContainsFunc(order, sink) {
@@ -251,6 +263,29 @@ func (a *assignment) shift(source, sink func(int) bool) {
 		}
 		if !a.augment(lacking, from, sink) {
 			return
+		}
+	}
+}
+
+// bringHome makes those moves from a source to a sink that lead to a store that
+// holds some of the group already.
+func (a *assignment) bringHome(source, sink func(int) bool) {
+	for g, near := range a.near {
+		for _, to := range near {
+			if !sink(to) || slices.Contains(a.members[g], to) {
+				continue
+			}
+			if a.allowed(g, -1, to) {
+				a.add(g, to)
+				continue
+			}
+			from := slices.IndexFunc(a.members[g], func(s int) bool {
+				return source(s) && !slices.Contains(near, s) && a.allowed(g, s, to)
+			})
+			if from >= 0 {
+				a.remove(g, a.members[g][from])
+				a.add(g, to)
+			}
 		}
 	}
 }

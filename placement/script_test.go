@@ -16,6 +16,7 @@ import (
 //	groups n=64 width=3        as many groups, without a current target
 //	stores                     one store a line: ID weight host [rack [zone]]
 //	remove s1 s2               takes stores out
+//	near pg1 s1                says that a store holds some of a group
 //	assign                     assigns and draws: stores with slots and quota, by host
 //	show n=4                   draws the first targets
 func TestScript(t *testing.T) {
@@ -49,6 +50,12 @@ func TestScript(t *testing.T) {
 				for _, arg := range d.CmdArgs {
 					stores = slices.DeleteFunc(stores, func(s Store) bool { return s.ID.String() == arg.Key })
 				}
+			case "near":
+				var g, s int
+				if _, err := fmt.Sscanf(d.CmdArgs[0].Key+" "+d.CmdArgs[1].Key, "pg%d s%d", &g, &s); err != nil {
+					d.Fatalf(t, "%v", err)
+				}
+				groups[g-1].Near = append(groups[g-1].Near, dfs.StoreID(s))
 			case "assign":
 				res := Assign(stores, width, groups)
 				loads := map[dfs.StoreID]int{}

@@ -91,7 +91,7 @@ type Output struct {
 // Erasure-coded PGs are neither created nor changed.
 func Plan(in Input) Output {
 	in.Settings = in.Settings.withDefaults()
-	p := &planner{in: in, set: in.Settings, state: map[dfs.StoreID]dfs.StoreState{}}
+	p := &planner{in: in, set: in.Settings, state: map[dfs.StoreID]dfs.StoreState{}, copying: map[dfs.PGID]bool{}}
 	for _, s := range in.Map.Stores {
 		p.state[s.ID] = s.State
 	}
@@ -114,7 +114,8 @@ type planner struct {
 	pgs   []*dfs.PG                      // with this plan's targets
 
 	proposals, activations int
-	refills, moves         int // PGs that copy whole shares, with this plan's
+	copying                map[dfs.PGID]bool // PGs that copy whole shares, with this plan's
+	refills, moves         int               // how many of them lack copies, and do not
 }
 
 func (p *planner) decide(d Decision) { p.out.Decisions = append(p.out.Decisions, d) }
@@ -125,29 +126,30 @@ func (p *planner) note(format string, args ...any) {
 
 func (p *planner) up(s dfs.StoreID) bool { return s != 0 && p.state[s] == dfs.StoreUp }
 
-// steady reports whether a store is up and nobody suspects it: only such
-// stores join a set, which waits for all its members.
-func (p *planner) steady(s dfs.StoreID) bool { return p.up(s) && !p.in.Tally.Suspected(s) }
+// steady reports whether a store is up and no majority suspects it: only such
+// stores join a set, which waits for all its members. One voter's suspicion does
+// not keep a store out: it may be that voter's link that is broken.
+func (p *planner) steady(s dfs.StoreID) bool { return p.up(s) && !p.in.Tally.Majority(s) }
 
 // stateOf is state for the checks.
 func (p *planner) stateOf(s dfs.StoreID) dfs.StoreState { return p.state[s] }
 
 // declareDown declares down whom a majority suspects.
 func (p *planner) declareDown() {
-	held := 0
+	var held []dfs.StoreID
 	for _, s := range p.in.Map.Stores {
 		if s.State != dfs.StoreUp || !p.in.Tally.Majority(s.ID) {
 			continue
 		}
 		if p.in.Now.Before(p.in.NoDownBefore) {
-			held++
+			held = append(held, s.ID)
 			continue
 		}
 		p.state[s.ID] = dfs.StoreDown
 		p.decide(MarkDown{Store: s.ID, Incarnation: s.Incarnation, Voters: slices.Clone(p.in.Tally.By[s.ID])})
 	}
-	if held > 0 {
-		p.note("%d suspect stores are not declared down before %s: the cluster has just started", held, p.in.NoDownBefore.UTC().Format(time.RFC3339))
+	if len(held) > 0 {
+		p.note("the suspect stores %v are not declared down before %s: the cluster has just started", held, p.in.NoDownBefore.UTC().Format(time.RFC3339))
 	}
 }
 
@@ -252,7 +254,13 @@ func (p *planner) retarget() {
 	for _, c := range classes {
 		var groups []placement.Group
 		for _, i := range byClass[c] {
-			groups = append(groups, placement.Group{ID: p.pgs[i].ID, Current: p.pgs[i].Target})
+			g := placement.Group{ID: p.pgs[i].ID, Current: p.pgs[i].Target}
+			for _, m := range p.pgs[i].Members {
+				if m.Complete > 0 {
+					g.Near = append(g.Near, m.Store)
+				}
+			}
+			groups = append(groups, g)
 		}
 		res := placement.Assign(stores, c.Width(), groups)
 		for _, n := range res.Notes {

@@ -34,6 +34,7 @@ func (p *planner) countCopying(pg *dfs.PG) {
 		set = pg.Proposed.Stores
 	}
 	if slices.ContainsFunc(set, func(s dfs.StoreID) bool { return p.up(s) && bulk(pg, s) }) {
+		p.copying[pg.ID] = true
 		*p.budget(pg)++
 	}
 }
@@ -81,21 +82,20 @@ func (p *planner) propose(pg *dfs.PG, set []dfs.StoreID) {
 	}
 	p.proposals++
 	joins := func(s dfs.StoreID) bool { return !pg.Active.Has(s) && bulk(pg, s) }
-	if pg.Active.Epoch > 0 && slices.ContainsFunc(set, joins) {
+	if pg.Active.Epoch > 0 && !p.copying[pg.ID] && slices.ContainsFunc(set, joins) {
+		p.copying[pg.ID] = true
 		*p.budget(pg)++
 	}
 	p.decide(ProposeSet{PG: pg.ID, Newest: pg.Newest(), Acting: set})
 }
 
 // blocked reports whether the PG's proposal may never be activated: a member
-// is not up, or would only join and is suspect, or the survivors are lost.
+// is not up, or the survivors are lost.
 func (p *planner) blocked(pg *dfs.PG) bool {
 	if p.set.Rules.checkSafe("activate", pg, pg.Proposed.Stores) != nil {
 		return true
 	}
-	return slices.ContainsFunc(pg.Proposed.Stores, func(s dfs.StoreID) bool {
-		return !p.up(s) || !pg.Active.Has(s) && !p.steady(s)
-	})
+	return slices.ContainsFunc(pg.Proposed.Stores, func(s dfs.StoreID) bool { return s != 0 && !p.steady(s) })
 }
 
 // mustRejoin reports whether an acting member may refill only after another
@@ -150,10 +150,10 @@ func (p *planner) want(pg *dfs.PG) []dfs.StoreID {
 }
 
 // mayJoin reports whether a store of the target may join a set of the given
-// size now: always if too few act or it lacks only what it missed, else as far
-// as the budget goes.
+// size now: always if too few act, if it lacks only what it missed or if the PG
+// is copying anyway; else as far as the budget goes.
 func (p *planner) mayJoin(pg *dfs.PG, s dfs.StoreID, size int) bool {
-	if size < pg.Class.MinActing() || !bulk(pg, s) {
+	if size < pg.Class.MinActing() || !bulk(pg, s) || p.copying[pg.ID] {
 		return true
 	}
 	if b := p.budget(pg); b == &p.moves {

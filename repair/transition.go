@@ -158,7 +158,7 @@ func (r Rules) CheckActivate(pg *dfs.PG, persisted func(dfs.StoreID) dfs.Epoch) 
 //   - Incomplete members that were acting stay as they are, and go on refilling.
 //   - Members that were not acting, or were reset, join at this epoch.
 //   - Members that leave keep what they were complete through, for the day they
-//     return, until the PG is whole without them. Of an erasure code they keep
+//     return, until the PG is full without them. Of an erasure code they keep
 //     nothing: they may return in another position.
 func Activate(pg *dfs.PG, mark func(dfs.StoreID) uint64) *dfs.PG {
 	return Rules{}.Activate(pg, mark)
@@ -250,37 +250,13 @@ func Retarget(pg *dfs.PG, target []dfs.StoreID, state func(dfs.StoreID) dfs.Stor
 	return next, nil
 }
 
-// forget drops the facts about members that no longer act once the PG is where
-// it should be and whole: their share exists elsewhere. It bounds the members
-// of a PG, and a store that returns later starts from nothing.
+// forget drops the facts about members that no longer act once the PG is full:
+// their share exists elsewhere. It bounds the members of a PG, and a store that
+// returns later starts from nothing.
 func forget(pg *dfs.PG) {
-	if !settled(pg) {
-		return
+	if pg.Full() {
+		pg.Members = slices.DeleteFunc(pg.Members, func(m dfs.Member) bool { return !pg.Active.Has(m.Store) })
 	}
-	pg.Members = slices.DeleteFunc(pg.Members, func(m dfs.Member) bool { return !pg.Active.Has(m.Store) })
-}
-
-// settled reports whether the PG acts exactly in its target, every member
-// complete, and nothing is under way.
-func settled(pg *dfs.PG) bool {
-	return pg.Active.Epoch > 0 && pg.Proposed.Epoch == 0 && sameStores(pg.Active.Stores, pg.Target) &&
-		len(pg.Complete()) == pg.Active.Size()
-}
-
-// sameStores reports whether a set, in any order and with holes, has exactly
-// the target's stores.
-func sameStores(set, target []dfs.StoreID) bool {
-	n := 0
-	for _, s := range set {
-		if s == 0 {
-			continue
-		}
-		if !slices.Contains(target, s) {
-			return false
-		}
-		n++
-	}
-	return n == len(target)
 }
 
 // Check reports the first broken invariant of a PG, nil when all hold. Errors
