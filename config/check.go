@@ -1,0 +1,142 @@
+package config
+
+import (
+	"net"
+	"path/filepath"
+	"strconv"
+
+	"dfsd/dfs"
+)
+
+// httpPortOffset is how far the HTTP port is from the port of the node.
+const httpPortOffset = 100
+
+// completeServer fills in what follows from other settings, and checks what
+// hangs together. It draws no conclusions from settings with a fault.
+func (l *load) completeServer(s *Server) {
+	for _, row := range l.settings {
+		if row.derived == required && !l.bad[row.key] && !l.given(row.key) {
+			l.missing(row.key)
+		}
+	}
+	l.completeDirs(s)
+	l.checkExposed(s, "listen", s.Listen)
+	l.checkExposed(s, "http", s.HTTP)
+	l.completeAddresses(s)
+	if s.Health.Interval == 0 {
+		s.Health.Interval = s.Heartbeat
+	}
+	if h := s.Health; h.Timeout <= h.Interval && !l.bad["health_check.timeout"] && !l.bad["health_check.interval"] && !l.bad["heartbeat"] {
+		l.wrong("health_check.timeout", 0, h.Timeout.String(), "want more than the interval of the reports ("+h.Interval.String()+")")
+	}
+	l.checkTLS(s.TLS)
+	if s.Roles.Has(dfs.RoleMeta) && !l.bad["meta"] {
+		l.checkMetaRole(s)
+	}
+}
+
+// missing reports a setting that must be given.
+func (l *load) missing(key string) {
+	s := l.row(key)
+	l.fault("", key, "", "not set: want "+s.kind.want+" (in the file, as --"+s.flag()+" or as "+s.env()+")")
+}
+
+func (l *load) completeDirs(s *Server) {
+	if !s.Roles.Has(dfs.RoleStorage) {
+		s.Stores = nil
+		return
+	}
+	if len(s.Stores) == 0 && s.Dir != "" && !l.bad["stores"] {
+		s.Stores = []string{filepath.Join(s.Dir, "store0")}
+	}
+	for i, store := range s.Stores {
+		if !l.bad["stores"] && s.Dir != "" && within(s.Dir, store) {
+			l.wrong("stores", i, store, "holds dir ("+s.Dir+"): want a directory of its own for each")
+		}
+	}
+}
+
+// checkExposed refuses an address that strangers can reach and that anyone may
+// talk to. Where HTTP follows from listen, one fault is enough.
+func (l *load) checkExposed(s *Server, key, addr string) {
+	host, _, ok := splitAddress(addr)
+	if ok && !loopback(host) && s.TLS == (TLS{}) && !l.bad["tls.ca"] && !s.Insecure && !l.bad["insecure"] {
+		l.wrong(key, 0, addr, "not loopback, so that strangers may reach it: want tls.ca, tls.cert and tls.key, or insecure: true")
+	}
+}
+
+func (l *load) completeAddresses(s *Server) {
+	if s.Listen == "" && !l.bad["listen"] {
+		s.Listen = "127.0.0.1:7400"
+		if s.Roles == dfs.RoleStorage {
+			s.Listen = "127.0.0.1:7410"
+		}
+	}
+	host, port, ok := splitAddress(s.Listen)
+	if s.Advertise == "" && ok {
+		s.Advertise = s.Listen
+		if unspecified(host) && !l.bad["advertise"] {
+			l.wrong("listen", 0, s.Listen, "no address that others could reach: want advertise set too")
+		}
+	} else if h, _, _ := splitAddress(s.Advertise); s.Advertise != "" && unspecified(h) {
+		l.wrong("advertise", 0, s.Advertise, "want a host that others can reach")
+	}
+	if s.HTTP == "" && ok && !l.bad["http"] {
+		if port+httpPortOffset > 65535 {
+			l.wrong("listen", 0, s.Listen, "its port + 100 is none: want http set too")
+			return
+		}
+		s.HTTP = net.JoinHostPort(host, strconv.Itoa(port+httpPortOffset))
+	}
+	if s.HTTP == s.Listen && ok {
+		l.wrong("http", 0, s.HTTP, "is listen: want another port")
+	}
+}
+
+// checkMetaRole checks the list of the first meta nodes: each must know all
+// by the same names. A node that is not in it joins a cluster that exists.
+func (l *load) checkMetaRole(s *Server) {
+	if !l.given("meta") {
+		l.missing("meta")
+		return
+	}
+	for i, n := range s.Meta {
+		switch {
+		case n.Name == "":
+			l.wrong("meta", i, n.Addr, "want name=host:port with the meta role, the same list on each meta node")
+		case s.Name != "" && s.Advertise != "" && (n.Name == s.Name) != (n.Addr == s.Advertise):
+			l.wrong("meta", i, n.Name+"="+n.Addr, "this node is "+s.Name+"="+s.Advertise+": want it listed so, or not at all")
+		}
+	}
+}
+
+func (l *load) checkTLS(t TLS) {
+	all := []struct{ key, path string }{{"tls.ca", t.CA}, {"tls.cert", t.Cert}, {"tls.key", t.Key}}
+	if t == (TLS{}) {
+		return
+	}
+	for _, f := range all {
+		if f.path == "" && !l.bad[f.key] {
+			l.fault("", f.key, "", "not set: want tls.ca, tls.cert and tls.key, or none of them")
+		}
+	}
+}
+
+func (l *load) checkClient(c *Client) {
+	l.checkTLS(c.TLS)
+	if c.Retry.Max < c.Retry.Base && !l.bad["retry.base"] && !l.bad["retry.max"] {
+		l.wrong("retry.max", 0, c.Retry.Max.String(), "want at least retry.base ("+c.Retry.Base.String()+")")
+	}
+}
+
+// unspecified reports whether a host stands for every address of a machine.
+func unspecified(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// loopback reports whether only this machine reaches the host.
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
