@@ -1,0 +1,42 @@
+// Package engine is the log-structured block store of one disk.
+//
+// # Nouns
+//
+//   - A [Store] is one data directory: segments, an index, and three small
+//     record files beside them.
+//   - A segment is a file of fixed size that is zero-filled once and then only
+//     appended to. It has a header, batches, and, when it is full, a footer.
+//   - A batch is what one write and one data sync made durable: the records
+//     of every put and delete that waited when it began.
+//   - A record is one put or one tombstone. It carries its own place, its
+//     sequence number and the checksums of its payload.
+//   - The index is a Pebble database that says where each block lies. It is
+//     derived: what it lost is read from the segments again.
+//   - A tombstone says that a block was deleted. It is never dropped here, and
+//     it beats every put of its block, whatever their order.
+//
+// # The way of a put
+//
+//	caller: check sizes and chunk sums, take room in the queue
+//	        under the lock of the PG: epoch, index, tombstone → sequence number, queue
+//	writer: everything that waits → one buffer → one WriteAt → one SyncData
+//	        index batch (not synced) → callers return
+//
+// # Invariants
+//
+//   - A call that returned nil is on the disk.
+//   - The index names only records that are on the disk. It holds the effect
+//     of a prefix of the log, whose end (the anchor) is in the same batch.
+//   - One batch is in flight. So bytes that do not read back are either the
+//     last batch, which nobody was promised, or rot.
+//   - A PG's fence only grows, and no append admitted under an epoch below it
+//     is unfinished when SetEpochs returns.
+//   - A segment is given up only when none of its records is needed, and after
+//     a synced checkpoint of the index that knows it.
+//   - The first failed write or sync is the last: the store takes no more of
+//     them until it is opened again, and goes on reading.
+//
+// The storage role and the offline tools call this package. It never talks to
+// the network, never decides what should be deleted, and never ends the
+// process. Everything on disk is described in docs/FORMATS.md.
+package engine

@@ -1,0 +1,213 @@
+package engine
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Identity is what a data directory says of itself.
+type Identity struct {
+	Cluster dfs.ClusterID // zero until SetIdentity
+	Node    dfs.NodeID    // 0 until SetIdentity
+	Store   dfs.StoreID   // 0 until SetIdentity
+
+	Incarnation dfs.Incarnation // of this start
+	Found       uint64          // the start counter that this start found; 0: formatted by it
+
+	// RolledBack: the log ends before a sequence number that was once recorded
+	// as durable. The directory, or part of it, was put back to an earlier
+	// state. It stays set over restarts until AcknowledgeDamage.
+	RolledBack bool
+}
+
+// identityRecord is the payload of the STORE file.
+type identityRecord struct {
+	mark       uint64
+	start      uint64
+	rolledBack bool
+	cluster    dfs.ClusterID
+	node       dfs.NodeID
+	store      dfs.StoreID
+}
+
+const identityLen = 48
+
+func (r *identityRecord) encode() []byte {
+	b := binary.BigEndian
+	p := b.AppendUint64(make([]byte, 0, identityLen), r.mark)
+	p = b.AppendUint64(p, r.start)
+	p = append(p, r.cluster[:]...)
+	p = b.AppendUint32(p, uint32(r.node))
+	p = b.AppendUint32(p, uint32(r.store))
+	flags := uint64(0)
+	if r.rolledBack {
+		flags = 1
+	}
+	return b.AppendUint64(p, flags)
+}
+
+func decodeIdentity(p []byte) (identityRecord, error) {
+	if len(p) != identityLen {
+		return identityRecord{}, dfs.Errorf(dfs.Corrupt, "read identity", "%d bytes", len(p))
+	}
+	b := binary.BigEndian
+	r := identityRecord{
+		mark: b.Uint64(p), start: b.Uint64(p[8:]), node: dfs.NodeID(b.Uint32(p[32:])), store: dfs.StoreID(b.Uint32(p[36:])),
+		rolledBack: b.Uint64(p[40:])&1 != 0,
+	}
+	copy(r.cluster[:], p[16:32])
+	return r, nil
+}
+
+// epochRecord is the payload of the EPOCH file.
+type epochRecord struct {
+	epoch dfs.Epoch
+	seq   uint64 // the last durable one when the epoch was persisted
+}
+
+func (r *epochRecord) encode() []byte {
+	p := binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(r.epoch))
+	return binary.BigEndian.AppendUint64(p, r.seq)
+}
+
+// markRecord is the payload of the MARK file: everything of the segment below
+// the offset, and every earlier segment, is durable. It may lag, never lead.
+type markRecord struct {
+	segment uint64
+	offset  int64
+	seq     uint64
+}
+
+func (r *markRecord) encode() []byte {
+	p := binary.BigEndian.AppendUint64(make([]byte, 0, 24), r.segment)
+	p = binary.BigEndian.AppendUint64(p, uint64(r.offset))
+	return binary.BigEndian.AppendUint64(p, r.seq)
+}
+
+// The names in a data directory.
+const (
+	lockName      = "LOCK"
+	holderName    = "HOLDER" // the PID behind the lock
+	storeName     = "STORE"
+	epochName     = "EPOCH"
+	markName      = "MARK"
+	segmentsName  = "segments"
+	indexName     = "index"
+	badIndexName  = "INDEX-DAMAGED" // exists: the next start makes the index anew
+	segmentSuffix = ".seg"
+)
+
+func segmentName(n uint64) string { return fmt.Sprintf("%016x%s", n, segmentSuffix) }
+
+func parseSegmentName(name string) (uint64, bool) {
+	hex, ok := strings.CutSuffix(name, segmentSuffix)
+	if !ok || len(hex) != 16 {
+		return 0, false
+	}
+	var n uint64
+	if _, err := fmt.Sscanf(hex, "%016x", &n); err != nil || n == 0 || segmentName(n) != name {
+		return 0, false
+	}
+	return n, true
+}
+
+// records are the three small files beside the segments.
+type records struct {
+	store, epoch, mark *slotFile
+}
+
+func (r *records) close() {
+	for _, f := range []*slotFile{r.store, r.epoch, r.mark} {
+		if f != nil {
+			_ = f.close()
+		}
+	}
+}
+
+func syncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := d.Sync(); err != nil {
+		_ = d.Close()
+		return err
+	}
+	return d.Close()
+}
+
+// makeDir makes dir and what is missing above it, durably.
+func makeDir(fs vfs.FS, dir string) error {
+	var missing []string
+	for d := dir; ; d = fs.PathDir(d) {
+		if _, err := fs.Stat(d); err == nil || fs.PathDir(d) == d {
+			break
+		}
+		missing = append(missing, d)
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, d := range missing {
+		if err := syncDir(fs, fs.PathDir(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// format makes an empty directory a store. The STORE file is written last: a
+// directory without it and without segments is still empty.
+func format(o *Options) error {
+	fs := o.FS
+	names, err := fs.List(o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		switch n {
+		case lockName, holderName, epochName, markName, segmentsName, storeName, "lost+found":
+		default:
+			return dfs.Errorf(dfs.Invalid, "open store", "%s is not empty (%s) and holds no store; give an empty directory", o.Dir, n)
+		}
+	}
+	segments := fs.PathJoin(o.Dir, segmentsName)
+	if err := makeDir(fs, segments); err != nil {
+		return err
+	}
+	if old, err := fs.List(segments); err != nil {
+		return err
+	} else if len(old) > 0 {
+		return dfs.Errorf(dfs.Corrupt, "open store", "%s has %d segments and no %s file: it was a store; restore the file or move the directory away", o.Dir, len(old), storeName)
+	}
+	mark := o.NewMark()
+	if mark == 0 {
+		return dfs.Errorf(dfs.Invalid, "open store", "the mark of a new store may not be 0")
+	}
+	for _, f := range []struct {
+		name    string
+		magic   uint32
+		payload []byte
+	}{
+		{epochName, epochMagic, (&epochRecord{}).encode()},
+		{markName, markMagic, (&markRecord{}).encode()},
+		{storeName, storeMagic, (&identityRecord{mark: mark}).encode()},
+	} {
+		s, err := createSlots(fs, fs.PathJoin(o.Dir, f.name), f.magic, f.payload)
+		if err != nil {
+			return err
+		}
+		if err := s.close(); err != nil {
+			return err
+		}
+		if err := syncDir(fs, o.Dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,310 @@
+package engine
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// index is the Pebble database that says where each block lies. It has no log
+// of its own: the segments are its log, and the anchor in each batch says how
+// far a flushed state has come.
+//
+// One goroutine changes it at a time (recovery, then the writer); any number
+// read.
+type index struct {
+	db    *pebble.DB
+	cache *pebble.Cache
+	gate  *gate
+	mark  uint64
+
+	// mu guards what follows. It is held for map operations only.
+	mu     sync.Mutex
+	usage  map[uint64]usage // by segment; the same as the segment rows
+	anchor anchor
+}
+
+type indexOptions struct {
+	fs           vfs.FS
+	dir          string
+	mark         uint64
+	cacheSize    int64
+	memTableSize uint64
+	log          *slog.Logger
+	failed       func(error) // told of the first failed write
+	corrupt      func(error) // told of damage in the index itself
+}
+
+// openIndex opens or makes the index. Corrupt: it is damaged or another
+// store's, and must be made anew.
+func openIndex(o indexOptions) (*index, error) {
+	g := newGate(o.failed)
+	cache := pebble.NewCache(o.cacheSize)
+	po := &pebble.Options{
+		FS: gateFS{o.fs, g}, Cache: cache, MemTableSize: o.memTableSize, DisableWAL: true,
+		FormatMajorVersion: pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
+	}
+	for i := range po.Levels {
+		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10) // most puts ask for a block that is not there
+	}
+	db, err := pebble.Open(o.dir, po)
+	if err != nil {
+		cache.Unref()
+		return nil, dfs.Wrap("open", o.dir, err)
+	}
+	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, usage: map[uint64]usage{}}
+	if err := ix.load(); err != nil {
+		return nil, errors.Join(err, ix.close())
+	}
+	return ix, nil
+}
+
+// load reads the anchor and the segment rows. An index without an anchor is
+// made this store's own.
+func (ix *index) load() error {
+	val, c, err := ix.db.Get([]byte(metaKey))
+	switch {
+	case errors.Is(err, pebble.ErrNotFound):
+		it, err := ix.db.NewIter(nil)
+		if err != nil {
+			return err
+		}
+		used := it.First()
+		if err := errors.Join(it.Error(), it.Close()); err != nil {
+			return err
+		}
+		if used {
+			return dfs.Errorf(dfs.Corrupt, "open index", "it has rows and no anchor")
+		}
+		return ix.db.Set([]byte(metaKey), anchor{}.encode(ix.mark), pebble.NoSync)
+	case err != nil:
+		return err
+	}
+	a, mark, err := decodeAnchor(val)
+	if err = errors.Join(err, c.Close()); err != nil {
+		return err
+	}
+	if mark != ix.mark {
+		return dfs.Errorf(dfs.Corrupt, "open index", "it belongs to store mark %016x, this is %016x", mark, ix.mark)
+	}
+	ix.anchor = a
+	return ix.scan([]byte{segmentPrefix}, []byte{segmentPrefix + 1}, func(k, v []byte) error {
+		if len(k) != 9 {
+			return dfs.Errorf(dfs.Corrupt, "read index", "segment key of %d bytes", len(k))
+		}
+		u, err := decodeUsage(v)
+		if err != nil {
+			return err
+		}
+		var n uint64
+		for _, c := range k[1:] {
+			n = n<<8 | uint64(c)
+		}
+		ix.usage[n] = u
+		return nil
+	})
+}
+
+// scan calls fn for each row in [lower, upper). The slices are valid in fn only.
+func (ix *index) scan(lower, upper []byte, fn func(k, v []byte) error) (err error) {
+	it, err := ix.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return err
+		}
+		if err := fn(it.Key(), v); err != nil {
+			return err
+		}
+	}
+	return it.Error()
+}
+
+// get returns a block's row, nil when there is none.
+func (ix *index) get(key []byte) (*row, error) {
+	v, c, err := ix.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "read index", Err: err}
+	}
+	r, err := decodeRow(v)
+	return r, errors.Join(err, c.Close())
+}
+
+// checkpoint makes the index's present state durable.
+func (ix *index) checkpoint() error {
+	if err := ix.gate.check(); err != nil {
+		return err
+	}
+	done, err := ix.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ix.gate.shut:
+		return ix.gate.check()
+	}
+}
+
+// usageOf returns a copy of all counters.
+func (ix *index) usageOf() map[uint64]usage {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	return maps.Clone(ix.usage)
+}
+
+func (ix *index) position() anchor {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	return ix.anchor
+}
+
+// close waits for what Pebble still does. The state since the last checkpoint
+// is dropped.
+func (ix *index) close() error {
+	close(ix.gate.closed)
+	err := ix.db.Close()
+	ix.cache.Unref()
+	return err
+}
+
+// change is one atomic change of the index. It sees its own rows.
+type change struct {
+	ix    *index
+	b     *pebble.Batch
+	rows  map[string]*row
+	usage map[uint64]usage
+}
+
+func (ix *index) begin() *change {
+	return &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}}
+}
+
+func (c *change) row(key []byte) (*row, error) {
+	if r, ok := c.rows[string(key)]; ok {
+		return r, nil
+	}
+	return c.ix.get(key)
+}
+
+// count adds (or with sign -1 takes away) a row in its segment's counters.
+func (c *change) count(w *row, sign int) {
+	u, ok := c.usage[w.segment]
+	if !ok {
+		c.ix.mu.Lock()
+		u = c.ix.usage[w.segment]
+		c.ix.mu.Unlock()
+	}
+	n, bytes := uint64(sign), uint64(int64(sign)*w.recordLen())
+	if w.kind == kindTombstone {
+		u.tombstones += n
+		u.tombstoneBytes += bytes
+	} else {
+		u.puts += n
+		u.putBytes += bytes
+	}
+	c.usage[w.segment] = u
+}
+
+// apply adds the effect of one durable record. The order of calls does not
+// matter: a tombstone beats every put of its block, since block IDs are never
+// used twice, and among equals the higher sequence number wins.
+func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) error {
+	key := blockKey(id, shard)
+	old, err := c.row(key)
+	if err != nil {
+		return err
+	}
+	if old != nil && (old.kind == w.kind && old.seq >= w.seq || old.kind == kindTombstone && w.kind == kindPut) {
+		return nil
+	}
+	if old != nil {
+		if err := c.b.Delete(epochKey(id, shard, old.epoch), nil); err != nil {
+			return err
+		}
+		if old.flags&rowLost != 0 {
+			if err := c.b.Delete(damageKey(old.segment, old.offset), nil); err != nil {
+				return err
+			}
+		}
+		c.count(old, -1)
+	}
+	if dropTombstone && w.kind == kindTombstone {
+		c.rows[string(key)] = nil
+		return c.b.Delete(key, nil)
+	}
+	c.rows[string(key)] = w
+	c.count(w, 1)
+	if err := c.b.Set(key, w.encode(), nil); err != nil {
+		return err
+	}
+	return c.b.Set(epochKey(id, shard, w.epoch), w.encodeEpoch(), nil)
+}
+
+// commit makes the change visible to readers. It is durable with the next
+// checkpoint. A nil anchor leaves the anchor where it is.
+func (c *change) commit(a *anchor) error {
+	for n, u := range c.usage {
+		var err error
+		if u == (usage{}) {
+			err = c.b.Delete(segmentKey(n), nil)
+		} else {
+			err = c.b.Set(segmentKey(n), u.encode(), nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if a != nil {
+		if err := c.b.Set([]byte(metaKey), a.encode(c.ix.mark), nil); err != nil {
+			return err
+		}
+	}
+	if err := c.b.Commit(pebble.NoSync); err != nil {
+		return err
+	}
+	if err := c.ix.gate.check(); err != nil {
+		return err
+	}
+	c.ix.mu.Lock()
+	defer c.ix.mu.Unlock()
+	for n, u := range c.usage {
+		if u == (usage{}) {
+			delete(c.ix.usage, n)
+		} else {
+			c.ix.usage[n] = u
+		}
+	}
+	if a != nil {
+		c.ix.anchor = *a
+	}
+	return c.b.Close()
+}
+
+// rowOf is the row that a record makes.
+func rowOf(r *record) *row {
+	return &row{
+		kind: r.kind, seq: r.seq, epoch: r.epoch, segment: r.segment, offset: r.offset,
+		stored: r.stored, info: r.info, digest: infoDigest(&r.info),
+	}
+}
+
+// sameBytes reports whether the row describes the same stored bytes.
+func (w *row) sameBytes(info *dfs.BlockInfo) bool {
+	return w.info.Length == info.Length && w.digest == infoDigest(info)
+}

@@ -1,0 +1,197 @@
+package engine
+
+import (
+	"encoding/binary"
+
+	"dfsd/dfs"
+)
+
+// The rows of the index. All keys are in byte order of their fields.
+//
+//	b PG block shard        → row: where the block or its tombstone lies
+//	e PG epoch block shard  → kind, flags, length, stored
+//	s segment               → usage: what in the segment is still needed
+//	d segment offset        → damage that a scan found
+//	m                       → version, store mark, anchor
+const (
+	blockPrefix   = 'b'
+	epochPrefix   = 'e'
+	segmentPrefix = 's'
+	damagePrefix  = 'd'
+	metaKey       = "m"
+
+	blockKeyLen = 1 + dfs.BlockIDLen + 1
+	epochKeyLen = blockKeyLen + 8
+)
+
+func blockKey(id dfs.BlockID, shard uint8) []byte {
+	k := make([]byte, 0, blockKeyLen)
+	return append(id.Append(append(k, blockPrefix)), shard)
+}
+
+func epochKey(id dfs.BlockID, shard uint8, epoch dfs.Epoch) []byte {
+	var enc [dfs.BlockIDLen]byte
+	id.Append(enc[:0])
+	k := make([]byte, 0, epochKeyLen)
+	k = append(append(k, epochPrefix), enc[:4]...)
+	k = binary.BigEndian.AppendUint64(k, uint64(epoch))
+	return append(append(k, enc[4:]...), shard)
+}
+
+func parseBlockKey(k []byte) (dfs.BlockID, uint8, error) {
+	if len(k) != blockKeyLen {
+		return dfs.BlockID{}, 0, dfs.Errorf(dfs.Corrupt, "read index", "block key of %d bytes", len(k))
+	}
+	id, err := dfs.ParseBlockID(k[1 : 1+dfs.BlockIDLen])
+	return id, k[blockKeyLen-1], err
+}
+
+func parseEpochKey(k []byte) (id dfs.BlockID, shard uint8, epoch dfs.Epoch, err error) {
+	if len(k) != epochKeyLen {
+		return id, 0, 0, dfs.Errorf(dfs.Corrupt, "read index", "epoch key of %d bytes", len(k))
+	}
+	var enc [dfs.BlockIDLen]byte
+	copy(enc[:4], k[1:5])
+	copy(enc[4:], k[13:33])
+	id, err = dfs.ParseBlockID(enc[:])
+	return id, k[epochKeyLen-1], dfs.Epoch(binary.BigEndian.Uint64(k[5:13])), err
+}
+
+func segmentKey(n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{segmentPrefix}, n)
+}
+
+func damageKey(segment uint64, offset int64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{damagePrefix}, segment), uint64(offset))
+}
+
+// pgBounds are the first key of a PG's rows and the first key past them.
+func pgBounds(prefix byte, pg dfs.PGID) (lower, upper []byte) {
+	lower = binary.BigEndian.AppendUint32([]byte{prefix}, uint32(pg))
+	if pg == 1<<32-1 {
+		return lower, []byte{prefix + 1}
+	}
+	return lower, binary.BigEndian.AppendUint32([]byte{prefix}, uint32(pg)+1)
+}
+
+// rowLost marks a row whose record a scan found missing or damaged: reads say
+// Corrupt, a refill's put replaces it.
+const rowLost = 1
+
+// row says where a block, or its tombstone, lies.
+type row struct {
+	kind    recordKind
+	flags   uint8
+	seq     uint64
+	epoch   dfs.Epoch
+	segment uint64
+	offset  int64         // of the record
+	stored  uint32        // payload bytes
+	info    dfs.BlockInfo // without chunks when lost
+	digest  uint32        // infoDigest
+}
+
+const rowHeadLen = 52
+
+func (w *row) encode() []byte {
+	b := binary.BigEndian
+	p := make([]byte, 0, rowHeadLen+len(w.info.Chunks)*chunkLen)
+	p = append(p, byte(w.kind), w.flags, byte(w.info.Codec), 0)
+	p = b.AppendUint32(p, w.info.Length)
+	p = b.AppendUint32(p, w.stored)
+	p = b.AppendUint32(p, w.digest)
+	p = b.AppendUint64(p, w.seq)
+	p = b.AppendUint64(p, uint64(w.epoch))
+	p = b.AppendUint64(p, w.segment)
+	p = b.AppendUint64(p, uint64(w.offset))
+	p = b.AppendUint32(p, uint32(len(w.info.Chunks)))
+	return appendChunks(p, w.info.Chunks)
+}
+
+func decodeRow(p []byte) (*row, error) {
+	b := binary.BigEndian
+	if len(p) < rowHeadLen || len(p) != rowHeadLen+int(b.Uint32(p[48:]))*chunkLen {
+		return nil, dfs.Errorf(dfs.Corrupt, "read index", "row of %d bytes", len(p))
+	}
+	return &row{
+		kind: recordKind(p[0]), flags: p[1], stored: b.Uint32(p[8:]), digest: b.Uint32(p[12:]), seq: b.Uint64(p[16:]),
+		epoch: dfs.Epoch(b.Uint64(p[24:])), segment: b.Uint64(p[32:]), offset: int64(b.Uint64(p[40:])),
+		info: dfs.BlockInfo{Length: b.Uint32(p[4:]), Codec: dfs.Codec(p[2]), Chunks: decodeChunks(p[rowHeadLen:])},
+	}, nil
+}
+
+// recordLen is the bytes that the record takes in its segment.
+func (w *row) recordLen() int64 {
+	chunks := 0
+	if w.kind == kindPut {
+		chunks = (int(w.info.Length) + dfs.ChunkSize - 1) / dfs.ChunkSize
+	}
+	return int64(alignUp(recordHeaderLen+chunks*chunkLen+int(w.stored), recordAlign))
+}
+
+// payloadAt is where the payload begins in the segment.
+func (w *row) payloadAt() int64 {
+	return w.offset + recordHeaderLen + int64(len(w.info.Chunks)*chunkLen)
+}
+
+func (w *row) encodeEpoch() []byte {
+	p := append(make([]byte, 0, 12), byte(w.kind), w.flags, 0, 0)
+	p = binary.BigEndian.AppendUint32(p, w.info.Length)
+	return binary.BigEndian.AppendUint32(p, w.stored)
+}
+
+// usage counts what in a segment is still needed.
+type usage struct {
+	puts           uint64
+	putBytes       uint64 // of whole records
+	tombstones     uint64
+	tombstoneBytes uint64
+}
+
+func (u usage) empty() bool { return u.puts == 0 && u.tombstones == 0 }
+
+func (u usage) encode() []byte {
+	b := binary.BigEndian
+	p := b.AppendUint64(make([]byte, 0, 32), u.puts)
+	p = b.AppendUint64(p, u.putBytes)
+	p = b.AppendUint64(p, u.tombstones)
+	return b.AppendUint64(p, u.tombstoneBytes)
+}
+
+func decodeUsage(p []byte) (usage, error) {
+	if len(p) != 32 {
+		return usage{}, dfs.Errorf(dfs.Corrupt, "read index", "segment row of %d bytes", len(p))
+	}
+	b := binary.BigEndian
+	return usage{b.Uint64(p), b.Uint64(p[8:]), b.Uint64(p[16:]), b.Uint64(p[24:])}, nil
+}
+
+// anchor is where the index stands in the log: it holds the effect of every
+// batch up to this one.
+type anchor struct {
+	segment uint64 // 0: of none
+	offset  int64  // of the batch
+	end     int64  // past it
+	seq     uint64 // the highest in it
+}
+
+func (a anchor) encode(mark uint64) []byte {
+	b := binary.BigEndian
+	p := append(make([]byte, 0, 44), formatVersion, 0, 0, 0)
+	p = b.AppendUint64(p, mark)
+	p = b.AppendUint64(p, a.segment)
+	p = b.AppendUint64(p, uint64(a.offset))
+	p = b.AppendUint64(p, uint64(a.end))
+	return b.AppendUint64(p, a.seq)
+}
+
+func decodeAnchor(p []byte) (a anchor, mark uint64, err error) {
+	if len(p) > 0 && p[0] != formatVersion {
+		return anchor{}, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
+	}
+	if len(p) != 44 {
+		return anchor{}, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
+	}
+	b := binary.BigEndian
+	return anchor{b.Uint64(p[12:]), int64(b.Uint64(p[20:])), int64(b.Uint64(p[28:])), b.Uint64(p[36:])}, b.Uint64(p[4:]), nil
+}

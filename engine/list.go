@@ -1,0 +1,135 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Entry is what the index says of a block or of its tombstone.
+type Entry struct {
+	ID        dfs.BlockID
+	Shard     uint8
+	Epoch     dfs.Epoch // of the put, or of the delete
+	Tombstone bool
+	Lost      bool   // the record is known to be damaged
+	Length    uint32 // logical bytes
+	Stored    uint32 // payload bytes
+
+	// Digest is equal for equal stored bytes: a checksum over length, codec
+	// and chunk checksums. Set by Inventory and Stat.
+	Digest uint32
+}
+
+// Stat returns what the index says of a block: NotExist when it never heard of
+// it, an Entry with Tombstone when it was deleted.
+func (s *Store) Stat(id dfs.BlockID, shard uint8) (Entry, error) {
+	if err := s.enter(); err != nil {
+		return Entry{}, err
+	}
+	defer s.exit()
+	w, err := s.index.get(blockKey(id, shard))
+	if err != nil {
+		return Entry{}, err
+	}
+	if w == nil {
+		return Entry{}, &dfs.Error{Kind: dfs.NotExist, Op: "stat block", Object: id.String()}
+	}
+	return w.entry(id, shard), nil
+}
+
+func (w *row) entry(id dfs.BlockID, shard uint8) Entry {
+	return Entry{
+		ID: id, Shard: shard, Epoch: w.epoch, Tombstone: w.kind == kindTombstone, Lost: w.flags&rowLost != 0,
+		Length: w.info.Length, Stored: w.stored, Digest: w.digest,
+	}
+}
+
+// ScanEpochs lists the blocks and tombstones of a PG with after < epoch <
+// before, in the order of (epoch, block, shard), at most limit of them. It
+// goes on behind a cursor that an earlier call returned; a nil next means that
+// there is no more. Only what is durable is listed.
+func (s *Store) ScanEpochs(pg dfs.PGID, after, before dfs.Epoch, cursor []byte, limit int) (entries []Entry, next []byte, err error) {
+	if before == 0 || after >= before-1 {
+		return nil, nil, nil
+	}
+	lower, _ := pgBounds(epochPrefix, pg)
+	upper := binary.BigEndian.AppendUint64(bytes.Clone(lower), uint64(before))
+	lower = binary.BigEndian.AppendUint64(lower, uint64(after)+1)
+	return s.page(lower, upper, cursor, limit, func(k, v []byte) (Entry, error) {
+		id, shard, epoch, err := parseEpochKey(k)
+		if err == nil && len(v) != 12 {
+			err = dfs.Errorf(dfs.Corrupt, "read index", "epoch row of %d bytes", len(v))
+		}
+		if err != nil {
+			return Entry{}, err
+		}
+		return Entry{
+			ID: id, Shard: shard, Epoch: epoch, Tombstone: recordKind(v[0]) == kindTombstone, Lost: v[1]&rowLost != 0,
+			Length: binary.BigEndian.Uint32(v[4:]), Stored: binary.BigEndian.Uint32(v[8:]),
+		}, nil
+	})
+}
+
+// Inventory lists all blocks and tombstones of a PG in the order of (block,
+// shard), in pages like ScanEpochs.
+func (s *Store) Inventory(pg dfs.PGID, cursor []byte, limit int) (entries []Entry, next []byte, err error) {
+	lower, upper := pgBounds(blockPrefix, pg)
+	return s.page(lower, upper, cursor, limit, func(k, v []byte) (Entry, error) {
+		id, shard, err := parseBlockKey(k)
+		if err != nil {
+			return Entry{}, err
+		}
+		w, err := decodeRow(v)
+		if err != nil {
+			return Entry{}, err
+		}
+		return w.entry(id, shard), nil
+	})
+}
+
+// page reads at most limit rows of [lower, upper) behind the cursor.
+func (s *Store) page(lower, upper, cursor []byte, limit int, parse func(k, v []byte) (Entry, error)) (entries []Entry, next []byte, err error) {
+	if err := s.enter(); err != nil {
+		return nil, nil, err
+	}
+	defer s.exit()
+	if limit < 1 {
+		return nil, nil, dfs.Errorf(dfs.Invalid, "list blocks", "limit %d", limit)
+	}
+	limit = min(limit, maxPage)
+	if cursor != nil {
+		if bytes.Compare(cursor, lower) < 0 || bytes.Compare(cursor, upper) >= 0 {
+			return nil, nil, dfs.Errorf(dfs.Invalid, "list blocks", "the cursor is not of this list")
+		}
+		lower = append(bytes.Clone(cursor), 0)
+	}
+	it, err := s.index.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; ok = it.Next() {
+		if len(entries) == limit {
+			return entries, next, nil
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, nil, &dfs.Error{Kind: dfs.Unavailable, Op: "read index", Err: err}
+		}
+		e, err := parse(it.Key(), v)
+		if err != nil {
+			return nil, nil, err
+		}
+		entries = append(entries, e)
+		next = bytes.Clone(it.Key())
+	}
+	if err := it.Error(); err != nil {
+		return nil, nil, &dfs.Error{Kind: dfs.Unavailable, Op: "read index", Err: err}
+	}
+	return entries, nil, nil
+}

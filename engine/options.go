@@ -1,0 +1,126 @@
+package engine
+
+import (
+	"log/slog"
+	"time"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// The bounds of a store, each with its reason.
+const (
+	// DefaultSegmentSize is what is zero-filled, sealed and given up at a time.
+	DefaultSegmentSize = 256 << 20
+
+	// MinSegmentSize holds a header, a footer and a batch with a chunk.
+	MinSegmentSize = 256 << 10
+
+	// MaxSegmentSize keeps offsets and batch lengths far from 32 bits.
+	MaxSegmentSize = 1 << 30
+
+	// readySegments are kept zero-filled ahead of the writer: one to go on
+	// with, and one for the time that filling takes.
+	readySegments = 2
+
+	// gatherBytes is where a batch stops growing: past a few MiB the disk's
+	// own speed decides, and a longer batch only delays its first caller. The
+	// last record may go beyond it.
+	gatherBytes = 4 << 20
+
+	// minQueueCost is what the smallest record counts for in the queue's
+	// bytes, so that the bound on bytes bounds their number too.
+	minQueueCost = 4 << 10
+
+	// tombstoneRoom is the part of a segment (1/tombstoneRoom of it) that puts
+	// leave to deletes when no other segment is to be had.
+	tombstoneRoom = 16
+
+	// rehomeFraction: a segment with nothing but tombstones is given up by
+	// writing these again, when they fill at most 1/rehomeFraction of it.
+	rehomeFraction = 4
+
+	// markLag is how long the mark file may lag behind the last sync.
+	markLag = 100 * time.Millisecond
+
+	// maxOpenSegments bounds the open files of a store that nobody reads now.
+	maxOpenSegments = 256
+
+	// maxDamage bounds the list of damaged blocks that is kept in memory.
+	maxDamage = 4096
+
+	// maxPage bounds the entries of one answer of ScanEpochs or Inventory.
+	maxPage = 10_000
+)
+
+// Hooks plant known bugs, so that the tests that should find them can prove
+// that they do. All are off unless a test sets them.
+type Hooks struct {
+	AckBeforeSync  bool // a put is acknowledged after the write; the data sync follows ackLead later
+	SkipEpochCheck bool // a put or delete under a superseded epoch is admitted
+	DropTombstone  bool // a delete takes the block out of the index and leaves no tombstone there
+}
+
+// ackLead is how far AckBeforeSync acknowledges ahead of the sync.
+const ackLead = 20 * time.Millisecond
+
+// Options say how a store is opened. Zero values mean the defaults; FS, Dir
+// and NewMark have none.
+type Options struct {
+	FS  vfs.FS
+	Dir string // the data directory; made when it does not exist
+
+	// NewMark draws the random mark of a new store, and is asked once, when
+	// the directory is formatted. It never returns 0.
+	NewMark func() uint64
+
+	// PID is written into the directory, so that a second process that is
+	// refused can say who holds it. 0: not known.
+	PID int
+
+	SegmentSize   int64  // bytes, MinSegmentSize to MaxSegmentSize, a multiple of 4096; 256 MiB
+	CacheSize     int64  // bytes of the index's block cache; 16 MiB
+	MemTableSize  int64  // bytes of one of the index's memtables; 8 MiB
+	MaxQueueBytes int64  // bytes of puts that wait or are being written; 64 MiB
+	Capacity      uint64 // bytes that the store may take; the size of the file system, which must be given where it cannot tell
+	ReserveBytes  uint64 // bytes that puts leave free; 4 segments
+
+	// CheckpointBytes of log are replayed at most when the store is opened; 1 segment.
+	CheckpointBytes int64
+
+	Logger *slog.Logger // none: nothing is logged
+	Hooks  Hooks
+}
+
+func (o *Options) setDefaults() {
+	set := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&o.SegmentSize, DefaultSegmentSize)
+	set(&o.CacheSize, 16<<20)
+	set(&o.MemTableSize, 8<<20)
+	set(&o.MaxQueueBytes, 64<<20)
+	set(&o.CheckpointBytes, o.SegmentSize)
+	if o.ReserveBytes == 0 {
+		o.ReserveBytes = 4 * uint64(o.SegmentSize)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate names the first option that cannot be used.
+func (o *Options) Validate() error {
+	switch {
+	case o.FS == nil, o.Dir == "", o.NewMark == nil:
+		return dfs.Errorf(dfs.Invalid, "open store", "FS, Dir and NewMark must be given")
+	case o.SegmentSize < MinSegmentSize || o.SegmentSize > MaxSegmentSize || o.SegmentSize%pageSize != 0:
+		return dfs.Errorf(dfs.Invalid, "open store", "segment size %d: want %d to %d, a multiple of %d", o.SegmentSize, MinSegmentSize, MaxSegmentSize, pageSize)
+	case o.CacheSize < 0 || o.MemTableSize < 64<<10 || o.MaxQueueBytes < minQueueCost || o.CheckpointBytes < 0:
+		return dfs.Errorf(dfs.Invalid, "open store", "cache %d, memtable %d, queue %d, checkpoint %d bytes: too small", o.CacheSize, o.MemTableSize, o.MaxQueueBytes, o.CheckpointBytes)
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// fillChunk is how much is zero-filled by one write.
+const fillChunk = 1 << 20
+
+// fullRetry is how often a full disk is looked at again.
+const fullRetry = time.Second
+
+// deadList holds retired segments whose files will be used again.
+type deadList struct {
+	// mu guards files.
+	mu    sync.Mutex
+	files []*segment // Invariant: at most readySegments, so that little space lies idle
+}
+
+// offer keeps the segment's file for use again; false when there are enough.
+func (d *deadList) offer(g *segment) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.files) >= readySegments {
+		return false
+	}
+	d.files = append(d.files, g)
+	return true
+}
+
+// take returns a file of the given size, nil when there is none.
+func (d *deadList) take(size int64) *segment {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.IndexFunc(d.files, func(g *segment) bool { return g.size == size })
+	if i < 0 {
+		return nil
+	}
+	g := d.files[i]
+	d.files = slices.Delete(d.files, i, i+1)
+	return g
+}
+
+func (d *deadList) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.files)
+}
+
+// prepare keeps segments ready for the writer until ctx ends.
+func (s *Store) prepare(ctx context.Context) {
+	for s.failure() == nil {
+		if s.prepareOne(ctx) {
+			signal(s.prepared)
+			continue
+		}
+		signal(s.prepared)
+		var retry <-chan time.Time
+		var timer *time.Timer
+		if s.full.Load() {
+			timer = time.NewTimer(fullRetry)
+			retry = timer.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.failed:
+		case <-s.prepareWake:
+		case <-retry:
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// prepareOne makes one segment ready, and reports whether it did; false when
+// there are enough, or no space for another.
+func (s *Store) prepareOne(ctx context.Context) bool {
+	_, ready := s.segs.counts()
+	dead := s.dead.take(s.opts.SegmentSize)
+	above, any := s.space()
+	s.full.Store(!above && dead == nil && ready <= 1)
+	if !s.full.Load() {
+		s.readOnly.Store(false)
+	}
+	// Without space above the reserve one segment is still kept ready: it is
+	// what the reserve is for, and only deletes take it.
+	if ready >= readySegments || ctx.Err() != nil || dead == nil && !above && (ready > 0 || !any) {
+		if dead != nil && !s.dead.offer(dead) {
+			s.removeSegment(dead)
+		}
+		return false
+	}
+	var g *segment
+	var err error
+	if dead != nil {
+		g, err = s.recycle(dead)
+	} else {
+		g, err = s.fill(ctx)
+	}
+	switch {
+	case err != nil && vfs.IsNoSpaceError(err):
+		s.log.Warn("no space for another segment", "dir", s.opts.Dir)
+		s.full.Store(true)
+		return false
+	case err != nil && ctx.Err() != nil:
+		return false
+	case err != nil:
+		s.fail(err)
+		return false
+	}
+	s.segs.addReady(g)
+	return true
+}
+
+// space reports whether another segment fits above the reserve, and whether
+// one fits at all.
+func (s *Store) space() (above, any bool) {
+	size := uint64(s.opts.SegmentSize)
+	free := uint64(math.MaxUint64)
+	if usage, err := s.opts.FS.GetDiskUsage(s.opts.Dir); err == nil {
+		free = usage.AvailBytes
+	}
+	if s.opts.Capacity > 0 {
+		inUse, ready := s.segs.counts()
+		taken := uint64(inUse+ready+s.dead.count()) * size
+		free = min(free, s.opts.Capacity-min(s.opts.Capacity, taken))
+	}
+	return free >= size && free-size >= s.opts.ReserveBytes, free >= size
+}
+
+// newSegment describes a segment with the next number.
+func (s *Store) newSegment() *segment {
+	n := s.segs.nextNumber()
+	fs := s.opts.FS
+	return &segment{
+		number: n, size: s.opts.SegmentSize, fs: fs, open: &s.segs.open,
+		path: fs.PathJoin(s.opts.Dir, segmentsName, segmentName(n)),
+	}
+}
+
+// fill makes a new segment file and writes all of it, so that later writes
+// change no metadata.
+func (s *Store) fill(ctx context.Context) (_ *segment, err error) {
+	g, fs := s.newSegment(), s.opts.FS
+	f, err := fs.Create(g.path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = fs.Remove(g.path)
+		}
+	}()
+	if err := errors.Join(s.fillFile(ctx, f, g), f.Close()); err != nil {
+		return nil, err
+	}
+	return g, syncDir(fs, s.path(segmentsName))
+}
+
+func (s *Store) fillFile(ctx context.Context, f vfs.File, g *segment) error {
+	if err := f.Preallocate(0, g.size); err != nil && vfs.IsNoSpaceError(err) {
+		return err // any other error only says that this file system cannot
+	}
+	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
+	if _, err := f.Write(h.page()); err != nil {
+		return err
+	}
+	zeros := make([]byte, min(fillChunk, g.size))
+	for at := int64(pageSize); at < g.size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.Write(zeros[:min(int64(len(zeros)), g.size-at)])
+		if err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return f.Sync()
+}
+
+// recycle makes a dead segment's file a ready segment. The new name is durable
+// before the header is touched: a crash in between leaves a file above the
+// mark whose header names another segment, which the next start removes.
+func (s *Store) recycle(dead *segment) (*segment, error) {
+	g, fs := s.newSegment(), s.opts.FS
+	if err := fs.Rename(dead.path, g.path); err != nil {
+		return nil, err
+	}
+	if err := syncDir(fs, s.path(segmentsName)); err != nil {
+		return nil, err
+	}
+	f, err := g.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer g.release()
+	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
+	if _, err := f.WriteAt(h.page(), 0); err != nil {
+		return nil, err
+	}
+	return g, f.SyncData()
+}
+
+// removeSegment gives a retired segment's space back.
+func (s *Store) removeSegment(g *segment) {
+	if err := s.opts.FS.Remove(g.path); err != nil {
+		s.log.Error("a dead segment cannot be removed", "segment", g.path, "cause", err)
+	}
+}

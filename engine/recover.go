@@ -1,0 +1,493 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// recovery is what Open works with until the store runs.
+type recovery struct {
+	s       *Store
+	mark    markRecord
+	markOK  bool // false: the MARK file is lost, nothing is known to be empty
+	epoch   epochRecord
+	rebuild bool   // every segment is read, not only what lies above the anchor
+	lastSeq uint64 // the highest seen in the log
+	dropped uint64 // the anchor's sequence number of an index that was thrown away
+	suspect bool   // records are missing and cannot be named
+	w       *writer
+	replay  int64 // bytes of log applied to the index
+
+	// openEnd is the segment read last, when its footer is lost: whether its
+	// log ended where it seems to, the next record's sequence number will say.
+	openEnd uint64
+}
+
+// recoverLog reads the small files, brings the index up to the end of the log,
+// and returns the writer that goes on from there.
+//
+// Nothing is appended before what was found wrong is on the disk: appending
+// would cover the traces.
+func (s *Store) recoverLog() (*writer, error) {
+	r := &recovery{s: s, w: &writer{s: s}}
+	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.scan, r.judge, r.resume} {
+		if err := step(); err != nil {
+			return nil, r.giveBack(err)
+		}
+	}
+	if err := s.failure(); err != nil {
+		return nil, r.giveBack(err)
+	}
+	s.counters.sinceCheckpoint.Store(r.replay)
+	s.mayBeDead.Store(true) // the last life may not have come to it
+	signal(s.keeperWake)
+	return r.w, nil
+}
+
+// giveBack lets go of the writer's segment when the store cannot be opened.
+func (r *recovery) giveBack(err error) error {
+	if r.w.active != nil {
+		r.w.active.release()
+	}
+	return err
+}
+
+// readFiles opens STORE, EPOCH and MARK.
+func (r *recovery) readFiles() error {
+	s, fs := r.s, r.s.opts.FS
+	var p []byte
+	var err error
+	if s.files.store, p, err = openSlots(fs, s.path(storeName), storeMagic); err != nil {
+		return err
+	}
+	if p == nil {
+		return dfs.Errorf(dfs.Corrupt, "read", "both copies of %s are damaged: the store cannot say who it is", storeName)
+	}
+	if s.ident, err = decodeIdentity(p); err != nil {
+		return err
+	}
+	s.mark, s.found = s.ident.mark, s.ident.start
+	if s.files.epoch, p, err = r.openOrMake(epochName, epochMagic, (&epochRecord{}).encode()); err != nil {
+		return err
+	}
+	if len(p) == 16 {
+		r.epoch = epochRecord{dfs.Epoch(binary.BigEndian.Uint64(p)), binary.BigEndian.Uint64(p[8:])}
+	} else {
+		r.lose("the epoch record is lost")
+	}
+	s.mapEpoch.Store(uint64(r.epoch.epoch))
+	if s.files.mark, p, err = r.openOrMake(markName, markMagic, (&markRecord{}).encode()); err != nil {
+		return err
+	}
+	if r.markOK = len(p) == 24; r.markOK {
+		r.mark = markRecord{binary.BigEndian.Uint64(p), int64(binary.BigEndian.Uint64(p[8:])), binary.BigEndian.Uint64(p[16:])}
+	} else {
+		r.lose("the mark is lost")
+	}
+	return nil
+}
+
+// openOrMake opens a slot file; a missing one is made, and its payload is nil.
+func (r *recovery) openOrMake(name string, magic uint32, empty []byte) (*slotFile, []byte, error) {
+	fs, path := r.s.opts.FS, r.s.path(name)
+	f, p, err := openSlots(fs, path, magic)
+	if !isNotExist(err) {
+		return f, p, err
+	}
+	if f, err = createSlots(fs, path, magic, empty); err != nil {
+		return nil, nil, err
+	}
+	return f, nil, syncDir(fs, r.s.opts.Dir)
+}
+
+// lose notes that records may be missing that nobody can name.
+func (r *recovery) lose(reason string) {
+	r.suspect = true
+	r.s.log.Error("store is incomplete", "dir", r.s.opts.Dir, "reason", reason)
+}
+
+// listSegments fills the table: what lies above the mark is empty and ready,
+// or was not finished and is removed.
+func (r *recovery) listSegments() error {
+	s, fs := r.s, r.s.opts.FS
+	dir := s.path(segmentsName)
+	names, err := fs.List(dir)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	table := map[uint64]*segment{}
+	s.segs.byNumber.Store(&table)
+	s.segs.next = r.mark.segment + 1
+	for _, name := range names {
+		n, ok := parseSegmentName(name)
+		if !ok {
+			s.log.Warn("not a segment: left alone", "dir", dir, "name", name)
+			continue
+		}
+		g := &segment{number: n, fs: fs, path: fs.PathJoin(dir, name), open: &s.segs.open}
+		what, err := r.inspect(g)
+		if err = errors.Join(err, g.closeFile()); err != nil {
+			return dfs.Wrap("open segment", g.path, err)
+		}
+		s.segs.next = max(s.segs.next, n+1)
+		switch what {
+		case fileInUse:
+			table[n] = g
+		case fileReady:
+			s.segs.ready = append(s.segs.ready, g)
+		case fileUnfinished:
+			if err := fs.Remove(g.path); err != nil {
+				return err
+			}
+		case fileMisnamed:
+			s.log.Error("a segment file has another segment's header: left alone", "segment", g.path)
+		}
+	}
+	if r.markOK && r.mark.segment != 0 && table[r.mark.segment] == nil {
+		r.lose("segment " + segmentName(r.mark.segment) + " is missing")
+	}
+	return nil
+}
+
+// fileKind is what a file among the segments turns out to be.
+type fileKind int
+
+const (
+	fileInUse      fileKind = iota
+	fileReady               // zero-filled and never used
+	fileUnfinished          // was being made, or made anew out of a dead one, when a crash came
+	fileMisnamed            // its header names another segment, and it is in use
+)
+
+// inspect reads a segment's header and sets its size.
+func (r *recovery) inspect(g *segment) (fileKind, error) {
+	file, err := g.acquire()
+	if err != nil {
+		return 0, err
+	}
+	defer g.release()
+	info, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	g.size = info.Size()
+	var p [segmentHeaderLen]byte
+	n, _ := file.ReadAt(p[:], 0)
+	h, err := decodeSegmentHeader(p[:n])
+	unused := r.markOK && g.number > r.mark.segment
+	switch {
+	case dfs.KindOf(err) == dfs.Unsupported:
+		return 0, err
+	case err != nil && unused:
+		return fileUnfinished, nil
+	case err != nil:
+		r.s.log.Error("a segment's header is damaged; its records carry all that is needed", "segment", g.path)
+		return fileInUse, nil
+	case h.mark != r.s.mark:
+		return 0, dfs.Errorf(dfs.Invalid, "check", "it belongs to the store with mark %016x, this one has %016x: move it away", h.mark, r.s.mark)
+	case unused && (h.segment != g.number || h.size != g.size || g.size != r.s.opts.SegmentSize):
+		return fileUnfinished, nil
+	case h.segment != g.number:
+		return fileMisnamed, nil
+	case unused:
+		return fileReady, nil
+	}
+	g.size = max(g.size, h.size)
+	return fileInUse, nil
+}
+
+// openIndex opens the index, or makes it anew when it is lost or damaged.
+func (r *recovery) openIndex() error {
+	s, fs := r.s, r.s.opts.FS
+	bad := s.path(badIndexName)
+	if _, err := fs.Stat(bad); err == nil {
+		if err := r.wipeIndex(); err != nil {
+			return err
+		}
+		if err := fs.Remove(bad); err != nil {
+			return err
+		}
+	} else if !isNotExist(err) {
+		return err
+	}
+	ix, err := openIndex(r.indexOptions())
+	if err != nil {
+		if dfs.KindOf(err) == dfs.Unsupported {
+			return err
+		}
+		s.log.Error("the index cannot be used and is made anew from the segments", "dir", s.opts.Dir, "cause", err)
+		if err := r.wipeIndex(); err != nil {
+			return err
+		}
+		if ix, err = openIndex(r.indexOptions()); err != nil {
+			return err
+		}
+	}
+	s.index = ix
+	return syncDir(fs, s.opts.Dir)
+}
+
+func (r *recovery) indexOptions() indexOptions {
+	s := r.s
+	return indexOptions{
+		fs: s.opts.FS, dir: s.path(indexName), mark: s.mark, cacheSize: s.opts.CacheSize, memTableSize: uint64(s.opts.MemTableSize),
+		log: s.log, failed: r.indexFailed, corrupt: func(error) { s.badIndex.Store(true) },
+	}
+}
+
+// indexFailed fails the store, but not for an index that is thrown away.
+func (r *recovery) indexFailed(err error) {
+	if r.s.index != nil {
+		r.s.fail(err)
+	}
+}
+
+func (r *recovery) wipeIndex() error {
+	if err := r.s.opts.FS.RemoveAll(r.s.path(indexName)); err != nil {
+		return err
+	}
+	return syncDir(r.s.opts.FS, r.s.opts.Dir)
+}
+
+// checkAnchor makes sure that the log reaches to where the index stands. An
+// index that is ahead of the log is made anew from what the log still has.
+func (r *recovery) checkAnchor() error {
+	s := r.s
+	a := s.index.position()
+	r.rebuild = a.segment == 0
+	if !r.rebuild {
+		ok, err := r.hasBatch(a)
+		if err != nil {
+			return err
+		}
+		if ok {
+			r.lastSeq = a.seq
+			return r.checkUsage()
+		}
+		s.log.Error("the index is ahead of the log and is made anew", "dir", s.opts.Dir, "segment", a.segment, "offset", a.offset)
+		r.rebuild, r.dropped = true, a.seq
+		ix := s.index
+		s.index = nil
+		if err := ix.close(); err != nil {
+			return err
+		}
+		if err := r.wipeIndex(); err != nil {
+			return err
+		}
+		return r.openIndex()
+	}
+	return nil
+}
+
+// hasBatch reports whether the anchor's batch is where it should be.
+func (r *recovery) hasBatch(a anchor) (bool, error) {
+	g := r.s.segs.get(a.segment)
+	if g == nil {
+		return false, nil
+	}
+	file, err := g.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer g.release()
+	var p [batchHeaderLen]byte
+	if _, err := file.ReadAt(p[:], a.offset); err != nil {
+		return false, nil
+	}
+	h, ok, err := decodeBatch(p[:], place{r.s.mark, a.segment, a.offset})
+	return ok && a.offset+int64(h.length) == a.end && h.firstSeq <= a.seq, err
+}
+
+// checkUsage looks for segments that the index needs and that are gone.
+func (r *recovery) checkUsage() error {
+	for _, n := range slices.Sorted(maps.Keys(r.s.index.usageOf())) {
+		if r.s.segs.get(n) == nil {
+			r.lose("segment " + segmentName(n) + " is missing")
+		}
+	}
+	return nil
+}
+
+// scan reads the segments above the anchor, and the last one in any case.
+func (r *recovery) scan() error {
+	s := r.s
+	from := s.index.position()
+	numbers := slices.Sorted(maps.Keys(*s.segs.byNumber.Load()))
+	for i, n := range numbers {
+		g := s.segs.get(n)
+		last := i == len(numbers)-1
+		if !last && n < from.segment {
+			g.sealed.Store(true)
+			g.end.Store(g.size)
+			continue
+		}
+		if err := r.scanOne(g, from, last); err != nil {
+			return dfs.Wrap("read segment", g.path, err)
+		}
+	}
+	return nil
+}
+
+// scanOne reads one segment into the index. The last one becomes the writer's.
+
+func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
+	s := r.s
+	file, err := g.acquire()
+	if err != nil {
+		return err
+	}
+	sc := &segmentScan{file: file, mark: s.mark, segment: g.number, size: g.size, closed: !last}
+	if g.number == r.mark.segment {
+		sc.synced = r.mark.offset
+	}
+	var entries []footerEntry
+	res, err := sc.run(func(b group) error {
+		if len(b.records) > 0 && r.openEnd != 0 {
+			if g.number != r.openEnd+1 || b.records[0].seq != r.lastSeq+1 {
+				r.lose("the end of segment " + segmentName(r.openEnd) + " is damaged")
+			}
+			r.openEnd = 0
+		}
+		if last {
+			for i := range b.records {
+				entries = append(entries, entryOf(&b.records[i]))
+			}
+		}
+		if g.number == from.segment && b.offset < from.end {
+			return nil
+		}
+		return r.applyGroup(g, file, b)
+	})
+	if err == nil {
+		err = r.applyLost(g, res.lost)
+	}
+	if err != nil {
+		g.release()
+		return err
+	}
+	if res.torn {
+		s.log.Info("the last batch was not finished and is cut", "segment", g.path, "offset", res.end)
+	}
+	if !last && res.foot == nil && g.number >= from.segment {
+		r.openEnd = g.number
+	}
+	g.end.Store(res.end)
+	g.sealed.Store(!last || res.foot != nil)
+	if !last {
+		g.release()
+		return nil
+	}
+	r.w.active, r.w.file, r.w.end, r.w.entries = g, file, res.end, entries
+	return nil
+}
+
+// applyGroup puts one batch into the index. The last batch, when nothing
+// proves that its sync was finished, is first written again: its bytes may be
+// in the page cache only, and marked clean by a sync that failed.
+func (r *recovery) applyGroup(g *segment, file vfs.File, b group) error {
+	if b.unproved {
+		p := make([]byte, b.end-b.offset)
+		if _, err := file.ReadAt(p, b.offset); err != nil {
+			return err
+		}
+		if _, err := file.WriteAt(p, b.offset); err != nil {
+			return err
+		}
+		if err := file.SyncData(); err != nil {
+			return err
+		}
+	}
+	c := r.s.index.begin()
+	for i := range b.records {
+		rec := &b.records[i]
+		r.lastSeq = max(r.lastSeq, rec.seq)
+		if err := c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone); err != nil {
+			return err
+		}
+	}
+	for _, gap := range b.rot {
+		d := Damage{Segment: g.number, Offset: gap.offset, Length: gap.end - gap.offset, Reason: "records are damaged and nothing says which"}
+		if err := c.noteDamage(d); err != nil {
+			return err
+		}
+	}
+	r.replay += b.end - b.offset
+	if !b.headed {
+		return c.commit(nil)
+	}
+	return c.commit(&anchor{segment: g.number, offset: b.offset, end: b.end, seq: r.lastSeq})
+}
+
+// applyLost keeps what a footer knows of records that cannot be read: a
+// tombstone is whole without its record; a block is known to be lost, which is
+// not the same as absent.
+func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	c := r.s.index.begin()
+	for _, e := range lost {
+		r.lastSeq = max(r.lastSeq, e.seq)
+		w := &row{kind: e.kind, seq: e.seq, epoch: e.epoch, segment: g.number, offset: e.offset, stored: e.stored, digest: e.digest}
+		if e.kind == kindPut {
+			w.flags, w.info.Length = rowLost, e.length
+		}
+		if err := c.apply(e.id, e.shard, w, r.s.opts.Hooks.DropTombstone); err != nil {
+			return err
+		}
+		if have, err := c.row(blockKey(e.id, e.shard)); err != nil {
+			return err
+		} else if have != w || e.kind != kindPut {
+			continue
+		}
+		d := Damage{ID: e.id, Shard: e.shard, Named: true, Segment: g.number, Offset: e.offset, Length: w.recordLen(), Reason: "the record's header is damaged"}
+		if err := c.noteDamage(d); err != nil {
+			return err
+		}
+	}
+	return c.commit(nil)
+}
+
+// judge compares the log with what was once recorded as durable, and makes
+// the start counter and the verdict durable.
+func (r *recovery) judge() error {
+	s := r.s
+	if known := max(r.epoch.seq, r.mark.seq, r.dropped); r.lastSeq < known {
+		r.lose(fmt.Sprintf("the log ends at record %d, and %d was durable once", r.lastSeq, known))
+		r.w.nextSeq = known + 1
+	} else {
+		r.w.nextSeq = r.lastSeq + 1
+	}
+	s.durableSeq.Store(r.w.nextSeq - 1)
+	if err := s.damage.load(s.index); err != nil {
+		return err
+	}
+	next := s.ident
+	next.start++
+	next.rolledBack = next.rolledBack || r.suspect
+	return s.writeIdentLocked(next)
+}
+
+// resume makes the writer ready to append, and the mark what is now known.
+func (r *recovery) resume() error {
+	s, w := r.s, r.w
+	if w.active == nil {
+		s.marked = r.mark
+		if !r.markOK { // no segment in use: every number is above this mark
+			return s.moveMark(markRecord{seq: s.durableSeq.Load()}, true)
+		}
+		return nil
+	}
+	if err := w.file.SyncData(); err != nil {
+		return err
+	}
+	return s.moveMark(markRecord{segment: w.active.number, offset: w.end, seq: s.durableSeq.Load()}, true)
+}

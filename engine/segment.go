@@ -1,0 +1,165 @@
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// segment is one segment file. Its bytes are written by the writer alone.
+//
+//	           taken by the writer      sealed by it        nothing needed, checkpoint
+//	┌───────┐ ─────────────────▶ ┌────────┐ ────────▶ ┌────────┐ ─────────────▶ gone, or
+//	│ ready │                    │ active │           │ sealed │                ready under
+//	└───────┘                    └────────┘           └────────┘                a new number
+type segment struct {
+	number uint64
+	size   int64
+	fs     vfs.FS
+	path   string
+	open   *atomic.Int64 // the store's count of open segment files
+
+	end    atomic.Int64 // past the last durable batch
+	sealed atomic.Bool
+	used   atomic.Int64 // when it was last acquired, Unix nanoseconds
+
+	// mu guards what follows. It is held while the file is opened.
+	mu      sync.Mutex
+	file    vfs.File
+	refs    int
+	retired bool          // no new readers
+	idle    chan struct{} // closed when it is retired and the last reader has left
+}
+
+// acquire returns the open file, for reads at positions. NotExist: the segment
+// has been given up. The caller calls release.
+func (g *segment) acquire() (vfs.File, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.retired {
+		return nil, dfs.Errorf(dfs.NotExist, "open segment", "%s has been given up", segmentName(g.number))
+	}
+	if g.file == nil {
+		if _, err := g.fs.Stat(g.path); err != nil { // OpenReadWrite would make it
+			return nil, err
+		}
+		f, err := g.fs.OpenReadWrite(g.path, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return nil, err
+		}
+		g.file = f
+		g.open.Add(1)
+	}
+	g.refs++
+	g.used.Store(time.Now().UnixNano())
+	return g.file, nil
+}
+
+func (g *segment) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refs--
+	if g.retired && g.refs == 0 {
+		close(g.idle)
+	}
+}
+
+// retire lets no new reader in, waits for those that are in, and closes the
+// file.
+func (g *segment) retire() error {
+	g.mu.Lock()
+	if g.retired {
+		g.mu.Unlock()
+		return nil
+	}
+	g.retired, g.idle = true, make(chan struct{})
+	if g.refs == 0 {
+		close(g.idle)
+	}
+	g.mu.Unlock()
+	<-g.idle
+	return g.closeFile()
+}
+
+// closeFile closes the file when nobody uses it.
+func (g *segment) closeFile() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refs > 0 || g.file == nil {
+		return nil
+	}
+	f := g.file
+	g.file = nil
+	g.open.Add(-1)
+	return f.Close()
+}
+
+// segments is the table of all segments of a store.
+type segments struct {
+	open atomic.Int64 // open files
+
+	// byNumber is replaced as a whole, so that readers take no lock.
+	byNumber atomic.Pointer[map[uint64]*segment]
+
+	// mu guards what follows and every replacement of byNumber.
+	mu    sync.Mutex
+	ready []*segment // in the order of their numbers, which is the order of their use
+	next  uint64     // the next number. Invariant: above every number in the directory
+}
+
+func (t *segments) get(n uint64) *segment { return (*t.byNumber.Load())[n] }
+
+// changeLocked replaces the table by a copy that fn has changed.
+func (t *segments) changeLocked(fn func(m map[uint64]*segment)) {
+	old := *t.byNumber.Load()
+	m := make(map[uint64]*segment, len(old)+1)
+	for n, g := range old {
+		m[n] = g
+	}
+	fn(m)
+	t.byNumber.Store(&m)
+}
+
+func (t *segments) remove(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changeLocked(func(m map[uint64]*segment) { delete(m, n) })
+}
+
+// takeReady moves the first ready segment into the table; nil when there are
+// not more than keep.
+func (t *segments) takeReady(keep int) *segment {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ready) <= keep {
+		return nil
+	}
+	g := t.ready[0]
+	t.ready = t.ready[1:]
+	t.changeLocked(func(m map[uint64]*segment) { m[g.number] = g })
+	return g
+}
+
+func (t *segments) addReady(g *segment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ready = append(t.ready, g)
+}
+
+func (t *segments) counts() (inUse, ready int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(*t.byNumber.Load()), len(t.ready)
+}
+
+func (t *segments) nextNumber() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.next
+	t.next++
+	return n
+}

@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// State is whether a store takes writes.
+type State uint8
+
+// The states of a store. Numbers are on the wire.
+const (
+	StateOK       State = iota
+	StateReadOnly       // full: puts are refused, deletes are not
+	StateFailed         // a write or sync failed: reads only, until it is opened again
+)
+
+func (t State) String() string {
+	switch t {
+	case StateOK:
+		return "ok"
+	case StateReadOnly:
+		return "read-only"
+	case StateFailed:
+		return "failed"
+	}
+	return "unknown"
+}
+
+// Stats are figures of a store. Counters begin at Open.
+type Stats struct {
+	State State
+	Err   error // why it failed
+
+	Blocks     uint64
+	Tombstones uint64
+	LiveBytes  uint64 // of records that are needed, tombstones included
+	DeadBytes  uint64 // of sealed segments and the log of the active one, not needed
+	Segments   int    // in use
+	Ready      int    // zero-filled, not yet used
+	Capacity   uint64 // bytes; 0: not known
+	Used       uint64 // bytes of segment files
+	Available  uint64 // bytes that puts may still take
+
+	Puts, Deletes uint64 // that were written
+	Batches       uint64
+	Syncs         uint64 // data syncs of batches
+	BytesWritten  uint64 // to segments by batches
+	Conflicts     uint64 // puts of an existing block with other bytes
+	SegmentsGiven uint64 // given up as wholly dead
+
+	QueueDepth int   // records that wait or are being written
+	QueueBytes int64 // their share of MaxQueueBytes
+
+	LastSeq uint64 // the last durable one
+
+	// WriteAge and SyncAge are how long the batch in hand has waited for its
+	// write or its sync; 0: none is in hand. A sick disk shows here.
+	WriteAge, SyncAge             time.Duration
+	LastWrite, LastSync, LastRead time.Time // when one was last completed; zero: never
+}
+
+// counters are the figures that only grow.
+type counters struct {
+	puts, deletes, batches, bytes atomic.Uint64
+	conflicts, given              atomic.Uint64
+	sinceCheckpoint               atomic.Int64 // bytes of log
+}
+
+func (c *counters) batch(ops []*op, length int64) {
+	for _, o := range ops {
+		if o.rec.kind == kindPut {
+			c.puts.Add(1)
+		} else {
+			c.deletes.Add(1)
+		}
+	}
+	c.batches.Add(1)
+	c.bytes.Add(uint64(length))
+	c.sinceCheckpoint.Add(length)
+}
+
+// clock remembers when the disk last answered. All in Unix nanoseconds, 0 is
+// never.
+type clock struct {
+	writing, syncing              atomic.Int64 // since when; 0: not
+	lastWrite, lastSync, lastRead atomic.Int64
+	syncs                         atomic.Uint64
+}
+
+func (c *clock) begin() { c.writing.Store(time.Now().UnixNano()) }
+
+func (c *clock) wrote() {
+	now := time.Now().UnixNano()
+	c.writing.Store(0)
+	c.lastWrite.Store(now)
+	c.syncing.Store(now)
+}
+
+func (c *clock) synced() {
+	c.lastSync.Store(time.Now().UnixNano())
+	c.syncing.Store(0)
+	c.syncs.Add(1)
+}
+
+func (c *clock) end() {
+	c.writing.Store(0)
+	c.syncing.Store(0)
+}
+
+func (c *clock) read() { c.lastRead.Store(time.Now().UnixNano()) }
+
+func since(t int64) time.Duration {
+	if t == 0 {
+		return 0
+	}
+	return max(1, time.Duration(time.Now().UnixNano()-t))
+}
+
+func at(t int64) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, t)
+}
+
+// Stats returns the present figures.
+func (s *Store) Stats() Stats {
+	st := Stats{
+		Puts: s.counters.puts.Load(), Deletes: s.counters.deletes.Load(), Batches: s.counters.batches.Load(), Syncs: s.clock.syncs.Load(),
+		BytesWritten: s.counters.bytes.Load(), Conflicts: s.counters.conflicts.Load(), SegmentsGiven: s.counters.given.Load(),
+		LastSeq: s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
+		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.lastRead.Load()),
+	}
+	if s.readOnly.Load() {
+		st.State = StateReadOnly
+	}
+	if err := s.failure(); err != nil {
+		st.State, st.Err = StateFailed, err
+	}
+	st.QueueDepth, st.QueueBytes = s.queue.depth()
+	use := s.index.usageOf()
+	for _, u := range use {
+		st.Blocks += u.puts
+		st.Tombstones += u.tombstones
+		st.LiveBytes += u.putBytes + u.tombstoneBytes
+	}
+	var logged, room uint64
+	for _, g := range *s.segs.byNumber.Load() {
+		logged += uint64(g.end.Load())
+		if !g.sealed.Load() {
+			room += uint64(g.size - g.end.Load())
+		}
+	}
+	st.DeadBytes = logged - min(logged, st.LiveBytes)
+	st.Segments, st.Ready = s.segs.counts()
+	size := uint64(s.opts.SegmentSize)
+	st.Used = uint64(st.Segments+st.Ready+s.dead.count()) * size
+	st.Capacity, st.Available = s.capacity(st.Used)
+	if st.State == StateOK {
+		st.Available += room + uint64(st.Ready)*size
+	} else {
+		st.Available = 0
+	}
+	return st
+}
+
+// capacity is the bytes that the store may take in all, and how many of them
+// above the reserve are not yet taken.
+func (s *Store) capacity(used uint64) (total, free uint64) {
+	total = s.opts.Capacity
+	usage, err := s.opts.FS.GetDiskUsage(s.opts.Dir)
+	if err == nil && (total == 0 || usage.TotalBytes < total) {
+		total = usage.TotalBytes
+	}
+	free = total - min(total, used)
+	if err == nil {
+		free = min(free, usage.AvailBytes)
+	}
+	return total, free - min(free, s.opts.ReserveBytes)
+}

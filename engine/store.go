@@ -1,0 +1,315 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io"
+	iofs "io/fs"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Store is one open data directory. All methods may be called at the same
+// time; none but Identity, Stats and the like after Close.
+type Store struct {
+	opts  Options
+	log   *slog.Logger
+	mark  uint64 // of the store; in every record
+	lock  io.Closer
+	files records
+	index *index
+	segs  segments
+	queue *queue
+	bufs  buffers
+
+	// identMu guards ident and writes of the STORE file.
+	identMu sync.Mutex
+	ident   identityRecord
+	found   uint64
+
+	epochTurn chan struct{} // holds a token while SetEpochs runs
+	mapEpoch  atomic.Uint64
+
+	// pgMu guards pgs. Entries stay for ever: their number is that of the PGs.
+	pgMu sync.RWMutex
+	pgs  map[dfs.PGID]*pg
+
+	durableSeq atomic.Uint64 // every record up to it is on the disk
+	full       atomic.Bool   // another segment would take from the reserve
+	readOnly   atomic.Bool   // a put was refused for want of space, and there is still none
+	mayBeDead  atomic.Bool   // something was deleted since the keeper last looked
+
+	// markMu guards writes of the MARK file.
+	markMu sync.Mutex
+	marked markRecord
+
+	failOnce sync.Once
+	failed   chan struct{} // closed by the first failure
+	failErr  error         // set before failed is closed
+	badIndex atomic.Bool   // the index itself is damaged
+
+	damage   damageList
+	clock    clock
+	counters counters
+
+	prepareWake chan struct{} // to the preparer: look whether segments are wanted
+	prepared    chan struct{} // to the writer: the preparer has looked
+	keeperWake  chan struct{} // to the keeper: something was written
+	dead        deadList
+
+	calls   atomic.Int64
+	closing atomic.Bool
+	idle    chan struct{} // a token when calls may have reached zero while closing
+
+	closeOnce    sync.Once
+	closeErr     error
+	stopKeeper   context.CancelFunc
+	stopPreparer context.CancelFunc
+	keeperDone   chan struct{}
+	preparerDone chan struct{}
+	writerDone   chan struct{}
+}
+
+// Open opens the store in a directory, and makes an empty directory a store.
+// It brings the index up to the end of the log and cuts what a crash left
+// unfinished. It refuses, with the reason in the error, a directory that
+// another process has open, that is no store, whose segments are another
+// store's, or that has a version this release does not know.
+func Open(opts Options) (*Store, error) {
+	opts.setDefaults()
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts: opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
+		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
+		prepared: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
+		keeperDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+	}
+	w, err := s.open()
+	if err != nil {
+		s.abandon()
+		return nil, dfs.Wrap("open store", opts.Dir, err)
+	}
+	keeperCtx, stopKeeper := context.WithCancel(context.Background())
+	preparerCtx, stopPreparer := context.WithCancel(context.Background())
+	s.stopKeeper, s.stopPreparer = stopKeeper, stopPreparer
+	go func() { defer close(s.writerDone); w.run() }()
+	go func() { defer close(s.keeperDone); s.keep(keeperCtx) }()
+	go func() { defer close(s.preparerDone); s.prepare(preparerCtx) }()
+	return s, nil
+}
+
+func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir, name) }
+
+// open does the work of Open up to the first goroutine.
+func (s *Store) open() (*writer, error) {
+	fs := s.opts.FS
+	if err := makeDir(fs, s.opts.Dir); err != nil {
+		return nil, err
+	}
+	if err := s.takeLock(); err != nil {
+		return nil, err
+	}
+	if err := s.checkCapacity(); err != nil {
+		return nil, err
+	}
+	if _, err := fs.Stat(s.path(storeName)); isNotExist(err) {
+		if err := format(&s.opts); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	return s.recoverLog()
+}
+
+// checkCapacity refuses a store that could hold nothing.
+func (s *Store) checkCapacity() error {
+	least := s.opts.ReserveBytes + (readySegments+1)*uint64(s.opts.SegmentSize)
+	total, _ := s.capacity(0)
+	switch {
+	case total == 0:
+		return dfs.Errorf(dfs.Invalid, "check capacity", "the file system does not say how big it is: the capacity must be given")
+	case total < least:
+		return dfs.Errorf(dfs.Invalid, "check capacity", "%d bytes: the reserve and %d segments take %d; use smaller segments or a smaller reserve", total, readySegments+1, least)
+	}
+	return nil
+}
+
+// takeLock takes the exclusive lock of the directory.
+func (s *Store) takeLock() error {
+	fs := s.opts.FS
+	lock, err := fs.Lock(s.path(lockName))
+	if err != nil {
+		holder := "another process"
+		if f, err := fs.Open(s.path(holderName)); err == nil {
+			p, _ := io.ReadAll(io.LimitReader(f, 32))
+			_ = f.Close()
+			if len(p) > 0 {
+				holder = "process " + string(p)
+			}
+		}
+		return &dfs.Error{Kind: dfs.Unavailable, Op: "lock", Text: "the directory is in use by " + holder, Err: err}
+	}
+	s.lock = lock
+	f, err := fs.Create(s.path(holderName), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if s.opts.PID != 0 {
+		_, err = f.Write([]byte(strconv.Itoa(s.opts.PID)))
+	}
+	return errors.Join(err, f.Close())
+}
+
+// abandon closes what a failed open had opened.
+func (s *Store) abandon() {
+	if s.index != nil {
+		_ = s.index.close()
+	}
+	s.closeFiles()
+}
+
+// closeFiles closes everything but the index, and gives up the lock last.
+func (s *Store) closeFiles() {
+	if m := s.segs.byNumber.Load(); m != nil {
+		for _, g := range *m {
+			_ = g.closeFile()
+		}
+	}
+	for _, g := range s.segs.ready {
+		_ = g.closeFile()
+	}
+	s.files.close()
+	if s.lock != nil {
+		_ = s.lock.Close()
+	}
+}
+
+// enter begins a call. Unavailable: the store is closed.
+func (s *Store) enter() error {
+	s.calls.Add(1)
+	if s.closing.Load() {
+		s.exit()
+		return dfs.Errorf(dfs.Unavailable, "use store", "%s is closed", s.opts.Dir)
+	}
+	return nil
+}
+
+func (s *Store) exit() {
+	if s.calls.Add(-1) == 0 && s.closing.Load() {
+		signal(s.idle)
+	}
+}
+
+// Close finishes every call that was begun, makes the index durable, and gives
+// the directory up. It may be called more than once.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Store) close() error {
+	s.closing.Store(true)
+	for s.calls.Load() > 0 {
+		<-s.idle
+	}
+	s.stopKeeper()
+	<-s.keeperDone
+	s.queue.close()
+	<-s.writerDone
+	s.stopPreparer()
+	<-s.preparerDone
+	err := s.failure()
+	if err == nil {
+		err = s.syncMark()
+	}
+	if err == nil {
+		err = s.index.checkpoint()
+	}
+	if cerr := s.index.close(); err == nil {
+		err = cerr
+	}
+	s.closeFiles()
+	return err
+}
+
+// fail makes the store refuse every later write. The first cause stays.
+func (s *Store) fail(cause error) {
+	s.failOnce.Do(func() {
+		s.log.Error("store failed: no more writes until it is opened again", "dir", s.opts.Dir, "cause", cause)
+		s.failErr = &dfs.Error{Kind: dfs.Unavailable, Op: "write", Object: s.opts.Dir, Text: "the store has failed", Err: cause}
+		close(s.failed)
+	})
+}
+
+// failure is the error of a failed store, nil while it works.
+func (s *Store) failure() error {
+	select {
+	case <-s.failed:
+		return s.failErr
+	default:
+		return nil
+	}
+}
+
+// Failed is closed when the store fails.
+func (s *Store) Failed() <-chan struct{} { return s.failed }
+
+// Identity returns what the directory says of itself.
+func (s *Store) Identity() Identity {
+	s.identMu.Lock()
+	defer s.identMu.Unlock()
+	return Identity{
+		Cluster: s.ident.cluster, Node: s.ident.node, Store: s.ident.store,
+		Incarnation: dfs.Incarnation{Mark: s.ident.mark, Start: s.ident.start}, Found: s.found, RolledBack: s.ident.rolledBack,
+	}
+}
+
+// SetIdentity records, durably and once, what the control group called this
+// store. Repeating it is allowed; a change is refused with WrongCluster or
+// Invalid.
+func (s *Store) SetIdentity(cluster dfs.ClusterID, node dfs.NodeID, store dfs.StoreID) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.exit()
+	if cluster.IsZero() || node == 0 || store == 0 {
+		return dfs.Errorf(dfs.Invalid, "identify store", "cluster %s, node %s, store %s", cluster, node, store)
+	}
+	s.identMu.Lock()
+	defer s.identMu.Unlock()
+	if have := s.ident; !have.cluster.IsZero() {
+		switch {
+		case have.cluster != cluster:
+			return dfs.Errorf(dfs.WrongCluster, "identify store", "%s belongs to cluster %s, not %s", s.opts.Dir, have.cluster, cluster)
+		case have.node != node || have.store != store:
+			return dfs.Errorf(dfs.Invalid, "identify store", "%s is %s of %s, not %s of %s", s.opts.Dir, have.store, have.node, store, node)
+		}
+		return nil
+	}
+	next := s.ident
+	next.cluster, next.node, next.store = cluster, node, store
+	return s.writeIdentLocked(next)
+}
+
+func (s *Store) writeIdentLocked(next identityRecord) error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	if err := s.files.store.both(next.encode()); err != nil {
+		s.fail(err)
+		return s.failure()
+	}
+	s.ident = next
+	return nil
+}
+
+func isNotExist(err error) bool { return errors.Is(err, iofs.ErrNotExist) }
