@@ -45,6 +45,10 @@ func Count(voters []dfs.NodeID, votes []Vote, now time.Time, fresh time.Duration
 	return t
 }
 
+// Suspected reports whether any voter suspects the store: worth showing, and
+// grounds for nothing.
+func (t Tally) Suspected(s dfs.StoreID) bool { return len(t.By[s]) > 0 }
+
 // Majority reports whether a majority of all voters suspects the store.
 func (t Tally) Majority(s dfs.StoreID) bool { return t.Voters > 0 && len(t.By[s]) > t.Voters/2 }
 
