@@ -1,0 +1,126 @@
+package storage
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+	"dfsd/engine"
+	"dfsd/transport/wire"
+)
+
+// Get implements the block service.
+func (b *blockServer) Get(req *wire.GetRequest, stream wire.DRPCBlock_GetStream) error {
+	s := (*Service)(b)
+	ctx, done, err := s.begin(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer done()
+	id, err := blockID(req.Id, req.Shard)
+	if err != nil {
+		return err
+	}
+	st, err := s.store(req.Store)
+	if err != nil {
+		return err
+	}
+	if err := s.reserveRead(ctx); err != nil {
+		return err
+	}
+	defer s.reads.Release(1)
+	s.count.gets.Add(1)
+	return st.send(ctx, id, uint64(req.Offset), uint64(req.Length), stream)
+}
+
+func (s *Service) reserveRead(ctx context.Context) error {
+	wctx, cancel := context.WithTimeout(ctx, queueWait)
+	defer cancel()
+	if s.reads.Acquire(wctx, 1) == nil {
+		return nil
+	}
+	s.count.busy.Add(1)
+	return dfs.Errorf(dfs.Busy, "read block", "%d reads are under way already", maxReads)
+}
+
+// send streams the chunks that cover length bytes from offset, 0 for all that
+// follow, a window at a time.
+func (st *store) send(ctx context.Context, id dfs.BlockID, offset, length uint64, stream wire.DRPCBlock_GetStream) error {
+	end := uint64(dfs.MaxBlockSize)
+	if length > 0 {
+		end = min(end, offset+length)
+	}
+	if offset >= dfs.MaxBlockSize {
+		return dfs.Errorf(dfs.Invalid, "read block", "offset %d: a block has at most %d bytes", offset, dfs.MaxBlockSize)
+	}
+	for first := true; first || offset < end; first = false {
+		// A window ends where a chunk does.
+		stop := min(end, offset/dfs.ChunkSize*dfs.ChunkSize+readWindow)
+		r, err := st.read(ctx, id, uint32(offset), uint32(stop-offset))
+		if err != nil {
+			return err
+		}
+		end, offset = min(end, uint64(r.Info.Length)), stop
+		err = sendRead(r, first, stream)
+		r.Release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read reads from the engine, and says NotExist only of what cannot be here.
+func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32) (*engine.Read, error) {
+	end := st.reading.begin()
+	r, err := st.Get(ctx, id, 0, offset, length)
+	end()
+	switch dfs.KindOf(err) {
+	case dfs.NotExist:
+		if !st.knowsAll(id.PG) {
+			return nil, dfs.Errorf(dfs.Unknowable, "read block", "%v is not here, and store %v does not hold all of %v", id, st.ID(), id.PG)
+		}
+	case dfs.Corrupt:
+		st.s.count.corrupt.Add(1)
+		st.log().Error("a block is damaged", "pg", id.PG, "block", id, "cause", err)
+		st.s.refill.mend(st, id)
+	}
+	return r, err
+}
+
+// knowsAll reports whether this store holds every acknowledged block of a PG:
+// the newest map says so, and it is about this start of the store.
+func (st *store) knowsAll(id dfs.PGID) bool {
+	m, _ := st.s.maps.current.get()
+	if at := st.registered.Load(); m == nil || at == 0 || uint64(m.Epoch) < at || st.DamagedUnnamed() {
+		return false
+	}
+	pg := m.PG(id)
+	if pg == nil || !pg.IsComplete(st.ID()) {
+		return false
+	}
+	return pg.Member(st.ID()).Mark == st.mark()
+}
+
+// sendRead sends what was read in frames; the first of a block has the head.
+func sendRead(r *engine.Read, withHead bool, stream wire.DRPCBlock_GetStream) error {
+	var frame wire.BlockFrame
+	if withHead {
+		head, err := proto.Marshal(&wire.GetHead{
+			Desc: wire.FromBlockInfo(&r.Info), First: uint32(r.First), Epoch: uint64(r.Epoch),
+		})
+		if err != nil {
+			return err
+		}
+		frame.Head = head
+	}
+	for data := r.Data; len(data) > 0 || len(frame.Head) > 0; frame.Head = nil {
+		frame.Data = data[:min(len(data), dfs.FrameSize)]
+		data = data[len(frame.Data):]
+		if err := stream.Send(&frame); err != nil {
+			return err
+		}
+	}
+	return nil
+}

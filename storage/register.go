@@ -1,0 +1,165 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+// registerPause is the longest pause between two attempts to register.
+const registerPause = 5 * time.Second
+
+// measureWait is how long a registration waits for disks to say how big they
+// are.
+const measureWait = 5 * time.Second
+
+// register tells the control group of this start until it is accepted. It
+// returns the map epoch that holds the registration, and false when the service
+// ends. It is idempotent.
+func (s *Service) register() (dfs.Epoch, bool) {
+	for failures := 1; ; failures++ {
+		req, asked := s.registration()
+		if len(asked) == 0 && s.registered.Load() != 0 {
+			return dfs.Epoch(s.registered.Load()), true // no healthy store to speak for
+		}
+		reply, err := s.sendRegistration(req)
+		if err == nil {
+			err = s.accept(reply, asked)
+		}
+		switch dfs.KindOf(err) {
+		case dfs.WrongCluster, dfs.Stale, dfs.Invalid, dfs.TooLarge:
+			s.fail(dfs.Wrap("register", s.opts.Registration.Name, err))
+			return 0, false
+		}
+		if err == nil {
+			return dfs.Epoch(reply.Epoch), true
+		}
+		s.log.Warn("not registered yet", "cause", err) // Exist: another node of this name is up
+		if !s.sleep(s.backoff(failures, registerPause)) {
+			return 0, false
+		}
+	}
+}
+
+// sendRegistration asks the control leader.
+func (s *Service) sendRegistration(req *wire.RegisterRequest) (reply *wire.RegisterReply, err error) {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+	defer cancel()
+	err = s.callLeader(ctx, func(ctx context.Context, c wire.DRPCMetaClient) (err error) {
+		reply, err = c.Register(ctx, req)
+		return err
+	})
+	return reply, err
+}
+
+// callLeader asks the control leader what may be asked again when the outcome
+// is not known. Stale is a definite answer to it: another meta node has no
+// other one.
+func (s *Service) callLeader(ctx context.Context, fn func(context.Context, wire.DRPCMetaClient) error) error {
+	var refused error
+	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		err := fn(ctx, c)
+		if dfs.KindOf(err) == dfs.Stale {
+			refused, err = err, nil
+		}
+		return err
+	})
+	return cmp.Or(refused, err)
+}
+
+// registration makes the request and lists the stores in it. A store that was
+// registered in this start and whose disk does not answer is left out: it would
+// be called up again.
+func (s *Service) registration() (*wire.RegisterRequest, []*store) {
+	r := &s.opts.Registration
+	req := &wire.RegisterRequest{
+		Name: r.Name, Addr: r.Addr, Roles: uint32(r.Roles), Incarnation: wire.FromIncarnation(r.Incarnation), Found: r.Found,
+		Node: uint32(s.opts.Node()), Release: r.Release, Labels: r.Labels, Cluster: s.opts.Cluster().Bytes(),
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, measureWait)
+	defer cancel()
+	var asked []*store
+	for _, st := range s.stores {
+		if !st.isMeasured(ctx) || st.registered.Load() != 0 && !st.healthy() {
+			continue
+		}
+		id := st.Identity()
+		req.Stores = append(req.Stores, &wire.RegisterStore{
+			Store: uint32(st.ID()), Incarnation: wire.FromIncarnation(id.Incarnation), Found: id.Found,
+			Capacity: st.weight, Incomplete: st.DamagedUnnamed(),
+		})
+		asked = append(asked, st)
+	}
+	return req, asked
+}
+
+// accept writes down what the control group answered.
+func (s *Service) accept(reply *wire.RegisterReply, asked []*store) error {
+	cluster, err := dfs.ClusterIDFromBytes(reply.Cluster)
+	if err != nil {
+		return err
+	}
+	if cluster.IsZero() || reply.Node == 0 || len(reply.Stores) != len(asked) {
+		return dfs.Errorf(dfs.Invalid, "register", "the answer names node %d and %d stores, %d were asked for", reply.Node, len(reply.Stores), len(asked))
+	}
+	if err := s.opts.SaveNode(cluster, dfs.NodeID(reply.Node)); err != nil {
+		return err
+	}
+	for i, st := range asked {
+		if err := st.accept(cluster, dfs.NodeID(reply.Node), dfs.StoreID(reply.Stores[i])); err != nil {
+			return err
+		}
+		st.registered.CompareAndSwap(0, reply.Epoch)
+	}
+	s.registered.Store(max(s.registered.Load(), reply.Epoch))
+	s.log.Info("registered", "node", dfs.NodeID(reply.Node), "epoch", reply.Epoch)
+	return nil
+}
+
+// accept writes down what a store is called. Only an answer that cannot be
+// right is an error: a disk that fails is no matter of the other stores.
+func (st *store) accept(cluster dfs.ClusterID, node dfs.NodeID, id dfs.StoreID) error {
+	own := st.Identity()
+	if own.Cluster != cluster || own.Node != node || own.Store != id {
+		err := st.SetIdentity(cluster, node, id)
+		switch dfs.KindOf(err) {
+		case dfs.WrongCluster, dfs.Invalid:
+			return dfs.Wrap("register", id.String(), err)
+		}
+		if err != nil {
+			st.s.log.Error("the store's identity cannot be written", "store", id, "cause", err)
+		}
+		st.id.Store(uint32(id))
+	}
+	// Recorded with the first registration of a start: the store is complete
+	// through nothing now.
+	if st.registered.Load() == 0 && st.DamagedUnnamed() {
+		if err := st.AcknowledgeDamage(); err != nil {
+			st.log().Error("damage cannot be acknowledged: the next start reports it again", "cause", err)
+		}
+	}
+	return nil
+}
+
+// firstMap reads the current map linearizably: what was decided while this node
+// was away is in it. It reports false when the service ends.
+func (s *Service) firstMap(registered dfs.Epoch) bool {
+	for failures := 1; ; failures++ {
+		m, err := s.maps.linearizable(s.ctx)
+		if err == nil && m.Epoch < registered {
+			err = dfs.Errorf(dfs.Internal, "get map", "epoch %d is before the registration's %d", m.Epoch, registered)
+		}
+		if err == nil {
+			s.maps.offer(m)
+			return true
+		}
+		s.log.Warn("no current map yet", "cause", err)
+		if !s.sleep(s.backoff(failures, registerPause)) {
+			return false
+		}
+	}
+}

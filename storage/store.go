@@ -1,0 +1,199 @@
+package storage
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/engine"
+)
+
+// store is one engine and what the service knows of it.
+type store struct {
+	*engine.Store
+	s *Service
+
+	id      atomic.Uint32 // dfs.StoreID; 0 before the first registration
+	applied *latest       // the newest map whose epoch is on this store's disk
+
+	// registered is the map epoch that holds the first registration of this
+	// start, 0 before there is one: an older map tells nothing about the store.
+	registered atomic.Uint64
+
+	measured chan struct{} // closed once there is a first sample
+	weight   uint64        // the capacity in it, in bytes: what is registered; set before measured is closed
+	sample   atomic.Pointer[sample]
+	reading  reads
+}
+
+// sample is how a store was at a moment.
+type sample struct {
+	engine.Stats
+	at             time.Time
+	capacity, used uint64 // bytes of the disk
+}
+
+func newStore(s *Service, e *engine.Store) *store {
+	st := &store{Store: e, s: s, applied: newLatest(), measured: make(chan struct{})}
+	st.id.Store(uint32(e.Identity().Store))
+	return st
+}
+
+// ID is 0 before the store was ever registered.
+func (st *store) ID() dfs.StoreID { return dfs.StoreID(st.id.Load()) }
+
+func (st *store) log() *slog.Logger { return st.s.log.With("store", st.ID()) }
+
+// mark is the incarnation mark that the map's facts must carry to be about
+// this store.
+func (st *store) mark() uint64 { return st.Identity().Incarnation.Mark }
+
+func (st *store) failed() bool {
+	select {
+	case <-st.Failed():
+		return true
+	default:
+		return false
+	}
+}
+
+// ages are how long the disk has been working at the oldest write, sync and
+// read that are not complete; 0: none is under way. A disk that does not even
+// let itself be looked at has been writing since.
+func (st *store) ages() (write, sync, read time.Duration) {
+	x := st.sample.Load()
+	if x == nil {
+		return 0, 0, st.reading.age()
+	}
+	write, sync = x.WriteAge, x.SyncAge
+	late := time.Since(x.at)
+	if late > st.s.opts.Heartbeat+stuckAfter/2 {
+		write += late
+	}
+	return write, sync, st.reading.age()
+}
+
+// healthy reports whether the store can be called up: it has not failed and
+// what waits for its disk has not waited long.
+func (st *store) healthy() bool {
+	w, s, r := st.ages()
+	return !st.failed() && max(w, s, r) < stuckAfter
+}
+
+// follow persists the epochs of every newer map, and then lets it be acted on.
+func (st *store) follow() {
+	failures := 0
+	for {
+		m, next := st.s.maps.current.get()
+		if old, _ := st.applied.get(); m != nil && (old == nil || m.Epoch > old.Epoch) {
+			err := st.SetEpochs(m.Epoch, newestEpochs(m))
+			if err == nil {
+				failures = 0
+				st.applied.set(m)
+				st.s.beats.wake()
+				poke(st.s.refill.wake)
+				continue
+			}
+			failures++
+			if failures == 1 {
+				st.log().Error("the epochs of a newer map cannot be persisted", "epoch", m.Epoch, "cause", err)
+			}
+			if !st.s.sleep(st.s.backoff(failures, 5*time.Second)) {
+				return
+			}
+			continue
+		}
+		select {
+		case <-next:
+		case <-st.s.ctx.Done():
+			return
+		}
+	}
+}
+
+func newestEpochs(m *dfs.Map) []engine.PGEpoch {
+	out := make([]engine.PGEpoch, 0, len(m.PGs))
+	for _, p := range m.PGs {
+		out = append(out, engine.PGEpoch{PG: p.ID, Newest: p.Newest()})
+	}
+	return out
+}
+
+// measure looks at the store every heartbeat. It has a goroutine of its own
+// since a sick disk may keep it waiting. A store that was not measured in time
+// is not registered with the others, but as soon as it is.
+func (st *store) measure() {
+	for n := 0; ; n++ {
+		x := &sample{Stats: st.Stats(), at: time.Now()}
+		if old := st.sample.Load(); old != nil && n%capacityEvery != 0 {
+			x.capacity, x.used = old.capacity, old.used
+		} else {
+			total, available := st.s.opts.Capacity(st.Store)
+			x.capacity, x.used = total, total-min(total, available)
+		}
+		st.sample.Store(x)
+		if n == 0 {
+			st.weight = x.capacity
+			close(st.measured)
+			if st.s.registered.Load() != 0 {
+				poke(st.s.registerNow)
+			}
+		}
+		if !st.s.sleep(st.s.opts.Heartbeat) {
+			return
+		}
+	}
+}
+
+// isMeasured waits for the first measurement until ctx ends.
+func (st *store) isMeasured(ctx context.Context) bool {
+	select {
+	case <-st.measured:
+		return true
+	default:
+	}
+	select {
+	case <-st.measured:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// reads knows the reads under way, to say how old the oldest is.
+type reads struct {
+	mu     sync.Mutex // guards what follows
+	next   uint64
+	starts map[uint64]time.Time // Invariant: at most maxReads, and one a mend
+}
+
+// begin notes a read; the returned function notes its end.
+func (r *reads) begin() (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starts == nil {
+		r.starts = map[uint64]time.Time{}
+	}
+	r.next++
+	n := r.next
+	r.starts[n] = time.Now()
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.starts, n)
+	}
+}
+
+// age is how long the oldest read has been under way, 0 when none is.
+func (r *reads) age() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var age time.Duration
+	for _, t := range r.starts {
+		age = max(age, time.Since(t))
+	}
+	return age
+}
