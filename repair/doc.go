@@ -6,8 +6,8 @@
 //
 // # Nouns
 //
-//   - A [Watch] is one meta node's suspicion of the storage nodes and disks
-//     that report to it.
+//   - A [Detector] is one meta node's suspicion of the stores that report
+//     to it: silent ones, and those whose disk is sick.
 //   - [Votes] gathers the suspicions of the control group's voters; a [Tally]
 //     says which stores a majority suspects.
 //   - [Plan] compares the map with the wishes and returns [Decision]s.
