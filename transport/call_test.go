@@ -285,20 +285,23 @@ func TestDeadlineCrossesTheWire(t *testing.T) {
 // A call made by a handler does not carry the handler's own request's time on.
 func TestTimeLeftIsNotInherited(t *testing.T) {
 	inBubble(t, worldOptions{}, func(t *testing.T, w *world) {
-		left := make(chan time.Duration, 2)
+		var outer time.Duration
 		w.meta.keepAlive = func(ctx context.Context) error {
 			deadline, _ := ctx.Deadline()
-			left <- time.Until(deadline)
-			if len(left) == 2 {
-				return nil
+			outer = time.Until(deadline)
+			stream, err := wire.NewDRPCRaftClient(w.pool.Conn("srv:1")).Messages(context.WithoutCancel(ctx))
+			if err != nil {
+				return err
 			}
-			return w.keepAlive(context.WithoutCancel(ctx))
+			time.Sleep(time.Second)
+			_, err = stream.CloseAndRecv()
+			return err
 		}
-		if err := w.keepAlive(within(t, 2*time.Second)); err != nil {
-			t.Fatal(err)
+		if err := w.keepAlive(within(t, 2*time.Second)); err != nil || outer != 2*time.Second {
+			t.Fatalf("%v; %v were left", err, outer)
 		}
-		if outer, inner := <-left, <-left; outer != 2*time.Second || inner != transport.DefaultCallTimeout {
-			t.Errorf("time left: %v outside, %v inside", outer, inner)
+		if deadline := <-w.raft.deadlines; !deadline.IsZero() {
+			t.Errorf("the inner request ends at %v", deadline)
 		}
 	})
 }

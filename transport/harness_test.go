@@ -109,14 +109,19 @@ func (b *blockService) Get(in *wire.GetRequest, stream wire.DRPCBlock_GetStream)
 // raftService takes batches until either side ends the stream.
 type raftService struct {
 	wire.DRPCRaftUnimplementedServer
-	got   atomic.Int64
-	peers chan transport.Peer // of the first calls
+	got atomic.Int64
+
+	// Of the first call.
+	peers     chan transport.Peer
+	deadlines chan time.Time // zero: none
 }
 
 func (r *raftService) Messages(stream wire.DRPCRaft_MessagesStream) error {
 	if peer, ok := transport.PeerFrom(stream.Context()); ok {
+		deadline, _ := stream.Context().Deadline()
 		select {
 		case r.peers <- peer:
+			r.deadlines <- deadline
 		default:
 		}
 	}
@@ -193,7 +198,7 @@ type worldOptions struct {
 }
 
 func newWorld(t testing.TB, opts worldOptions) *world {
-	w := &world{net: transport.NewMemory(opts.memory), meta: &metaService{}, block: &blockService{}, raft: &raftService{peers: make(chan transport.Peer, 1)}}
+	w := &world{net: transport.NewMemory(opts.memory), meta: &metaService{}, block: &blockService{}, raft: &raftService{peers: make(chan transport.Peer, 1), deadlines: make(chan time.Time, 1)}}
 	if opts.server.Identity == nil {
 		opts.server.Identity = identity(nodeOf(clusterA, 1))
 	}

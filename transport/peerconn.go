@@ -97,13 +97,14 @@ func (q *peer) call(ctx context.Context, t *tracked, use func(*poolConn) error, 
 		before := conn.guard.sent.Load()
 		err := use(conn)
 		sent := conn.guard.sent.Load() != before
-		if err == nil || fromWire(err) != nil {
+		answered := err == nil || fromWire(err) != nil
+		if answered {
 			handOn(conn)
 		} else {
 			q.pool.discard(conn)
 		}
 		err = t.failure(ctx, q.addr, err, sent)
-		if fresh || sent || ctx.Err() != nil || dfs.KindOf(err) != dfs.Unavailable {
+		if answered || fresh || sent || ctx.Err() != nil || dfs.KindOf(err) != dfs.Unavailable {
 			return err
 		}
 	}

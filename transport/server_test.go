@@ -64,16 +64,19 @@ func endsWithin(t *testing.T, conn net.Conn, limit time.Duration) {
 
 // Clients that hold back what they owe are cut when their time is over.
 func TestSlowClientsAreCut(t *testing.T) {
+	second := drpcwire.AppendFrame(nil, drpcwire.Frame{ID: drpcwire.ID{Stream: 1, Message: 3}, Kind: drpcwire.KindMessage, Data: make([]byte, 500), Done: true})
 	for _, c := range []struct {
 		name  string
-		send  []byte // one byte a second, after the handshake where shake is set
 		shake bool
+		fast  []byte // at once
+		slow  []byte // one byte a second
 		limit time.Duration
 	}{
-		{"silent before the handshake", nil, false, transport.DefaultHandshakeTimeout},
-		{"slow in the handshake", greetingBytes(), false, transport.DefaultHandshakeTimeout + time.Second},
-		{"idle", nil, true, transport.DefaultServerIdle + time.Second},
-		{"slow in a request", invoke(methodProbe, make([]byte, 500)), true, 2 * transport.DefaultMessageTimeout},
+		{"silent before the handshake", false, nil, nil, transport.DefaultHandshakeTimeout},
+		{"slow in the handshake", false, nil, greetingBytes(), transport.DefaultHandshakeTimeout + time.Second},
+		{"idle", true, nil, nil, transport.DefaultServerIdle + time.Second},
+		{"slow in a request", true, nil, invoke(methodProbe, make([]byte, 500)), 2 * transport.DefaultMessageTimeout},
+		{"slow in a stream", true, invoke("/dfsd.wire.Raft/Messages", nil), second, transport.DefaultMessageTimeout + time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inBubble(t, worldOptions{}, func(t *testing.T, w *world) {
@@ -86,10 +89,13 @@ func TestSlowClientsAreCut(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
+				if _, err := conn.Write(c.fast); err != nil {
+					t.Fatal(err)
+				}
 				var sender sync.WaitGroup
 				sender.Go(func() {
-					for i := range c.send {
-						if _, err := conn.Write(c.send[i : i+1]); err != nil {
+					for i := range c.slow {
+						if _, err := conn.Write(c.slow[i : i+1]); err != nil {
 							return
 						}
 						time.Sleep(time.Second)
@@ -304,6 +310,7 @@ func TestShutdownFinishesAcceptedRequests(t *testing.T) {
 		if err := w.probe(t.Context()); err != nil { // leaves an idle connection
 			t.Fatal(err)
 		}
+		idle, idleFor := w.shake(t), make(chan time.Duration, 1)
 		begun := make(chan struct{})
 		w.meta.keepAlive = func(ctx context.Context) error {
 			close(begun)
@@ -315,8 +322,16 @@ func TestShutdownFinishesAcceptedRequests(t *testing.T) {
 		go func() { answers <- w.keepAlive(t.Context()) }()
 		<-begun
 		start := time.Now()
+		go func() {
+			_, _ = io.Copy(io.Discard, idle)
+			idleFor <- time.Since(start)
+			_ = idle.Close()
+		}()
 		if err := w.server.Shutdown(within(t, time.Minute)); err != nil {
 			t.Error(err)
+		}
+		if d := <-idleFor; d != 0 {
+			t.Errorf("an idle connection was closed after %v", d)
 		}
 		if took := time.Since(start); took != 3*time.Second {
 			t.Errorf("shutdown took %v", took)
