@@ -1,0 +1,83 @@
+package client
+
+import (
+	"context"
+
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// change carries one command out in a group.
+func (c *Client) change(ctx context.Context, g dfs.GroupID, cmd *wire.Command) (*wire.Result, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.mutate(ctx, g, cmd)
+}
+
+// changeAttr is change for commands that answer with attributes.
+func (c *Client) changeAttr(ctx context.Context, g dfs.GroupID, cmd *wire.Command) (*Attr, error) {
+	res, err := c.change(ctx, g, cmd)
+	if err != nil {
+		return nil, err
+	}
+	if res.GetAttr() == nil {
+		return nil, dfs.Errorf(dfs.Internal, "", "group %v answered without attributes", g)
+	}
+	return toAttr(res.Attr), nil
+}
+
+func (c *Client) unlink(ctx context.Context, dir dfs.Ino, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	op := &wire.UnlinkOp{Parent: uint64(dir), Name: []byte(name)}
+	_, err := c.change(ctx, dir.Group(), &wire.Command{Op: &wire.Command_Unlink{Unlink: op}})
+	return err
+}
+
+func (c *Client) symlink(ctx context.Context, dir dfs.Ino, name, target string, opts PutOptions) (*Attr, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	op := opts.create(dir, name)
+	op.Type, op.Mode, op.Class, op.Target = wire.FileType_SYMLINK, 0, "", []byte(target)
+	a, err := c.changeAttr(ctx, dir.Group(), &wire.Command{Op: &wire.Command_Create{Create: op}})
+	if err != nil || opts.Owner == nil || opts.Owner.is(a) {
+		return a, err
+	}
+	return c.setAttr(ctx, a.Ino, SetAttr{UID: &opts.Owner.UID, GID: &opts.Owner.GID})
+}
+
+func (c *Client) link(ctx context.Context, dir dfs.Ino, name string, ino dfs.Ino) (*Attr, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	op := &wire.LinkOp{Ino: uint64(ino), Parent: uint64(dir), Name: []byte(name)}
+	return c.changeAttr(ctx, dir.Group(), &wire.Command{Op: &wire.Command_Link{Link: op}})
+}
+
+func (c *Client) rename(ctx context.Context, dir dfs.Ino, name string, to dfs.Ino, newName string, noReplace bool) error {
+	for _, n := range []string{name, newName} {
+		if err := checkName(n); err != nil {
+			return err
+		}
+	}
+	op := &wire.RenameOp{Parent: uint64(dir), Name: []byte(name), NewParent: uint64(to), NewName: []byte(newName), NoReplace: noReplace}
+	_, err := c.change(ctx, dir.Group(), &wire.Command{Op: &wire.Command_Rename{Rename: op}})
+	return err
+}
+
+func (c *Client) setAttr(ctx context.Context, ino dfs.Ino, set SetAttr) (*Attr, error) {
+	return c.changeAttr(ctx, ino.Group(), set.command(ino))
+}
+
+func (c *Client) setPolicy(ctx context.Context, ino dfs.Ino, class dfs.Class) error {
+	op := &wire.SetPolicyOp{Ino: uint64(ino)}
+	if !class.IsZero() {
+		op.Class = class.String()
+	}
+	_, err := c.change(ctx, ino.Group(), &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: op}})
+	return err
+}

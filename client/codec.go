@@ -1,0 +1,134 @@
+package client
+
+import (
+	"github.com/klauspost/compress/s2"
+
+	"dfsd/dfs"
+)
+
+// encoded is the stored form of a block that has no name yet: checksums, which
+// bind the name, are made for each attempt to store it.
+type encoded struct {
+	length  uint32 // logical bytes
+	codec   dfs.Codec
+	chunks  []uint32 // stored bytes of each chunk
+	payload []byte   // the chunks, end to end
+}
+
+// encode makes the stored form of the bytes in raw. It compresses chunk by chunk
+// into room unless that is nil or a sample does not shrink; then the payload
+// is raw itself. REQUIRES: 1 <= len(raw) <= dfs.MaxBlockSize; room holds as much
+// and slack.
+func encode(raw, room []byte) *encoded {
+	e := &encoded{length: uint32(len(raw)), codec: dfs.CodecNone, payload: raw}
+	if room != nil && shrinks(raw, room) {
+		if e.compress(raw, room) {
+			return e
+		}
+	}
+	e.chunks = e.chunks[:0]
+	for off := 0; off < len(raw); off += dfs.ChunkSize {
+		e.chunks = append(e.chunks, uint32(min(dfs.ChunkSize, len(raw)-off)))
+	}
+	return e
+}
+
+// shrinks reports whether a chunk from the middle of raw loses a sixteenth.
+func shrinks(raw, room []byte) bool {
+	at := len(raw) / 2 / dfs.ChunkSize * dfs.ChunkSize
+	sample := raw[at:min(at+dfs.ChunkSize, len(raw))]
+	return len(s2.Encode(room[:cap(room)], sample)) <= len(sample)-len(sample)/16
+}
+
+// compress fills the stored form with compressed chunks; it reports false when
+// the whole is no smaller. A chunk that does not shrink is stored as it is,
+// which its length tells.
+func (e *encoded) compress(raw, room []byte) bool {
+	out := room[:0]
+	for off := 0; off < len(raw); off += dfs.ChunkSize {
+		chunk := raw[off:min(off+dfs.ChunkSize, len(raw))]
+		got := s2.Encode(out[len(out):cap(out)], chunk)
+		if len(got) >= len(chunk) {
+			out = append(out, chunk...)
+			got = chunk
+		} else {
+			out = append(out, got...) // in place: got lies there already
+		}
+		e.chunks = append(e.chunks, uint32(len(got)))
+	}
+	if len(out) >= len(raw) {
+		return false
+	}
+	e.codec, e.payload = dfs.CodecS2, out
+	return true
+}
+
+// info describes the stored form under a name.
+func (e *encoded) info(id dfs.BlockID) dfs.BlockInfo {
+	info := dfs.BlockInfo{Length: e.length, Codec: e.codec, Chunks: make([]dfs.Chunk, len(e.chunks))}
+	at := uint32(0)
+	for n, size := range e.chunks {
+		info.Chunks[n] = dfs.Chunk{Len: size, Sum: dfs.ChunkSum(id, 0, n, e.payload[at:at+size])}
+		at += size
+	}
+	return info
+}
+
+// verify checks stored chunks of a block, the first of which has the number
+// first, against their checksums. Error: Corrupt.
+func verify(id dfs.BlockID, info *dfs.BlockInfo, first int, stored []byte) error {
+	for n := first; len(stored) > 0; n++ {
+		if n >= len(info.Chunks) || int(info.Chunks[n].Len) > len(stored) {
+			return dfs.Errorf(dfs.Corrupt, "", "%d bytes too many, or a chunk cut short", len(stored))
+		}
+		size := info.Chunks[n].Len
+		if sum := dfs.ChunkSum(id, 0, n, stored[:size]); sum != info.Chunks[n].Sum {
+			return dfs.Errorf(dfs.Corrupt, "", "chunk %d has checksum %08x, want %08x", n, sum, info.Chunks[n].Sum)
+		}
+		stored = stored[size:]
+	}
+	return nil
+}
+
+// decode writes the logical bytes from offset on into dst, out of the stored
+// chunks from the number first on. REQUIRES: info is valid, offset+len(dst) is
+// within the block, and stored holds the chunks that cover it. Error: Corrupt.
+func decode(info *dfs.BlockInfo, first int, stored []byte, offset uint32, dst []byte, scratch []byte) error {
+	for n := first; len(dst) > 0; n++ {
+		if n >= len(info.Chunks) || int(info.Chunks[n].Len) > len(stored) {
+			return dfs.Errorf(dfs.Corrupt, "", "chunk %d is missing", n)
+		}
+		chunk := stored[:info.Chunks[n].Len]
+		stored = stored[len(chunk):]
+		start := uint32(n) * dfs.ChunkSize
+		size := min(dfs.ChunkSize, info.Length-start) // logical
+		skip := offset - start                        // bytes of the chunk before those wanted
+		want := min(int(size-skip), len(dst))
+		plain := chunk
+		if uint32(len(chunk)) != size {
+			room := scratch[:size]
+			if want == int(size) {
+				room = dst[:size]
+			}
+			var err error
+			if plain, err = inflate(room, chunk); err != nil {
+				return err
+			}
+		}
+		copy(dst[:want], plain[skip:])
+		dst, offset = dst[want:], offset+uint32(want)
+	}
+	return nil
+}
+
+// inflate fills dst with what an s2 chunk holds.
+func inflate(dst, chunk []byte) ([]byte, error) {
+	if n, err := s2.DecodedLen(chunk); err != nil || n != len(dst) {
+		return nil, dfs.Errorf(dfs.Corrupt, "", "a compressed chunk does not hold %d bytes", len(dst))
+	}
+	out, err := s2.Decode(dst, chunk)
+	if err != nil {
+		return nil, &dfs.Error{Kind: dfs.Corrupt, Text: "a compressed chunk cannot be read", Err: err}
+	}
+	return out, nil
+}

@@ -1,0 +1,132 @@
+package client
+
+import (
+	"context"
+
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// query asks a namespace group. The answer is linearizable.
+func (c *Client) query(ctx context.Context, g dfs.GroupID, q *wire.Query) (*wire.QueryResult, error) {
+	if g == dfs.ControlGroup {
+		return nil, dfs.Errorf(dfs.Invalid, "", "no namespace group owns the inode")
+	}
+	q.Cred = &wire.Cred{Uid: c.opts.Cred.UID, Gid: c.opts.Cred.GID, Groups: c.opts.Cred.Groups}
+	req := &wire.ReadRequest{Group: uint32(g), Query: q}
+	var out *wire.QueryResult
+	err := c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+		reply, err := m.Read(ctx, req)
+		out = reply.GetResult()
+		return err
+	})
+	if err != nil {
+		return nil, readFailed(ctx, err)
+	}
+	if out == nil {
+		return nil, dfs.Errorf(dfs.Internal, "", "group %v sent an empty answer", g)
+	}
+	c.saw(out.GetVersion())
+	return out, nil
+}
+
+// readFailed gives the error of a request that changes nothing its kind: an
+// outcome that is not known is just no answer.
+func readFailed(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch dfs.KindOf(err) {
+	case dfs.Unknown:
+		return &dfs.Error{Kind: dfs.Unavailable, Err: err}
+	case dfs.Other:
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+	}
+	return err
+}
+
+// attrs returns the attributes of inodes of one group, in order; nil for those
+// that do not exist.
+func (c *Client) attrs(ctx context.Context, g dfs.GroupID, inos []uint64) ([]*wire.Attr, error) {
+	var out []*wire.Attr
+	for len(inos) > 0 {
+		page := inos[:min(len(inos), maxPage)]
+		res, err := c.query(ctx, g, &wire.Query{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: page}}})
+		if err != nil {
+			return nil, err
+		}
+		got := res.GetAttr().GetAttrs()
+		if len(got) == 0 || len(got) > len(page) {
+			return nil, dfs.Errorf(dfs.Internal, "", "group %v answered with %d inodes for %d", g, len(got), len(page))
+		}
+		for _, a := range got {
+			if a.GetIno() == 0 {
+				a = nil
+			}
+			out = append(out, a)
+		}
+		inos = inos[len(got):]
+	}
+	return out, nil
+}
+
+// attr returns the attributes of an inode.
+func (c *Client) attr(ctx context.Context, ino dfs.Ino) (*wire.Attr, error) {
+	got, err := c.attrs(ctx, ino.Group(), []uint64{uint64(ino)})
+	if err != nil {
+		return nil, err
+	}
+	if got[0] == nil {
+		return nil, dfs.Errorf(dfs.NotExist, "", "inode %v does not exist", ino)
+	}
+	return got[0], nil
+}
+
+// walk looks names up from a directory, as far as one group goes.
+func (c *Client) walk(ctx context.Context, start dfs.Ino, names [][]byte) (*wire.WalkResult, error) {
+	res, err := c.query(ctx, start.Group(), &wire.Query{Query: &wire.Query_Walk{Walk: &wire.WalkQuery{Start: uint64(start), Names: names}}})
+	if err != nil {
+		return nil, err
+	}
+	w := res.GetWalk()
+	if w == nil || w.Start == nil || len(w.Steps) > len(names) {
+		return nil, dfs.Errorf(dfs.Internal, "", "group %v answered a walk of %d names with %d steps", start.Group(), len(names), len(w.GetSteps()))
+	}
+	return w, nil
+}
+
+// lookup returns the number of what a directory's entry names.
+func (c *Client) lookup(ctx context.Context, dir dfs.Ino, name []byte) (dfs.Ino, error) {
+	w, err := c.walk(ctx, dir, [][]byte{name})
+	switch {
+	case err != nil:
+		return 0, err
+	case len(w.Steps) == 1:
+		return dfs.Ino(w.Steps[0].GetIno()), nil
+	case w.Next != 0:
+		return dfs.Ino(w.Next), nil
+	}
+	return 0, dfs.Errorf(dfs.NotExist, "", "")
+}
+
+// maxPage is how many rows one request of a listing asks for: a page of names
+// of 255 bytes and their attributes stays well under dfs.MaxMessage.
+const maxPage = 1024
+
+// extentPage returns the attributes of a file and the extents that reach into a
+// range of it, of one version; more says that there are further ones.
+func (c *Client) extentPage(ctx context.Context, ino dfs.Ino, offset, length int64) (*wire.ExtentsResult, error) {
+	res, err := c.query(ctx, ino.Group(), &wire.Query{Query: &wire.Query_Extents{Extents: &wire.ExtentsQuery{
+		Ino: uint64(ino), Offset: offset, Length: length, Limit: maxPage,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	x := res.GetExtents()
+	if x.GetAttr() == nil {
+		return nil, dfs.Errorf(dfs.Internal, "", "group %v sent an empty answer", ino.Group())
+	}
+	return x, nil
+}
