@@ -125,7 +125,7 @@ func TestTable(t *testing.T) {
 		if s.doc == "" || s.kind.want == "" || s.kind.typ == "" {
 			t.Errorf("%s: not documented", s.key)
 		}
-		if envs[s.env()] || flags[s.flag()] || s.env() == envConfig || s.flag() == flagConfig || strings.HasPrefix(s.env(), envTests) {
+		if envs[s.env()] || flags[s.flag()] || s.env() == envConfig || s.flag() == flagConfig || strings.HasPrefix(s.env(), envTests) || strings.HasPrefix(s.env(), envE2E) {
 			t.Errorf("%s: its variable or flag is another's", s.key)
 		}
 		envs[s.env()], flags[s.flag()] = true, true

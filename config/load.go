@@ -16,7 +16,8 @@ import (
 // The names that settings have outside of a file.
 const (
 	envPrefix  = "DFSD_"
-	envTests   = envPrefix + "TEST_" // names with this prefix belong to the tests
+	envTests   = envPrefix + "TEST_" // variables of the tests begin so,
+	envE2E     = envPrefix + "E2E_"  // or so: they are no settings
 	envConfig  = envPrefix + "CONFIG"
 	flagConfig = "config"
 )
@@ -135,7 +136,8 @@ func (l *load) readEnv(env []string) {
 	}
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, envPrefix) || strings.HasPrefix(name, envTests) || value == "" {
+		ours := strings.HasPrefix(name, envPrefix) && !strings.HasPrefix(name, envTests) && !strings.HasPrefix(name, envE2E)
+		if !ours || value == "" {
 			continue
 		}
 		if !slices.Contains(known, name) {

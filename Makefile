@@ -1,0 +1,68 @@
+# What is needed: Go, make and git; a C compiler too for tests with -race.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := -X dfsd/cli.version=$(VERSION) -X dfsd/cli.commit=$(COMMIT)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+
+# The race detector needs cgo, and cgo a C compiler.
+RACE ?= $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
+
+# Where `make install` puts things. DESTDIR goes before all of them.
+PREFIX      ?= /usr/local
+BINDIR      ?= $(PREFIX)/bin
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+
+BENCH ?= .
+SOAK  ?= 1h
+
+.PHONY: build run test e2e generate bench soak lint cross install clean
+
+build:
+	$(GOBUILD) -o dfsd .
+
+# A whole replicated cluster on this machine.
+run: build
+	./dfsd dev
+
+# Everything. The end-to-end tests come last, against the binary as it ships.
+test:
+	@$(if $(RACE),:,echo "no C compiler ($$(go env CC)) found: testing without -race")
+	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 30m ./...
+	@$(MAKE) --no-print-directory e2e
+
+# Clusters of real processes.
+e2e: build
+	DFSD_E2E_BINARY=$(CURDIR)/dfsd go test -count=1 -timeout 0 -tags e2e ./cli/chaos
+
+# Generated code is committed; a test compares it with this.
+generate:
+	go run ./transport/wire/gen
+
+# make bench BENCH='Put.*4KiB'
+bench:
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 0 ./...
+
+# The simulator with fresh seeds for as long as SOAK says.
+soak:
+	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v ./sim
+
+lint:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted by gofmt:"; echo "$$files"; exit 1; fi
+	go vet -tags e2e ./...
+	go tool staticcheck -tags e2e ./...
+
+cross:
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o /dev/null .
+
+install: build
+	install -D -m 755 dfsd $(DESTDIR)$(BINDIR)/dfsd
+	install -D -m 644 packaging/sysusers.d/dfsd.conf $(DESTDIR)$(SYSUSERSDIR)/dfsd.conf
+	for role in meta storage; do \
+		install -D -m 644 packaging/systemd/dfsd-$$role.service $(DESTDIR)$(UNITDIR)/dfsd-$$role.service && \
+		sed -i 's|/usr/local/bin/|$(BINDIR)/|' $(DESTDIR)$(UNITDIR)/dfsd-$$role.service || exit 1; \
+	done
+
+clean:
+	rm -f dfsd
