@@ -48,6 +48,7 @@ type cluster struct {
 	peer   *transport.Pool // a node's
 	rng    *rand.Rand
 	serial uint64
+	gap    time.Duration // clients pause after a put's head; 0: not
 }
 
 // node is one storage node.
@@ -68,7 +69,7 @@ type node struct {
 }
 
 // bubble runs a test with a cluster in a bubble.
-func bubble(t *testing.T, fn func(c *cluster)) {
+func bubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{
 			t: t, net: transport.NewMemory(transport.MemoryOptions{Seed: 1, MinLatency: 100 * time.Microsecond}), plane: newPlane(),
@@ -98,7 +99,7 @@ func bubble(t *testing.T, fn func(c *cluster)) {
 			c.peer.Close()
 			c.meta.Close()
 		}()
-		fn(c)
+		fn(t, c)
 	})
 }
 
@@ -295,6 +296,13 @@ func (c *cluster) putFrames(store dfs.StoreID, head, data []byte) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
+	if c.gap > 0 {
+		if err := stream.Send(&wire.BlockFrame{Head: head}); err != nil {
+			return err
+		}
+		head = nil
+		time.Sleep(c.gap)
+	}
 	for first := true; first || len(data) > 0; first = false {
 		f := &wire.BlockFrame{Data: data[:min(len(data), dfs.FrameSize)]}
 		if first {

@@ -31,6 +31,7 @@ type plane struct {
 	done      []string // refills reported
 	noDone    bool     // reports of refills are refused
 	held      bool     // proposals are not activated
+	deaf      bool     // polls are not answered, and heartbeats tell of no epoch
 	onBeat    func(*wire.StoreBeat)
 }
 
@@ -179,6 +180,9 @@ func (p *plane) Heartbeat(_ context.Context, req *wire.HeartbeatRequest) (*wire.
 		}
 	}
 	p.activateLocked()
+	if p.deaf {
+		reply.Epoch = 0
+	}
 	return reply, nil
 }
 
@@ -187,9 +191,9 @@ func (p *plane) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.GetM
 	defer timer.Stop()
 	for {
 		p.mu.Lock()
-		m, next := p.m, p.next
+		m, next, deaf := p.m, p.next, p.deaf && req.Known > 0
 		p.mu.Unlock()
-		if m.Epoch > dfs.Epoch(req.Known) {
+		if !deaf && m.Epoch > dfs.Epoch(req.Known) {
 			return &wire.GetMapReply{Map: wire.FromMap(m), Leader: 1}, nil
 		}
 		select {
