@@ -116,7 +116,7 @@ func check(t *testing.T, stores []Store, width int, groups []Group) Result {
 // TestAssignProperties walks random clusters through changes and checks the
 // bounds of load, domains and moves after each.
 func TestAssignProperties(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(30) {
 		sh := &shape{rng: rand.New(rand.NewPCG(seed, 1)), flat: seed%3 == 0}
 		for range 4 + sh.rng.IntN(12) {
 			sh.addHost()
@@ -156,7 +156,7 @@ func TestAssignProperties(t *testing.T) {
 // nobody over 1.05 of the fair share (or the next whole slot), and a change of
 // n stores moves at most 1.1 times what n stores hold.
 func TestAssignFlat(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		sh := &shape{rng: rng, flat: true}
 		const width, count = 3, 256

@@ -82,9 +82,9 @@ func (t *tree) tighten(level int, stores []Store, width int) {
 	}
 }
 
-// load is how many slots of groups groups a domain takes if every store takes
-// up to rate slots per unit of weight, within the limits.
-func (t *tree) load(d *domain, stores []Store, groups, rate float64) float64 {
+// demand is how many slots the stores of a domain take if each takes up to
+// rate slots per unit of weight, within the limits of the domains inside.
+func (t *tree) demand(d *domain, stores []Store, groups, rate float64) float64 {
 	var sum float64
 	for _, c := range d.children {
 		sum += t.load(c, stores, groups, rate)
@@ -92,7 +92,12 @@ func (t *tree) load(d *domain, stores []Store, groups, rate float64) float64 {
 	for _, s := range d.stores {
 		sum += min(rate*float64(stores[s].Weight), groups)
 	}
-	return min(sum, groups*float64(t.limits[d.level]))
+	return sum
+}
+
+// load is demand within the domain's own limit.
+func (t *tree) load(d *domain, stores []Store, groups, rate float64) float64 {
+	return min(t.demand(d, stores, groups, rate), groups*float64(t.limits[d.level]))
 }
 
 // quotas splits all slots over the stores, in proportion to their weights as
@@ -108,8 +113,8 @@ func (t *tree) quotas(stores []Store, groups float64) []float64 {
 // just full.
 func (t *tree) pour(d *domain, stores []Store, groups, rate float64, out []float64) {
 	full := groups * float64(t.limits[d.level])
-	if at := t.rateOf(d, stores, groups, full); at < rate {
-		rate = at
+	if t.demand(d, stores, groups, rate) >= full {
+		rate = t.rateOf(d, stores, groups, full)
 	}
 	for _, c := range d.children {
 		t.pour(c, stores, groups, rate, out)
@@ -119,33 +124,19 @@ func (t *tree) pour(d *domain, stores []Store, groups, rate float64, out []float
 	}
 }
 
-// rateOf finds the least rate at which the stores of a domain take want slots
-// between them, +Inf when they never do.
+// rateOf finds by bisection the least rate at which the demand of a domain is
+// want. REQUIRES: there is one.
 func (t *tree) rateOf(d *domain, stores []Store, groups, want float64) float64 {
-	inner := func(rate float64) float64 { // without the domain's own limit
-		var sum float64
-		for _, c := range d.children {
-			sum += t.load(c, stores, groups, rate)
-		}
-		for _, s := range d.stores {
-			sum += min(rate*float64(stores[s].Weight), groups)
-		}
-		return sum
-	}
-	if inner(math.Inf(1)) < want {
-		return math.Inf(1)
-	}
 	low, high := 0.0, groups // every weight is 1 at least, so all stores are full at this rate
-	for range 200 {
+	for {
 		mid := (low + high) / 2
-		if mid == low || mid == high {
-			break
+		if mid <= low || mid >= high {
+			return high
 		}
-		if inner(mid) < want {
+		if t.demand(d, stores, groups, mid) < want {
 			low = mid
 		} else {
 			high = mid
 		}
 	}
-	return high
 }

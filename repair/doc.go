@@ -8,8 +8,8 @@
 //
 //   - A [Detector] is one meta node's suspicion of the stores that report
 //     to it: silent ones, and those whose disk is sick.
-//   - [Votes] gathers the suspicions of the control group's voters; a [Tally]
-//     says which stores a majority suspects.
+//   - A [Vote] is what one meta node suspects; a [Tally] says which stores a
+//     majority of the control group's voters does.
 //   - [Plan] compares the map with the wishes and returns [Decision]s.
 //   - A check ([CheckPropose], [CheckActivate]) says whether a step is allowed,
 //     and a transition ([Propose], [Activate], [RefillDone], [ResetMember],

@@ -87,7 +87,7 @@ func pick[T any](rng *rand.Rand, list []T) (v T, ok bool) {
 
 // step does one random thing.
 func (k *walk) step() error {
-	before := k.m
+	before, acked := k.m, len(k.acked)
 	switch n := k.rng.IntN(100); {
 	case n < 8:
 		k.startWrite()
@@ -105,6 +105,9 @@ func (k *walk) step() error {
 		k.fail()
 	default:
 		k.now = k.now.Add(time.Duration(k.rng.IntN(8)) * time.Minute)
+	}
+	if k.m == before && len(k.acked) == acked {
+		return nil // a block more somewhere breaks nothing
 	}
 	if err := k.compare(before); err != nil {
 		return err
@@ -377,7 +380,7 @@ func (k *walk) run() error {
 // without a survivor, or fails to converge when all are well.
 func TestWalk(t *testing.T) {
 	acked, activations, resets := 0, 0, 0
-	for seed := range uint64(300) {
+	for seed := range uint64(120) {
 		k := newWalk(seed, noFault)
 		if err := k.run(); err != nil {
 			t.Fatalf("seed %d, %v: %v\n%s\n%s", seed, k.m.DefaultClass, err, k.world, strings.Join(k.log[max(0, len(k.log)-60):], "\n"))
@@ -387,7 +390,7 @@ func TestWalk(t *testing.T) {
 		resets += k.resets
 	}
 	t.Logf("%d blocks acknowledged, %d activations after the first, %d resets", acked, activations, resets)
-	if acked < 10000 || activations < 5000 || resets < 100 {
+	if acked < 5000 || activations < 1500 || resets < 100 {
 		t.Error("the walk is too quiet to show anything")
 	}
 }
