@@ -4,6 +4,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"dfsd/dfs"
 )
@@ -23,15 +24,30 @@ func (l *load) completeServer(s *Server) {
 	l.checkExposed(s, "listen", s.Listen)
 	l.checkExposed(s, "http", s.HTTP)
 	l.completeAddresses(s)
-	if s.Health.Interval == 0 {
-		s.Health.Interval = s.Heartbeat
-	}
-	if h := s.Health; h.Timeout <= h.Interval && !l.bad["health_check.timeout"] && !l.bad["health_check.interval"] && !l.bad["heartbeat"] {
-		l.wrong("health_check.timeout", 0, h.Timeout.String(), "want more than the interval of the reports ("+h.Interval.String()+")")
-	}
+	l.completeHealth(s)
 	l.checkTLS(s.TLS)
 	if s.Roles.Has(dfs.RoleMeta) && !l.bad["meta"] {
 		l.checkMetaRole(s)
+	}
+}
+
+// leastTimeout and timeoutIntervals make the default time-out of a health
+// check: short enough to notice a death soon, with room for a few lost reports.
+const (
+	leastTimeout     = 2 * time.Second
+	timeoutIntervals = 4
+)
+
+func (l *load) completeHealth(s *Server) {
+	h := &s.Health
+	if h.Interval == 0 {
+		h.Interval = s.Heartbeat
+	}
+	if h.Timeout == 0 && !l.bad["health_check.timeout"] {
+		h.Timeout = max(leastTimeout, timeoutIntervals*h.Interval)
+	}
+	if h.Timeout <= h.Interval && !l.bad["health_check.timeout"] {
+		l.wrong("health_check.timeout", 0, h.Timeout.String(), "want more than the interval of the reports ("+h.Interval.String()+")")
 	}
 }
 
@@ -46,11 +62,14 @@ func (l *load) completeDirs(s *Server) {
 		s.Stores = nil
 		return
 	}
-	if len(s.Stores) == 0 && s.Dir != "" && !l.bad["stores"] {
+	if l.bad["stores"] || s.Dir == "" {
+		return
+	}
+	if len(s.Stores) == 0 {
 		s.Stores = []string{filepath.Join(s.Dir, "store0")}
 	}
 	for i, store := range s.Stores {
-		if !l.bad["stores"] && s.Dir != "" && within(s.Dir, store) {
+		if within(s.Dir, store) {
 			l.wrong("stores", i, store, "holds dir ("+s.Dir+"): want a directory of its own for each")
 		}
 	}

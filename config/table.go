@@ -108,7 +108,7 @@ func clusterSettings() []setting {
 			oneOf(func(v *values) *string { return &v.server.Health.Mode }, "adaptive", "fixed", "exponential")},
 		{"health_check.interval", forServer, "", "heartbeat", "how often a report is expected",
 			duration(50*time.Millisecond, time.Minute, func(v *values) *time.Duration { return &v.server.Health.Interval })},
-		{"health_check.timeout", forServer, "2s", "", "silence after which a store is suspect, longer than the interval",
+		{"health_check.timeout", forServer, "", "2s, or 4 intervals where that is longer", "silence after which a store is suspect, longer than the interval",
 			duration(50*time.Millisecond, 10*time.Minute, func(v *values) *time.Duration { return &v.server.Health.Timeout })},
 		{"health_check.max_failures", forServer, "3", "", "reports in a row that must be missing at least; with exponential also how often the time-out doubles at most",
 			integer(1, 100, func(v *values) *int { return &v.server.Health.MaxFailures })},
