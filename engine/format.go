@@ -35,9 +35,6 @@ const (
 	chunkLen         = 8
 	footerEntryLen   = 64
 	trailerLen       = 64
-
-	// maxRecordLen is the longest record: the biggest block, not compressed.
-	maxRecordLen = recordHeaderLen + (dfs.MaxBlockSize/dfs.ChunkSize)*chunkLen + dfs.MaxBlockSize + recordAlign
 )
 
 // recordKind says what a record does. Numbers are on disk: never reused.

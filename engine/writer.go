@@ -17,7 +17,7 @@ type writer struct {
 	end     int64    // of the active segment's log
 	entries []footerEntry
 	nextSeq uint64 // Invariant: the log's sequence numbers have no gaps, unless records were lost
-	buf     []byte // Invariant: cap <= gatherBytes + maxRecordLen + pageSize
+	buf     []byte // Invariant: at most gatherBytes, one record of the biggest block, and padding
 }
 
 func (w *writer) run() {
