@@ -1,8 +1,10 @@
 package raftgroup
 
 import (
+	"encoding/binary"
 	"errors"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
 )
 
@@ -79,7 +81,7 @@ func (v *view) Scan(lower, upper []byte, fn func(key, value []byte) (bool, error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer closeInto(&err, it)
 	for ok := it.First(); ok; ok = it.Next() {
 		more, err := fn(it.Key()[len(v.prefix):], it.Value())
 		if err != nil || !more {
@@ -106,14 +108,38 @@ func prefixEnd(p []byte) []byte {
 type batchTx struct {
 	view
 	b *pebble.Batch
+
+	// writes sums a hash of each write, so that it does not depend on the
+	// order in which a state machine writes different keys.
+	writes uint64
 }
 
 // NewTx returns a Tx that reads and writes below prefix through an indexed
 // batch. The caller commits the batch.
-func NewTx(b *pebble.Batch, prefix []byte) Tx {
+func NewTx(b *pebble.Batch, prefix []byte) Tx { return newTx(b, prefix) }
+
+func newTx(b *pebble.Batch, prefix []byte) *batchTx {
 	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b}
 }
 
-func (t *batchTx) Set(key, value []byte) error { return t.b.Set(t.key(key), value, nil) }
+func (t *batchTx) Set(key, value []byte) error {
+	t.writes += hashWrite(1, key, value)
+	return t.b.Set(t.key(key), value, nil)
+}
 
-func (t *batchTx) Delete(key []byte) error { return t.b.Delete(t.key(key), nil) }
+func (t *batchTx) Delete(key []byte) error {
+	t.writes += hashWrite(2, key, nil)
+	return t.b.Delete(t.key(key), nil)
+}
+
+func hashWrite(op byte, key, value []byte) uint64 {
+	var head [1 + binary.MaxVarintLen64]byte
+	head[0] = op
+	n := 1 + binary.PutUvarint(head[1:], uint64(len(key)))
+	var d xxhash.Digest
+	d.Reset()
+	_, _ = d.Write(head[:n])
+	_, _ = d.Write(key)
+	_, _ = d.Write(value)
+	return d.Sum64()
+}

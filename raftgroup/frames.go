@@ -1,0 +1,256 @@
+package raftgroup
+
+import (
+	"encoding/binary"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+)
+
+// A batch of messages: version, frames, CRC32C over all before it. A frame is
+// its length (uvarint) and: kind, group (16 bits, big endian), then
+//
+//	frameRaft:      acknowledged, checkpoint index, checkpoint hash (uvarints),
+//	                raftpb.Message
+//	frameRemoved:   index of the change that removed the receiver (uvarint)
+//	frameNeedState: nothing
+//
+// Frames of an unknown kind are refused: nothing new is sent before every
+// member knows it.
+const batchVersion = 1
+
+type frameKind byte
+
+const (
+	frameRaft      frameKind = 1
+	frameRemoved   frameKind = 2
+	frameNeedState frameKind = 3
+)
+
+// frame is one message between two hosts.
+type frame struct {
+	kind  frameKind
+	group dfs.GroupID
+
+	// acked is, from a leader, the highest index that the receiver has
+	// acknowledged in the message's term; 0 says nothing. A receiver with
+	// a shorter log has lost what it promised to keep.
+	acked uint64
+
+	// checkIndex and checkHash are the state hash of the sender at one applied
+	// index; 0 says nothing.
+	checkIndex, checkHash uint64
+
+	msg     *pb.Message // frameRaft
+	removed uint64      // frameRemoved
+}
+
+// appendFrame appends a frame with its length.
+func appendFrame(b []byte, f *frame) ([]byte, error) {
+	body := make([]byte, 0, 64)
+	body = append(body, byte(f.kind), byte(f.group>>8), byte(f.group))
+	switch f.kind {
+	case frameRaft:
+		body = appendUints(body, f.acked, f.checkIndex, f.checkHash)
+		n := proto.Size(f.msg)
+		b = binary.AppendUvarint(b, uint64(len(body)+n))
+		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(append(b, body...), f.msg)
+	case frameRemoved:
+		body = appendUints(body, f.removed)
+	}
+	return appendBytes(b, body), nil
+}
+
+// sealBatch ends a batch of frames that starts with batchVersion.
+func sealBatch(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc(0, b)) }
+
+func badBatch(why string) error {
+	return dfs.Errorf(dfs.Invalid, "read raft messages", "%s", why)
+}
+
+// parseBatch reads a batch. Nothing is returned unless all of it is well formed
+// and between the two nodes.
+func parseBatch(b []byte, from, to dfs.NodeID) ([]frame, error) {
+	if len(b) < 5 || len(b) > MaxBatch {
+		return nil, badBatch("impossible length")
+	}
+	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if crc(0, body) != sum {
+		return nil, dfs.Errorf(dfs.Corrupt, "read raft messages", "bad checksum")
+	}
+	if body[0] != batchVersion {
+		return nil, dfs.Errorf(dfs.Unsupported, "read raft messages", "batch version %d is not known", body[0])
+	}
+	var out []frame
+	d := decoder{b: body[1:]}
+	for len(d.b) > 0 {
+		raw := d.bytes()
+		if d.bad || len(raw) < 3 {
+			return nil, badBatch("torn frame")
+		}
+		f := frame{kind: frameKind(raw[0]), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:]))}
+		if err := f.parse(raw[3:], from, to); err != nil {
+			return nil, err
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func (f *frame) parse(b []byte, from, to dfs.NodeID) error {
+	d := decoder{b: b}
+	switch f.kind {
+	case frameRaft:
+		f.acked, f.checkIndex, f.checkHash = d.uint(), d.uint(), d.uint()
+		if d.bad {
+			return badBatch("torn frame")
+		}
+		f.msg = &pb.Message{}
+		if err := proto.Unmarshal(d.b, f.msg); err != nil {
+			return badBatch("no Raft message")
+		}
+		return checkMessage(f.msg, from, to)
+	case frameRemoved:
+		if f.removed = d.uint(); !d.end() {
+			return badBatch("torn frame")
+		}
+	case frameNeedState:
+		if !d.end() {
+			return badBatch("torn frame")
+		}
+	default:
+		return dfs.Errorf(dfs.Unsupported, "read raft messages", "frame kind %d is not known", f.kind)
+	}
+	return nil
+}
+
+// checkMessage refuses what no honest peer sends: the library would panic on
+// some of it.
+func checkMessage(m *pb.Message, from, to dfs.NodeID) error {
+	if m.GetFrom() != uint64(from) || m.GetTo() != uint64(to) {
+		return badBatch("message between other nodes")
+	}
+	if m.GetSnapshot() != nil || len(m.GetResponses()) > 0 {
+		return badBatch("message with foreign parts")
+	}
+	switch m.GetType() {
+	case pb.MsgApp:
+		return checkEntries(m)
+	case pb.MsgReadIndex, pb.MsgReadIndexResp:
+		if len(m.GetEntries()) != 1 || len(m.GetEntries()[0].GetData()) != readKeyLen {
+			return badBatch("malformed ReadIndex")
+		}
+		if m.GetType() == pb.MsgReadIndex && m.GetTerm() != 0 {
+			return badBatch("malformed ReadIndex")
+		}
+		return nil
+	case pb.MsgHeartbeat, pb.MsgHeartbeatResp:
+		if n := len(m.GetContext()); n != 0 && n != 8 || m.GetTerm() == 0 {
+			return badBatch("malformed heartbeat")
+		}
+	case pb.MsgAppResp, pb.MsgVote, pb.MsgVoteResp, pb.MsgPreVote, pb.MsgPreVoteResp, pb.MsgTimeoutNow:
+		if m.GetTerm() == 0 {
+			return badBatch("message without a term")
+		}
+	default:
+		return badBatch("message of a type that does not cross the network")
+	}
+	if len(m.GetEntries()) > 0 {
+		return badBatch("message with foreign parts")
+	}
+	return nil
+}
+
+func checkEntries(m *pb.Message) error {
+	term, index := m.GetLogTerm(), m.GetIndex()
+	for _, e := range m.GetEntries() {
+		index++
+		if e.GetIndex() != index || e.GetTerm() < term || e.GetTerm() > m.GetTerm() {
+			return badBatch("append with entries out of order")
+		}
+		term = e.GetTerm()
+	}
+	if m.GetTerm() == 0 || m.GetLogTerm() > m.GetTerm() {
+		return badBatch("append with an impossible term")
+	}
+	return nil
+}
+
+func laneOf(m *pb.Message) Lane {
+	switch m.GetType() {
+	case pb.MsgApp, pb.MsgAppResp:
+		return LaneBulk
+	default:
+		return LaneControl
+	}
+}
+
+// outbox gathers the messages of one round, so that one batch carries what
+// many groups have for one peer. It belongs to one goroutine.
+type outbox struct {
+	h    *Host
+	bufs map[lanePeer]*outBatch
+	keys []lanePeer // in order of first use, so that a round sends in one order
+}
+
+type lanePeer struct {
+	to   dfs.NodeID
+	lane Lane
+}
+
+type outBatch struct {
+	b      []byte
+	groups []dfs.GroupID // with messages in b
+}
+
+func newOutbox(h *Host) *outbox { return &outbox{h: h, bufs: map[lanePeer]*outBatch{}} }
+
+func (o *outbox) add(to dfs.NodeID, lane Lane, f *frame) {
+	enc, err := appendFrame(nil, f)
+	if err != nil || len(enc)+5 > MaxBatch {
+		o.h.log.Error("message left out", "group", uint16(f.group), "to", uint32(to), "bytes", len(enc), "cause", err)
+		return
+	}
+	k := lanePeer{to, lane}
+	ob := o.bufs[k]
+	if ob != nil && len(ob.b)+len(enc)+4 > MaxBatch {
+		o.send(k, ob)
+		ob = nil
+	}
+	if ob == nil || len(ob.b) == 0 {
+		ob = &outBatch{b: []byte{batchVersion}}
+		o.bufs[k] = ob
+		o.keys = append(o.keys, k)
+	}
+	ob.b = append(ob.b, enc...)
+	if n := len(ob.groups); n == 0 || ob.groups[n-1] != f.group {
+		ob.groups = append(ob.groups, f.group)
+	}
+}
+
+// flush sends what was gathered.
+func (o *outbox) flush() {
+	for _, k := range o.keys {
+		if ob := o.bufs[k]; len(ob.b) > 0 {
+			o.send(k, ob)
+		}
+	}
+	clear(o.bufs)
+	o.keys = o.keys[:0]
+}
+
+func (o *outbox) send(k lanePeer, ob *outBatch) {
+	ok := o.h.opts.Send(k.to, k.lane, sealBatch(ob.b))
+	groups := ob.groups
+	ob.b, ob.groups = nil, nil
+	if ok || k.lane != LaneBulk {
+		return
+	}
+	for _, g := range groups {
+		if r := o.h.replica(g); r != nil {
+			r.unreachable(k.to)
+		}
+	}
+}

@@ -1,0 +1,426 @@
+package raftgroup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/raft/v3"
+
+	"dfsd/dfs"
+)
+
+// maxTake bounds the replicas that one worker steps before it sends what came
+// of it, so that the heartbeats of many groups share a batch.
+const maxTake = 64
+
+// Host is this node's end of all its Raft groups. Its methods may be called
+// from any goroutine.
+type Host struct {
+	opts  Options
+	log   *slog.Logger
+	store *logStore
+	state *pebble.DB
+
+	workers   *scheduler
+	appliers  *scheduler
+	writer    *logWriter
+	sequence  atomic.Uint64 // of proposals and reads
+	transfers chan struct{} // one token for each snapshot that may be sent
+	receiving chan struct{} // one token for each that may be received
+
+	ctx     context.Context // ends when Close begins
+	cancel  context.CancelFunc
+	closing chan struct{}  // closed when Close begins
+	failed  chan struct{}  // closed at the first failure of a store
+	loops   sync.WaitGroup // workers, appliers, writer, ticker, janitor
+	tasks   sync.WaitGroup // snapshots sent and installed
+	users   sync.WaitGroup // callers that read the stores
+	once    sync.Once
+	closed  chan struct{} // closed when everything is released
+	err     error         // of closing; set before closed is closed
+
+	adding sync.Mutex // serialises the making of replicas
+
+	mu     sync.Mutex
+	groups map[dfs.GroupID]*replica
+	ended  bool  // Close has begun: no task or user may start
+	why    error // of the failure; set before failed is closed
+}
+
+// Open opens the host of a data directory, finishes what a crash interrupted
+// and starts every replica found there. Kinds of errors: Corrupt when a store is
+// damaged, above all when the log has lost what this node acknowledged; Invalid
+// when the directory is another node's.
+func Open(o Options) (*Host, error) {
+	o.setDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	h := &Host{
+		opts: o, log: o.Logger.With("node", uint32(o.Node)),
+		closing: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
+		groups:    map[dfs.GroupID]*replica{},
+		transfers: make(chan struct{}, o.MaxSnapshots),
+		receiving: make(chan struct{}, o.MaxSnapshots),
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.workers = newScheduler(func(r *replica) *slot { return &r.work })
+	h.appliers = newScheduler(func(r *replica) *slot { return &r.apply })
+	h.writer = newLogWriter(h)
+	if err := h.openStores(); err != nil {
+		h.cancel()
+		return nil, errors.Join(err, h.closeStores())
+	}
+	h.start()
+	return h, nil
+}
+
+func (h *Host) openStores() error {
+	if err := makeDir(h.opts.FS, h.opts.Dir); err != nil {
+		return wrapStore("open raft host", h.opts.Dir, err)
+	}
+	var err error
+	if h.store, err = openLogStore(&h.opts, h.fail); err != nil {
+		return err
+	}
+	if h.state, err = h.openStateStore(); err != nil {
+		return err
+	}
+	if err := h.prepareSnapDir(); err != nil {
+		return err
+	}
+	groups, err := h.store.groups()
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		r, err := h.loadReplica(g)
+		if err != nil {
+			return err
+		}
+		if r != nil {
+			h.groups[g] = r
+		}
+	}
+	return h.cleanSnapDir()
+}
+
+func (h *Host) openStateStore() (*pebble.DB, error) {
+	return openStore(&h.opts, h.opts.FS.PathJoin(h.opts.Dir, "raft-state"), false, h.fail)
+}
+
+func (h *Host) start() {
+	for range h.opts.Workers {
+		h.loops.Go(h.work)
+		h.loops.Go(h.applyAll)
+	}
+	h.loops.Go(h.writer.run)
+	h.loops.Go(h.tick)
+	h.loops.Go(h.tidy)
+	go h.undertake()
+	for _, r := range h.sorted() {
+		h.workers.schedule(r)
+	}
+}
+
+// undertake releases the host once a store has failed, so that Pebble does not
+// try again what failed. It ends with the host; Close waits for it.
+func (h *Host) undertake() {
+	select {
+	case <-h.failed:
+	case <-h.closing:
+	}
+	h.shutdown()
+}
+
+// fail ends the host: nothing is acknowledged after it, on any group.
+func (h *Host) fail(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.why != nil {
+		return
+	}
+	h.why = err
+	h.log.Error("raft host failed", "cause", err)
+	if h.store != nil {
+		h.store.stop(err)
+	}
+	close(h.failed)
+}
+
+// failure returns why the host failed, nil while it has not.
+func (h *Host) failure() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.why
+}
+
+// Failed is closed when a store of the host has failed. The host then serves
+// nothing any more; Failure says why.
+func (h *Host) Failed() <-chan struct{} { return h.failed }
+
+// Failure returns why the host failed, nil while it has not.
+func (h *Host) Failure() error { return h.failure() }
+
+// Close ends every group's replica on this node and releases the directory.
+// Proposals without an outcome end as Unknown, or as Unavailable when they were
+// surely not applied.
+func (h *Host) Close() error {
+	h.end()
+	<-h.closed
+	return h.err
+}
+
+// end lets no caller, task or wait begin or go on.
+func (h *Host) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.ended {
+		h.ended = true
+		close(h.closing)
+		h.cancel()
+	}
+}
+
+// shutdown stops everything in the order in which it depends on each other.
+func (h *Host) shutdown() {
+	h.once.Do(func() {
+		h.end()
+		h.workers.close()
+		h.appliers.close()
+		h.writer.close()
+		h.loops.Wait()
+		h.tasks.Wait()
+		err := h.failure()
+		if err == nil {
+			err = errClosing("raft", 0)
+		}
+		for _, r := range h.sorted() {
+			r.mu.Lock()
+			if r.fault == nil {
+				r.fault = err
+			}
+			r.proposals.close(err)
+			r.reads.close(err)
+			r.refuseLocked(r.in.take())
+			r.mu.Unlock()
+		}
+		h.users.Wait()
+		h.err = h.closeStores()
+		close(h.closed)
+	})
+}
+
+func (h *Host) closeStores() error {
+	var err error
+	if h.state != nil {
+		if h.failure() == nil {
+			err = wrapStore("close raft state", "", h.state.Flush()) // spares the next start the replay
+		}
+		err = errors.Join(err, wrapStore("close raft state", "", h.state.Close()))
+	}
+	if h.store != nil {
+		err = errors.Join(err, h.store.close())
+	}
+	return err
+}
+
+// errClosing says that the host is on its way out.
+func errClosing(op string, g dfs.GroupID) error {
+	return dfs.Errorf(dfs.Unavailable, op, "%v: this node is shutting down", g)
+}
+
+// enter registers a caller that uses the stores; false once Close has begun.
+func (h *Host) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended || h.why != nil {
+		return false
+	}
+	h.users.Add(1)
+	return true
+}
+
+func (h *Host) leave() { h.users.Done() }
+
+// spawn runs a task that Close waits for; false once Close has begun.
+func (h *Host) spawn(fn func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended || h.why != nil {
+		return false
+	}
+	h.tasks.Go(fn)
+	return true
+}
+
+// work is one worker: it steps replicas and sends what comes of it.
+func (h *Host) work() {
+	out := newOutbox(h)
+	var taken []*replica
+	for {
+		taken = h.workers.take(taken[:0], maxTake)
+		if len(taken) == 0 {
+			return
+		}
+		for _, r := range taken {
+			rd := r.round(out)
+			h.finishRound(r, &rd, out)
+		}
+		out.flush()
+		for i, r := range taken {
+			h.workers.done(r)
+			taken[i] = nil
+		}
+	}
+}
+
+// finishRound does what a round left to be done without locks.
+func (h *Host) finishRound(r *replica, rd *round, out *outbox) {
+	for _, to := range rd.removed {
+		out.add(to, LaneControl, &frame{kind: frameRemoved, group: r.id, removed: rd.removedAt})
+	}
+	if rd.wantState {
+		out.add(dfs.NodeID(rd.lead), LaneControl, &frame{kind: frameNeedState, group: r.id})
+	}
+	for _, m := range rd.snapshots {
+		h.sendSnapshot(r, dfs.NodeID(m.GetTo()), m.GetTerm())
+	}
+	if f := h.opts.OnLeaderChange; f != nil && rd.leaderChanged {
+		f(r.id, dfs.NodeID(rd.lead), rd.term)
+	}
+}
+
+// applyAll is one applier.
+func (h *Host) applyAll() {
+	var taken []*replica
+	for {
+		taken = h.appliers.take(taken[:0], 1)
+		if len(taken) == 0 {
+			return
+		}
+		taken[0].applyNext()
+		h.appliers.done(taken[0])
+	}
+}
+
+func (h *Host) tick() {
+	t := time.NewTicker(h.opts.Tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-h.ctx.Done():
+			return
+		}
+		for _, r := range h.sorted() {
+			r.in.addTick()
+			h.workers.schedule(r)
+		}
+	}
+}
+
+// replica returns a group's replica, nil when there is none.
+func (h *Host) replica(g dfs.GroupID) *replica {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.groups[g]
+}
+
+func (h *Host) find(g dfs.GroupID) (*replica, error) {
+	if r := h.replica(g); r != nil {
+		return r, nil
+	}
+	return nil, dfs.Errorf(dfs.NotExist, "find group", "%v has no replica on node %v", g, h.opts.Node)
+}
+
+// sorted lists the replicas by group.
+func (h *Host) sorted() []*replica {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]*replica, 0, len(h.groups))
+	for _, r := range h.groups {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
+	return out
+}
+
+func (h *Host) newProposalID() proposalID {
+	return proposalID{node: h.opts.Node, start: h.store.starts, seq: h.sequence.Add(1)}
+}
+
+// Step takes a batch of messages from a peer. It never blocks: what the host has
+// no room for is dropped, and Raft sends it again. Kinds of errors: Invalid,
+// Corrupt and Unsupported for a batch that no peer of this version sends, of
+// which nothing is taken; Unavailable once the host is closing.
+func (h *Host) Step(from dfs.NodeID, batch []byte) error {
+	frames, err := parseBatch(batch, from, h.opts.Node)
+	if err != nil {
+		return err
+	}
+	if !h.enter() {
+		return errClosing("step", 0)
+	}
+	defer h.leave()
+	for _, f := range frames {
+		r, err := h.accept(f.group)
+		if err != nil {
+			return err
+		}
+		if r == nil {
+			continue
+		}
+		if f.kind == frameNeedState {
+			h.sendSnapshot(r, from, 0)
+			continue
+		}
+		if r.in.addFrame(f) {
+			h.workers.schedule(r)
+		}
+	}
+	return nil
+}
+
+// accept returns a group's replica and makes an empty one when the options
+// say so; nil when there is to be none.
+func (h *Host) accept(g dfs.GroupID) (*replica, error) {
+	if r := h.replica(g); r != nil {
+		return r, nil
+	}
+	if h.opts.AcceptGroup == nil || !h.opts.AcceptGroup(g) {
+		return nil, nil
+	}
+	if err := h.JoinGroup(g); err != nil && dfs.KindOf(err) != dfs.Exist {
+		return nil, err
+	}
+	return h.replica(g), nil
+}
+
+// CreateGroup starts a new group with this node among its first voters. All of
+// them must call it with the same list, and none may ever have had the group;
+// a founding node calls it with itself alone. Exist: there is a replica already.
+func (h *Host) CreateGroup(g dfs.GroupID, voters []dfs.NodeID) error {
+	if !slices.Contains(voters, h.opts.Node) {
+		return dfs.Errorf(dfs.Invalid, "create group", "%v: node %v is not among its voters %v", g, h.opts.Node, voters)
+	}
+	ids := make([]uint64, len(voters))
+	for i, v := range voters {
+		ids[i] = uint64(v)
+	}
+	slices.Sort(ids)
+	return h.addReplica(g, truncated{index: firstIndex, term: firstTerm, conf: confState(ids)}, hardState(firstTerm, raft.None, firstIndex))
+}
+
+// JoinGroup makes an empty replica that waits for a leader, which sends it the
+// state. Exist: there is a replica already.
+func (h *Host) JoinGroup(g dfs.GroupID) error {
+	return h.addReplica(g, truncated{conf: confState(nil)}, hardState(0, 0, 0))
+}

@@ -1,0 +1,163 @@
+package raftgroup
+
+import (
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"dfsd/dfs"
+)
+
+// A group begins with its log cut at (firstIndex, firstTerm), where its state
+// is empty. So a replica that joins with nothing is always sent a snapshot, and
+// with it the members, which no entry of the log names.
+const (
+	firstIndex = 1
+	firstTerm  = 1
+)
+
+func confState(voters []uint64) *pb.ConfState { return &pb.ConfState{Voters: voters} }
+
+// addReplica writes the beginning of a group's log, synced, and starts it.
+func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error {
+	if !h.enter() {
+		return errClosing("add replica", g)
+	}
+	defer h.leave()
+	h.adding.Lock()
+	defer h.adding.Unlock()
+	if h.replica(g) != nil {
+		return dfs.Errorf(dfs.Exist, "add replica", "%v has a replica on node %v", g, h.opts.Node)
+	}
+	b := h.store.db.NewBatch()
+	defer b.Close()
+	if err := b.Set(groupKey(g, logTruncated), t.encode(), nil); err != nil {
+		return err
+	}
+	if err := b.Set(groupKey(g, logHardState), encodeHardState(hard), nil); err != nil {
+		return err
+	}
+	if err := h.store.commit(b, true); err != nil {
+		return err
+	}
+	r, err := h.loadReplica(g)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	h.groups[g] = r
+	h.mu.Unlock()
+	h.workers.schedule(r)
+	return nil
+}
+
+// loadReplica starts a group's replica from the stores. A replica that is found
+// damaged is started in quarantine.
+func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
+	if err := h.finishInstall(g); err != nil {
+		return nil, err
+	}
+	l, err := loadGroupLog(h.store, g, h.opts.EntryCache)
+	if l == nil || err != nil {
+		return nil, err
+	}
+	r := h.newReplica(g, l)
+	cur, err := readApplied(h.state, g, false)
+	if err != nil {
+		return nil, err
+	}
+	hard, err := l.hardState()
+	if err != nil {
+		return nil, err
+	}
+	fault, err := h.damage(g)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if fault == nil {
+		fault = r.place(cur, hard)
+	}
+	if fault == nil {
+		r.guardLocked(func() {
+			var err error
+			if r.raw, err = raft.NewRawNode(r.startConfig()); err != nil {
+				panic(err.Error())
+			}
+			r.logTerm = r.raw.BasicStatus().GetTerm()
+		})
+	}
+	if fault != nil {
+		r.quarantineLocked(fault)
+	}
+	return r, nil
+}
+
+func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
+	r := &replica{
+		h: h, id: g, l: l, sm: h.opts.StateMachine(g),
+		in:      inbox{limit: h.opts.MaxInbox},
+		changed: make(chan struct{}),
+		seen:    map[uint64]uint64{},
+		sending: map[dfs.NodeID]uint64{},
+	}
+	r.state.open(h.state, g)
+	r.proposals = proposals{
+		g: g, limit: h.opts.MaxProposals, limitBytes: h.opts.MaxProposalQueue,
+		bySeq: map[uint64]*proposal{}, byIndex: map[uint64]*proposal{},
+	}
+	r.reads = reads{
+		g: g, limit: h.opts.MaxReads, retry: uint64(max(1, h.opts.ElectionTicks/2)),
+		asked: map[uint64]*readBatch{},
+	}
+	l.snapshot = r.snapshotMetadata
+	return r
+}
+
+// damage returns the recorded damage of a group's log, nil when there is none.
+func (h *Host) damage(g dfs.GroupID) (fault, err error) {
+	v, err := h.store.get(groupKey(g, logDamaged))
+	if v == nil || err != nil {
+		return nil, err
+	}
+	return dfs.Errorf(dfs.Corrupt, "open replica", "%v was found damaged: %s", g, v), nil
+}
+
+// place finds where a replica continues and what the library starts from. It
+// returns what makes that impossible.
+func (r *replica) place(cur applied, hard *pb.HardState) error {
+	t := r.l.truncation()
+	_, r.logEnd = r.l.bounds()
+	switch {
+	case cur.index > r.logEnd:
+		return dfs.Errorf(dfs.Corrupt, "open replica", "%v: the state is at entry %d, the log ends at %d: the log lost entries", r.id, cur.index, r.logEnd)
+	case hard.GetCommit() > r.logEnd:
+		return dfs.Errorf(dfs.Corrupt, "open replica", "%v: entry %d was committed, the log ends at %d: the log lost entries", r.id, hard.GetCommit(), r.logEnd)
+	case cur.index < t.index:
+		// Without a state, or with one that is older than the log's beginning.
+		// At the first index the state is empty, and no replica has less.
+		r.state.lost = t.index > firstIndex
+		cur = applied{index: t.index, term: t.term, confIndex: t.confIndex, conf: t.conf}
+	case r.h.opts.Hooks.ApplyTwice && cur.index > t.index:
+		cur.index--
+	}
+	r.state.cur = cur
+	r.confDone = cur.confIndex
+	commit := max(hard.GetCommit(), cur.index)
+	r.l.initialHard = hardState(hard.GetTerm(), hard.GetVote(), commit)
+	r.l.initialConf = cur.conf
+	return nil
+}
+
+func (r *replica) startConfig() *raft.Config {
+	c := r.config()
+	c.Applied = r.state.cur.index
+	return c
+}
+
+func (s *state) open(db *pebble.DB, g dfs.GroupID) {
+	s.db, s.g, s.prefix = db, g, stateKey(g, stateData)
+	s.incoming = map[uint64]*install{}
+	s.cur.conf = confState(nil)
+}

@@ -1,0 +1,235 @@
+package raftgroup
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+)
+
+// Change is one step of a membership change.
+type Change struct {
+	Node dfs.NodeID
+	To   Membership
+}
+
+// Membership is what a node is to become.
+type Membership uint8
+
+// The memberships.
+const (
+	Learner Membership = iota + 1 // receives the log, has no vote
+	Voter
+	None // no member
+)
+
+// AddLearner makes a node a learner of a group. It must have, or accept, an
+// empty replica. Only the leader can; errors are those of Propose.
+func (h *Host) AddLearner(ctx context.Context, g dfs.GroupID, node dfs.NodeID) error {
+	return h.ChangeMembers(ctx, g, Change{node, Learner})
+}
+
+// Promote makes a learner that has caught up a voter. Busy: it has not.
+func (h *Host) Promote(ctx context.Context, g dfs.GroupID, node dfs.NodeID) error {
+	return h.ChangeMembers(ctx, g, Change{node, Voter})
+}
+
+// RemoveReplica removes a node from a group. A leader that removes itself steps
+// down once it is done.
+func (h *Host) RemoveReplica(ctx context.Context, g dfs.GroupID, node dfs.NodeID) error {
+	return h.ChangeMembers(ctx, g, Change{node, None})
+}
+
+// ChangeMembers applies changes to a group's members, all at once: several go
+// through a joint configuration, in which both the old and the new majority
+// must agree, and which the group leaves by itself. What is so already is left
+// out. Errors are those of Propose; also Busy while another change is under way
+// or a node to be made a voter has not caught up, and Invalid when no voter
+// would be left.
+func (h *Host) ChangeMembers(ctx context.Context, g dfs.GroupID, changes ...Change) error {
+	r, err := h.find(g)
+	if err != nil {
+		return err
+	}
+	st := r.status()
+	if st.Fault != nil {
+		return unapplied(st.Fault)
+	}
+	if st.Role != RoleLeader {
+		return &dfs.Error{Kind: dfs.NotLeader, Op: "change members", Object: g.String(), LeaderHint: st.Leader}
+	}
+	singles, err := plan(&st, changes)
+	if err != nil || len(singles) == 0 {
+		return err
+	}
+	id := h.newProposalID()
+	cc := &pb.ConfChangeV2{Context: id.append(nil), Changes: singles}
+	typ, data, err := pb.MarshalConfChange(cc)
+	if err != nil {
+		return err
+	}
+	_, err = r.propose(ctx, id, &pb.Entry{Type: typ.Enum(), Data: data})
+	return err
+}
+
+// plan turns the changes that are not so already into the library's.
+func plan(st *Status, changes []Change) ([]*pb.ConfChangeSingle, error) {
+	const op = "change members"
+	if st.Joint {
+		return nil, dfs.Errorf(dfs.Busy, op, "%v: another change is under way", st.Group)
+	}
+	voters := slices.Clone(st.Voters)
+	var out []*pb.ConfChangeSingle
+	for _, c := range changes {
+		typ := pb.ConfChangeType_ConfChangeRemoveNode
+		voter, learner := slices.Contains(st.Voters, c.Node), slices.Contains(st.Learners, c.Node)
+		switch {
+		case c.Node == 0 || c.To < Learner || c.To > None:
+			return nil, dfs.Errorf(dfs.Invalid, op, "%v: node %v to membership %d", st.Group, c.Node, c.To)
+		case c.To == Learner && learner, c.To == Voter && voter, c.To == None && !voter && !learner:
+			continue
+		case c.To == Voter && !st.CaughtUp(c.Node):
+			return nil, dfs.Errorf(dfs.Busy, op, "%v: node %v has not caught up", st.Group, c.Node)
+		case c.To == Voter:
+			typ = pb.ConfChangeType_ConfChangeAddNode
+			voters = append(voters, c.Node)
+		case c.To == Learner:
+			typ = pb.ConfChangeType_ConfChangeAddLearnerNode
+		}
+		if c.To != Voter {
+			voters = slices.DeleteFunc(voters, func(n dfs.NodeID) bool { return n == c.Node })
+		}
+		out = append(out, &pb.ConfChangeSingle{Type: typ.Enum(), NodeId: proto.Uint64(uint64(c.Node))})
+	}
+	if len(voters) == 0 {
+		return nil, dfs.Errorf(dfs.Invalid, op, "%v: no voter would be left", st.Group)
+	}
+	return out, nil
+}
+
+// tellRemovedLocked answers a campaign of a node that this leader has removed:
+// nothing else reaches it.
+func (r *replica) tellRemovedLocked(m *pb.Message, rd *round) {
+	if r.role != raft.StateLeader {
+		return
+	}
+	if _, member := r.progressLocked()[m.GetFrom()]; !member {
+		rd.removed = append(rd.removed, dfs.NodeID(m.GetFrom()))
+		rd.removedAt = r.confDone
+	}
+}
+
+// removedLocked takes a leader's word that a change at index removed this node.
+// A replica that has applied as much knows better.
+func (r *replica) removedLocked(index uint64) {
+	if r.confDone >= index || r.confFloor >= index || r.role == raft.StateLeader {
+		return
+	}
+	if !r.passive {
+		r.h.log.Info("removed from the group", "group", uint16(r.id), "index", index)
+	}
+	r.passive = true
+}
+
+// TransferLeader hands a group's leadership to another voter and returns once
+// this node leads no more. NotLeader: it did not. Unavailable: the other did not
+// take it within an election time-out.
+func (h *Host) TransferLeader(ctx context.Context, g dfs.GroupID, to dfs.NodeID) error {
+	r, err := h.find(g)
+	if err != nil {
+		return err
+	}
+	var start, deadline uint64
+	for {
+		lead, changed, ticks, err := r.transferState(to, start == 0)
+		if err != nil {
+			return err
+		}
+		if start == 0 {
+			start, deadline = ticks+1, ticks+2*uint64(h.opts.ElectionTicks)
+		}
+		switch {
+		case lead == to:
+			return nil
+		case ticks >= deadline:
+			return dfs.Errorf(dfs.Unavailable, "move leader", "%v: node %v did not take over", g, to)
+		}
+		t := time.NewTimer(h.opts.Tick)
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return dfs.Errorf(dfs.Unavailable, "move leader", "%v: node %v did not take over in the time given", g, to)
+		case <-h.closing:
+			t.Stop()
+			return errClosing("move leader", g)
+		}
+		t.Stop()
+	}
+}
+
+// transferState begins a transfer when asked to and returns who leads.
+func (r *replica) transferState(to dfs.NodeID, begin bool) (lead dfs.NodeID, changed chan struct{}, ticks uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fault != nil {
+		return 0, nil, 0, unapplied(r.fault)
+	}
+	st := r.raw.BasicStatus()
+	if begin {
+		if st.RaftState != raft.StateLeader {
+			return 0, nil, 0, &dfs.Error{Kind: dfs.NotLeader, Op: "move leader", Object: r.id.String(), LeaderHint: dfs.NodeID(st.Lead)}
+		}
+		if _, ok := r.raw.Status().Config.Voters.IDs()[uint64(to)]; !ok {
+			return 0, nil, 0, dfs.Errorf(dfs.Invalid, "move leader", "%v: node %v is no voter", r.id, to)
+		}
+		r.guardLocked(func() { r.raw.TransferLeader(uint64(to)) })
+		r.h.workers.schedule(r)
+	}
+	return dfs.NodeID(st.Lead), r.changed, r.ticks, nil
+}
+
+// TransferAll hands over the leadership of every group that this node leads
+// and another voter could, as far as the time given allows.
+func (h *Host) TransferAll(ctx context.Context) {
+	done := make(chan struct{})
+	n := 0
+	for _, st := range h.Statuses() {
+		to := successor(&st, h.opts.Node)
+		if to == 0 {
+			continue
+		}
+		if h.spawn(func() {
+			if err := h.TransferLeader(ctx, st.Group, to); err != nil {
+				h.log.Info("leadership not handed over", "group", uint16(st.Group), "to", uint32(to), "cause", err)
+			}
+			done <- struct{}{}
+		}) {
+			n++
+		}
+	}
+	for range n {
+		<-done
+	}
+}
+
+// successor is the other voter with the longest log, 0 when there is none.
+func successor(st *Status, self dfs.NodeID) dfs.NodeID {
+	if st.Role != RoleLeader {
+		return 0
+	}
+	var best Progress
+	for _, p := range st.Peers {
+		if p.Node != self && !p.Learner && p.Active && cmp.Compare(p.Match, best.Match) > 0 {
+			best = p
+		}
+	}
+	return best.Node
+}

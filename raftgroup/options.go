@@ -1,0 +1,187 @@
+package raftgroup
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+)
+
+// Lane is one of the two message streams to a peer.
+type Lane uint8
+
+// The lanes. What is small and urgent never waits behind what is big.
+const (
+	LaneControl Lane = iota // votes, heartbeats, ReadIndex
+	LaneBulk                // appends and their answers
+	NumLanes
+)
+
+func (l Lane) String() string {
+	switch l {
+	case LaneControl:
+		return "control"
+	case LaneBulk:
+		return "bulk"
+	}
+	return "unknown"
+}
+
+// Entry is one committed command.
+type Entry struct {
+	Index uint64 // from 2, growing, with gaps where Raft put entries of its own
+	Term  uint64
+	Data  []byte // the bytes given to Propose; read-only
+}
+
+// StateMachine is one group's deterministic apply step. Apply is called for
+// one entry at a time, in order, on every replica; it may use nothing but tx and
+// e. The reply goes to the proposer on the node that proposed. A refusal is a
+// reply; an error says that an invariant is broken, and the replica is
+// quarantined with nothing of the entry kept.
+type StateMachine interface {
+	Apply(tx Tx, e Entry) (reply []byte, err error)
+}
+
+// SnapshotSink is an open snapshot stream to a peer.
+type SnapshotSink interface {
+	// Send sends one chunk, which is the sink's until Send returns.
+	Send(chunk []byte) error
+	// CloseAndWait ends the stream and returns nil once the peer's
+	// ReceiveSnapshot has returned nil. It releases the stream in any case.
+	CloseAndWait() error
+}
+
+// Hooks change behaviour for tests. All are off by default.
+type Hooks struct {
+	// AckBeforeSync delivers acknowledgements without waiting for the sync:
+	// a planted bug that a crash test must catch.
+	AckBeforeSync bool
+	// ApplyTwice applies the last applied entry once more after a restart:
+	// a planted bug that a crash test must catch.
+	ApplyTwice bool
+	// InstallStep is called before each step of a snapshot install, 1 to 3,
+	// and once with 4 when it is complete.
+	InstallStep func(g dfs.GroupID, step int)
+}
+
+// Options configure a Host. FS, Dir, Node, StateMachine and Send are required;
+// the zero value of every other field is its default.
+type Options struct {
+	FS   vfs.FS
+	Dir  string     // holds raft-log/, raft-state/, raft-snap/ and raft-mark; made when missing
+	Node dfs.NodeID // this node's number, never 0; the directory remembers it
+
+	Tick           time.Duration // the unit of the next two; default 100 ms
+	ElectionTicks  int           // without a leader's word for 1 to 2 times this, a voter campaigns; default 10
+	HeartbeatTicks int           // default 1
+
+	Workers      int    // goroutines that step groups, and as many that apply; default 4
+	CacheSize    int64  // bytes of block cache, both stores together; default 64 MiB
+	MemTableSize uint64 // bytes of one memtable of either store; default 16 MiB
+
+	MaxProposalBytes int // of one command; default 512 KiB, at most 900 KiB
+	MaxProposals     int // of one group that wait for an answer; default 1,024
+	MaxProposalQueue int // bytes of them; default 16 MiB
+	MaxReads         int // of one group that wait for an answer; default 8,192
+	MaxInbox         int // bytes of one group's messages that wait for a worker; default 32 MiB
+	MaxInflight      int // append messages to one peer without an answer; default 64
+	EntryCache       int // bytes of recent entries one group keeps in memory; default 256 KiB
+
+	// KeepEntries is how many applied entries a log keeps so that a peer that
+	// was away briefly needs no snapshot; default 10,000. LogBytes is the size
+	// at which a log is cut all the same, whoever still needs it; default 64 MiB.
+	KeepEntries int
+	LogBytes    int64
+
+	// MaxSnapshots is how many snapshots are sent, and how many received, at a
+	// time; default 2. SnapshotFileBytes is the size of one received file;
+	// default 32 MiB.
+	MaxSnapshots      int
+	SnapshotFileBytes int
+
+	// StateMachine returns the state machine of a group, once per replica.
+	StateMachine func(g dfs.GroupID) StateMachine
+
+	// Send queues a batch of messages to a peer without blocking; false says
+	// that it was dropped. A batch is at most MaxBatch bytes and Send's to keep.
+	Send func(to dfs.NodeID, lane Lane, msg []byte) bool
+
+	// OpenSnapshot opens a snapshot stream to a peer. Without it, peers that
+	// have slept past the log's cut stay behind.
+	OpenSnapshot func(ctx context.Context, to dfs.NodeID) (SnapshotSink, error)
+
+	// OnLeaderChange and OnApplied are called without locks and must not block:
+	// the first when the leader (0: none) or its term changes, the second after
+	// the state through index is visible.
+	OnLeaderChange func(g dfs.GroupID, leader dfs.NodeID, term uint64)
+	OnApplied      func(g dfs.GroupID, index uint64)
+
+	// AcceptGroup says whether a message for a group without a replica makes an
+	// empty one. Nil: never.
+	AcceptGroup func(g dfs.GroupID) bool
+
+	Logger *slog.Logger // default: discards
+	Hooks  Hooks
+}
+
+// MaxBatch bounds one batch of messages: a megabyte message of the transport
+// less room for its frame.
+const MaxBatch = dfs.MaxMessage - 1<<10
+
+// maxProposalBytes leaves room in a batch for the heads of entry and message.
+const maxProposalBytes = 900 << 10
+
+// SnapshotChunk is the largest chunk of a snapshot stream.
+const SnapshotChunk = 256 << 10
+
+func orDefault[T int | int64 | uint64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+func (o *Options) setDefaults() {
+	orDefault(&o.Tick, 100*time.Millisecond)
+	orDefault(&o.ElectionTicks, 10)
+	orDefault(&o.HeartbeatTicks, 1)
+	orDefault(&o.Workers, 4)
+	orDefault(&o.CacheSize, 64<<20)
+	orDefault(&o.MemTableSize, 16<<20)
+	orDefault(&o.MaxProposalBytes, 512<<10)
+	orDefault(&o.MaxProposals, 1024)
+	orDefault(&o.MaxProposalQueue, 16<<20)
+	orDefault(&o.MaxReads, 8192)
+	orDefault(&o.MaxInbox, 32<<20)
+	orDefault(&o.MaxInflight, 64)
+	orDefault(&o.EntryCache, 256<<10)
+	orDefault(&o.KeepEntries, 10_000)
+	orDefault(&o.LogBytes, 64<<20)
+	orDefault(&o.MaxSnapshots, 2)
+	orDefault(&o.SnapshotFileBytes, 32<<20)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+func (o *Options) validate() error {
+	const op = "open raft host"
+	switch {
+	case o.FS == nil || o.Dir == "" || o.StateMachine == nil || o.Send == nil:
+		return dfs.Errorf(dfs.Invalid, op, "FS, Dir, StateMachine and Send are required")
+	case o.Node == 0:
+		return dfs.Errorf(dfs.Invalid, op, "node number 0")
+	case o.HeartbeatTicks < 1 || o.ElectionTicks <= o.HeartbeatTicks:
+		return dfs.Errorf(dfs.Invalid, op, "heartbeat every %d ticks, election after %d: want at least 1, and more", o.HeartbeatTicks, o.ElectionTicks)
+	case o.MaxProposalBytes < 1 || o.MaxProposalBytes > maxProposalBytes:
+		return dfs.Errorf(dfs.Invalid, op, "largest proposal %d bytes: want 1 to %d", o.MaxProposalBytes, maxProposalBytes)
+	case min(o.Workers, o.MaxProposals, o.MaxProposalQueue, o.MaxReads, o.MaxInbox, o.MaxInflight, o.EntryCache, o.KeepEntries, o.MaxSnapshots, o.SnapshotFileBytes) < 0:
+		return dfs.Errorf(dfs.Invalid, op, "a limit is negative")
+	case o.Tick < 0 || o.LogBytes < 0 || o.CacheSize < 0:
+		return dfs.Errorf(dfs.Invalid, op, "a size or time is negative")
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package raftgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+)
+
+// storeFormat is what new stores are written in. Its write-ahead log tells a
+// torn tail from rot better than older ones. An old store is upgraded when it
+// is opened; a newer one is refused by Pebble.
+const storeFormat = pebble.FormatValueSeparation
+
+// maxOpenFiles bounds the file descriptors of one store.
+const maxOpenFiles = 500
+
+// storeLogger is what Pebble tells about one store. Pebble takes Fatalf for the
+// end of the process; here it is the end of this host only: fail is called
+// before Fatalf returns, and nothing is acknowledged after it.
+type storeLogger struct {
+	log  *slog.Logger
+	fail func(error)
+}
+
+func (l *storeLogger) Infof(format string, args ...any) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug(fmt.Sprintf(format, args...))
+	}
+}
+
+func (l *storeLogger) Errorf(format string, args ...any) {
+	l.log.Warn(fmt.Sprintf(format, args...))
+}
+
+func (l *storeLogger) Fatalf(format string, args ...any) {
+	l.fail(dfs.Errorf(dfs.Corrupt, "raft store", format, args...))
+}
+
+// openStore opens or makes a Pebble database in a directory.
+func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, error) {
+	log := &storeLogger{log: o.Logger.With("store", o.FS.PathBase(dir)), fail: fail}
+	po := &pebble.Options{
+		FS:                 o.FS,
+		CacheSize:          o.CacheSize / 2,
+		MemTableSize:       o.MemTableSize,
+		MaxOpenFiles:       maxOpenFiles,
+		FormatMajorVersion: storeFormat,
+		DisableWAL:         !wal,
+		Logger:             log,
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) { fail(dfs.Wrap("raft store", dir, err)) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { fail(dfs.Errorf(dfs.Corrupt, "raft store", "%v", i)) },
+		},
+	}
+	// A snapshot's files go under the state at once instead of waiting in
+	// a queue that only a write-ahead log makes durable.
+	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
+	po.EventListener.EnsureDefaults(log)
+	db, err := pebble.Open(dir, po)
+	if err != nil {
+		return nil, wrapStore("open raft store", dir, err)
+	}
+	return db, nil
+}
+
+// wrapStore gives an error of Pebble its kind.
+func wrapStore(op, object string, err error) error {
+	if err == nil {
+		return nil
+	}
+	kind := dfs.Other
+	switch {
+	case dfs.KindOf(err) != dfs.Other:
+		kind = dfs.KindOf(err)
+	case errors.Is(err, pebble.ErrCorruption):
+		kind = dfs.Corrupt
+	}
+	return &dfs.Error{Kind: kind, Op: op, Object: object, Err: err}
+}
+
+// exists reports whether a file or directory is there.
+func exists(f vfs.FS, path string) (bool, error) {
+	_, err := f.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func syncDir(f vfs.FS, path string) error {
+	d, err := f.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// makeDir makes a directory and the missing ones above it, durably.
+func makeDir(f vfs.FS, path string) error {
+	var parents []string
+	for p := path; ; {
+		there, err := exists(f, p)
+		if err != nil {
+			return err
+		}
+		up := f.PathDir(p)
+		if there || up == p {
+			break
+		}
+		parents = append(parents, up)
+		p = up
+	}
+	if err := f.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	for _, p := range parents {
+		if err := syncDir(f, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeInto closes c and keeps its error in *err unless that has one already,
+// which stays as it is.
+func closeInto(err *error, c io.Closer) {
+	if cerr := c.Close(); *err == nil {
+		*err = cerr
+	}
+}

@@ -1,0 +1,367 @@
+package raftgroup
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+)
+
+// The data of an entry starts with who proposed it, so that the proposer knows
+// its entry when it is applied: version, node (32 bits), start counter and
+// sequence (64 bits each), all big endian; then the command.
+const (
+	entryVersion  = 1
+	proposalHead  = 1 + proposalKey
+	proposalKey   = 4 + 8 + 8
+	proposalExtra = 64 // of memory for each that waits
+)
+
+// proposalID names a proposal for ever: the start counter of a node's log store
+// never repeats.
+type proposalID struct {
+	node  dfs.NodeID
+	start uint64
+	seq   uint64
+}
+
+func (id proposalID) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(id.node))
+	b = binary.BigEndian.AppendUint64(b, id.start)
+	return binary.BigEndian.AppendUint64(b, id.seq)
+}
+
+func parseProposalID(b []byte) (proposalID, bool) {
+	if len(b) < proposalKey {
+		return proposalID{}, false
+	}
+	return proposalID{
+		node:  dfs.NodeID(binary.BigEndian.Uint32(b)),
+		start: binary.BigEndian.Uint64(b[4:]),
+		seq:   binary.BigEndian.Uint64(b[12:]),
+	}, true
+}
+
+// splitEntry takes an entry's data apart; ok is false for data that Propose
+// never makes.
+func splitEntry(data []byte) (id proposalID, cmd []byte, ok bool) {
+	if len(data) < proposalHead || data[0] != entryVersion {
+		return proposalID{}, nil, false
+	}
+	id, ok = parseProposalID(data[1:])
+	return id, data[proposalHead:], ok
+}
+
+// proposal is a command or a membership change that waits for its outcome.
+//
+//	queued ──step──▶ stepped ──applied, overtaken, orphaned, given up──▶ finished
+//	   └──refused, given up: surely not applied────────────────────────────▲
+type proposal struct {
+	set   *proposals
+	id    proposalID
+	entry *pb.Entry
+	done  chan outcome // one buffered
+
+	// Guarded by set.mu.
+	stepped  bool
+	finished bool
+	index    uint64 // where the entry is in the log; 0 until it is known
+	deadline uint64 // tick at which an orphan is given up; 0 is none
+}
+
+type outcome struct {
+	reply []byte
+	err   error
+}
+
+// proposals holds one replica's proposals that have no outcome yet.
+type proposals struct {
+	g                 dfs.GroupID
+	limit, limitBytes int
+
+	mu      sync.Mutex
+	count   int // 0 <= count <= limit
+	bytes   int // 0 <= bytes <= limitBytes
+	bySeq   map[uint64]*proposal
+	byIndex map[uint64]*proposal
+	orphans bool  // some have a deadline
+	closed  error // why nothing is taken any more
+}
+
+func (ps *proposals) add(p *proposal) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.closed != nil {
+		return unapplied(ps.closed)
+	}
+	n := len(p.entry.GetData()) + proposalExtra
+	if ps.count >= ps.limit || ps.bytes+n > ps.limitBytes {
+		return dfs.Errorf(dfs.Busy, "propose", "%v has %d proposals of %d bytes waiting", ps.g, ps.count, ps.bytes)
+	}
+	ps.count++
+	ps.bytes += n
+	return nil
+}
+
+// finishLocked gives p its outcome, once.
+func (p *proposal) finishLocked(o outcome) {
+	if p.finished {
+		return
+	}
+	p.finished = true
+	p.set.count--
+	p.set.bytes -= len(p.entry.GetData()) + proposalExtra
+	if p.set.bySeq[p.id.seq] == p {
+		delete(p.set.bySeq, p.id.seq)
+	}
+	if p.set.byIndex[p.index] == p {
+		delete(p.set.byIndex, p.index)
+	}
+	p.done <- o
+}
+
+// finishUnapplied ends a proposal that has not been, and will not be, in any log.
+func (p *proposal) finishUnapplied(err error) {
+	p.set.mu.Lock()
+	defer p.set.mu.Unlock()
+	p.finishLocked(outcome{err: unapplied(err)})
+}
+
+// unapplied keeps the kinds that promise that nothing was applied and turns
+// every other into Unavailable.
+func unapplied(err error) error {
+	switch dfs.KindOf(err) {
+	case dfs.NotLeader, dfs.Busy, dfs.Unavailable:
+		return err
+	}
+	return &dfs.Error{Kind: dfs.Unavailable, Op: "propose", Err: err}
+}
+
+func unknown(g dfs.GroupID, why string) error {
+	return dfs.Errorf(dfs.Unknown, "propose", "%v: %s; it may have been applied", g, why)
+}
+
+// giveUp ends a proposal whose caller does not wait any longer.
+func (p *proposal) giveUp() {
+	p.set.mu.Lock()
+	defer p.set.mu.Unlock()
+	if p.stepped {
+		p.finishLocked(outcome{err: unknown(p.set.g, "no outcome in the time given")})
+		return
+	}
+	p.finishLocked(outcome{err: dfs.Errorf(dfs.Unavailable, "propose", "%v: not started in the time given", p.set.g)})
+}
+
+// step marks p as possibly in the log; false when it has an outcome already.
+func (ps *proposals) step(p *proposal) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p.finished {
+		return false
+	}
+	p.stepped = true
+	ps.bySeq[p.id.seq] = p
+	return true
+}
+
+// place notes the log index of own proposals that are being appended.
+func (ps *proposals) place(entries []*pb.Entry) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if len(ps.bySeq) == 0 {
+		return
+	}
+	for _, e := range entries {
+		id, ok := entryID(e)
+		if p := ps.bySeq[id.seq]; ok && p != nil && p.id == id {
+			p.index = e.GetIndex()
+			ps.byIndex[p.index] = p
+		}
+	}
+}
+
+func entryID(e *pb.Entry) (proposalID, bool) {
+	switch e.GetType() {
+	case pb.EntryNormal:
+		id, _, ok := splitEntry(e.GetData())
+		return id, ok
+	case pb.EntryConfChangeV2:
+		cc := &pb.ConfChangeV2{}
+		if proto.Unmarshal(e.GetData(), cc) != nil {
+			return proposalID{}, false
+		}
+		return parseProposalID(cc.GetContext())
+	}
+	return proposalID{}, false
+}
+
+// applied gives the entry at index its reply. A proposal that was appended at
+// this index and is not that entry can never be applied any more.
+func (ps *proposals) applied(index uint64, id proposalID, reply []byte) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.bySeq[id.seq]; p != nil && p.id == id {
+		p.finishLocked(outcome{reply: reply})
+	}
+	if p := ps.byIndex[index]; p != nil {
+		p.finishLocked(outcome{err: dfs.Errorf(dfs.NotLeader, "propose", "%v: another leader's entry took its place", ps.g)})
+	}
+}
+
+// skipped ends the proposals whose entries a snapshot through index covers.
+func (ps *proposals) skipped(index uint64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for i, p := range ps.byIndex {
+		if i <= index {
+			p.finishLocked(outcome{err: unknown(ps.g, "a snapshot took the place of the log")})
+		}
+	}
+}
+
+// orphan gives what was proposed under a lost leadership until a tick to be
+// decided by the next leader.
+func (ps *proposals) orphan(deadline uint64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.bySeq {
+		if p.deadline == 0 {
+			p.deadline = deadline
+			ps.orphans = true
+		}
+	}
+}
+
+func (ps *proposals) expire(tick uint64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if !ps.orphans {
+		return
+	}
+	ps.orphans = false
+	for _, p := range ps.bySeq {
+		switch {
+		case p.deadline == 0:
+		case p.deadline <= tick:
+			p.finishLocked(outcome{err: unknown(ps.g, "leadership was lost")})
+		default:
+			ps.orphans = true
+		}
+	}
+}
+
+// close ends all: what may be in the log is unknown. Queued ones end when the
+// worker that takes them, or the host's Close, sees them.
+func (ps *proposals) close(err error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.closed = err
+	for _, p := range ps.bySeq {
+		p.finishLocked(outcome{err: &dfs.Error{Kind: dfs.Unknown, Op: "propose", Object: ps.g.String(), Text: "it may have been applied", Err: err}})
+	}
+}
+
+// proposeLocked steps what is queued.
+func (r *replica) proposeLocked(queued []*proposal) {
+	var batch []*proposal
+	size := 0
+	for _, p := range queued {
+		n := len(p.entry.GetData())
+		if len(batch) > 0 && (size+n > maxMessageEntries || p.entry.GetType() != pb.EntryNormal) {
+			r.stepProposalsLocked(batch)
+			batch, size = nil, 0
+		}
+		batch, size = append(batch, p), size+n
+	}
+	r.stepProposalsLocked(batch)
+}
+
+func (r *replica) stepProposalsLocked(batch []*proposal) {
+	m := &pb.Message{Type: pb.MsgProp.Enum(), From: proto.Uint64(uint64(r.h.opts.Node))}
+	live := batch[:0]
+	for _, p := range batch {
+		if r.proposals.step(p) {
+			live = append(live, p)
+			m.Entries = append(m.Entries, p.entry)
+		}
+	}
+	if len(live) == 0 {
+		return
+	}
+	err := r.notLeaderLocked()
+	if err == nil {
+		if r.raw.Step(m) != nil {
+			err = r.droppedLocked()
+		}
+	}
+	for i, p := range live {
+		switch {
+		case err != nil:
+			p.finishUnapplied(err)
+		case p.entry.GetType() != m.Entries[i].GetType():
+			// The library put an empty entry in the place of a change.
+			p.finishUnapplied(dfs.Errorf(dfs.Busy, "change members", "%v: another change is under way", r.id))
+		}
+	}
+}
+
+// notLeaderLocked refuses when this replica does not lead, with a hint.
+func (r *replica) notLeaderLocked() error {
+	st := r.raw.BasicStatus()
+	if st.RaftState == raft.StateLeader {
+		return nil
+	}
+	return &dfs.Error{Kind: dfs.NotLeader, Op: "propose", Object: r.id.String(), LeaderHint: dfs.NodeID(st.Lead)}
+}
+
+// droppedLocked explains why a leader's library dropped a proposal.
+func (r *replica) droppedLocked() error {
+	if err := r.notLeaderLocked(); err != nil {
+		return err
+	}
+	if r.raw.BasicStatus().LeadTransferee != raft.None {
+		return dfs.Errorf(dfs.Unavailable, "propose", "%v: leadership is being handed over", r.id)
+	}
+	return dfs.Errorf(dfs.Busy, "propose", "%v: too many entries wait for a majority", r.id)
+}
+
+// Propose commits a command and returns the reply of the group's state machine
+// as applied on this node. The command is the host's from now on. Errors by
+// kind: NotLeader (with a hint), Busy and Unavailable promise that the command
+// was not and will not be applied; with Unknown it may have been, or may yet
+// be. TooLarge: over MaxProposalBytes. NotExist: no such group here.
+func (h *Host) Propose(ctx context.Context, g dfs.GroupID, cmd []byte) ([]byte, error) {
+	if len(cmd) > h.opts.MaxProposalBytes {
+		return nil, dfs.Errorf(dfs.TooLarge, "propose", "%v: %d bytes, at most %d", g, len(cmd), h.opts.MaxProposalBytes)
+	}
+	r, err := h.find(g)
+	if err != nil {
+		return nil, err
+	}
+	id := h.newProposalID()
+	data := id.append(append(make([]byte, 0, proposalHead+len(cmd)), entryVersion))
+	return r.propose(ctx, id, &pb.Entry{Type: pb.EntryNormal.Enum(), Data: append(data, cmd...)})
+}
+
+func (r *replica) propose(ctx context.Context, id proposalID, e *pb.Entry) ([]byte, error) {
+	p := &proposal{set: &r.proposals, id: id, entry: e, done: make(chan outcome, 1)}
+	if err := r.proposals.add(p); err != nil {
+		return nil, err
+	}
+	r.in.addProposal(p)
+	r.h.workers.schedule(r)
+	select {
+	case o := <-p.done:
+		return o.reply, o.err
+	case <-ctx.Done():
+	case <-r.h.closing:
+	}
+	p.giveUp()
+	o := <-p.done // buffered: giveUp or an outcome before it filled it
+	return o.reply, o.err
+}

@@ -1,0 +1,401 @@
+package raftgroup
+
+import (
+	"fmt"
+	"runtime/debug"
+	"sync"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+)
+
+// maxRound bounds the Readies of one round of one replica, so that a busy
+// group does not keep a worker from the others.
+const maxRound = 16
+
+// replica is one group's member on this host.
+//
+//	           damage, library panic, broken invariant
+//	serving ───────────────────────────────────────────▶ quarantined
+//	 │   ▲                                                    ▲
+//	 │   └── state installed ── needs state ──────────────────┘
+//	 └── leader says: removed ──▶ passive ── leader's append ──▶ serving
+//
+// Locks are taken in the order state.gate, mu, any other; nothing that waits
+// for another node or for time happens under any of them.
+type replica struct {
+	h  *Host
+	id dfs.GroupID
+	sm StateMachine
+	l  *groupLog
+
+	work, apply slot // of the two schedulers
+
+	in        inbox
+	proposals proposals
+	reads     reads
+	queue     applyQueue
+	state     state
+
+	mu  sync.Mutex // guards what follows; held while the RawNode is stepped
+	raw *raft.RawNode
+
+	lead, term uint64 // as last told to OnLeaderChange
+	role       raft.StateType
+	ticks      uint64 // counted since the start
+
+	// logEnd and logTerm are the last index handed to the log writer and the
+	// term then: what a leader may hold this replica to.
+	logEnd, logTerm uint64
+
+	fault   error         // why the replica is quarantined; nil while it is not
+	passive bool          // a leader said that this node is no longer a member
+	changed chan struct{} // closed and replaced when lead, term or members change
+
+	// confDone is the index of the last configuration change that the library
+	// was given. confFloor is the index of the last snapshot that the library restored: it
+	// has the configuration up to there, and what was handed out before is void.
+	confDone, confFloor uint64
+
+	// lastWants is the tick at which the state was last asked for.
+	lastWants uint64
+	// seen holds, for each peer, the tick of its last message.
+	seen map[uint64]uint64
+	// sending holds the peers that a snapshot is being sent to, and its index.
+	sending map[dfs.NodeID]uint64
+}
+
+// round is what one round of a replica does after its lock is released.
+type round struct {
+	leaderChanged bool
+	lead, term    uint64
+	snapshots     []*pb.Message
+	removed       []dfs.NodeID // nodes to tell that they are no members
+	removedAt     uint64
+	wantState     bool // ask lead for the state
+}
+
+func (r *replica) config() *raft.Config {
+	o := &r.h.opts
+	return &raft.Config{
+		ID:                        uint64(o.Node),
+		ElectionTick:              o.ElectionTicks,
+		HeartbeatTick:             o.HeartbeatTicks,
+		Storage:                   r.l,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             maxMessageEntries,
+		MaxCommittedSizePerReady:  maxApplyBytes,
+		MaxUncommittedEntriesSize: uint64(o.MaxProposalQueue),
+		MaxInflightMsgs:           o.MaxInflight,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+		Logger:                    raftLogger{r.h.log.With("group", uint16(r.id))},
+	}
+}
+
+// Sizes of the library's units of work, in bytes. One message stays well under
+// MaxBatch unless one command alone is bigger.
+const (
+	maxMessageEntries = 256 << 10
+	maxApplyBytes     = 4 << 20
+)
+
+// guard runs fn and turns a panic of the library into a quarantine.
+func (r *replica) guardLocked(fn func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.h.log.Error("raft library panicked", "group", uint16(r.id), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			r.quarantineLocked(dfs.Errorf(dfs.Internal, "step raft", "%v: %v", r.id, p))
+		}
+	}()
+	fn()
+}
+
+// round works through the inbox and hands out what comes of it.
+func (r *replica) round(out *outbox) round {
+	got := r.in.take()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var rd round
+	if r.fault != nil {
+		r.refuseLocked(got)
+		return rd
+	}
+	r.guardLocked(func() {
+		r.stepAllLocked(got, &rd)
+		for range maxRound {
+			if r.fault != nil || !r.raw.HasReady() {
+				break
+			}
+			r.readyLocked(out, &rd)
+		}
+	})
+	if r.fault != nil {
+		r.refuseLocked(got)
+		return rd
+	}
+	for _, inst := range got.installs {
+		r.dropInstallLocked(inst)
+	}
+	if r.raw.HasReady() || r.reads.pending() {
+		r.h.workers.schedule(r)
+	}
+	return rd
+}
+
+func (r *replica) stepAllLocked(got inboxLoad, rd *round) {
+	for i := range got.frames {
+		if r.stepFrameLocked(&got.frames[i], rd); r.fault != nil {
+			return
+		}
+	}
+	for _, inst := range got.installs {
+		r.stepInstallLocked(inst)
+	}
+	for _, m := range got.local {
+		_ = r.raw.Step(m) // an answer of the own storage; the library ignores what is stale
+	}
+	for _, to := range got.unreachable {
+		r.raw.ReportUnreachable(uint64(to))
+	}
+	for range got.ticks {
+		r.tickLocked(rd)
+	}
+	r.proposeLocked(got.proposals)
+	r.issueReadsLocked()
+}
+
+// tickLocked advances time by a tick. A replica without a say does not campaign.
+func (r *replica) tickLocked(rd *round) {
+	r.ticks++
+	r.proposals.expire(r.ticks)
+	for _, key := range r.reads.overdue(r.ticks) {
+		r.raw.ReadIndex(key)
+	}
+	if r.passive {
+		return
+	}
+	if r.state.missing() {
+		r.wantStateLocked(rd)
+		return
+	}
+	r.raw.Tick()
+}
+
+// stepFrameLocked steps one message of a peer, after it has been checked
+// against what this replica promised.
+func (r *replica) stepFrameLocked(f *frame, rd *round) {
+	switch f.kind {
+	case frameRemoved:
+		r.removedLocked(f.removed)
+		return
+	case frameNeedState:
+		return // taken by the host before it came here
+	}
+	m := f.msg
+	r.seen[m.GetFrom()] = r.ticks
+	if r.passive && (m.GetType() == pb.MsgApp || m.GetType() == pb.MsgHeartbeat || m.GetType() == pb.MsgSnap) && m.GetTerm() >= r.logTerm {
+		r.passive = false // a leader that has us as a member
+	}
+	if m.GetTerm() >= r.logTerm {
+		promised := f.acked
+		if m.GetType() == pb.MsgHeartbeat {
+			promised = max(promised, m.GetCommit())
+		}
+		if promised > r.logEnd {
+			r.damagedLocked(dfs.Errorf(dfs.Corrupt, "follow leader", "%v acknowledged entry %d of term %d and has a log that ends at %d: it lost what it promised to keep", r.id, promised, m.GetTerm(), r.logEnd))
+			return
+		}
+	}
+	if f.checkIndex > 0 {
+		if err := r.state.compare(f.checkIndex, f.checkHash); err != nil {
+			r.quarantineLocked(err)
+			return
+		}
+	}
+	if m.GetType() == pb.MsgTimeoutNow && r.state.missing() {
+		return
+	}
+	if m.GetType() == pb.MsgPreVote || m.GetType() == pb.MsgVote {
+		r.tellRemovedLocked(m, rd)
+	}
+	_ = r.raw.Step(m) // errors: the sender is no member, which is no fault of ours
+}
+
+// readyLocked hands out one Ready.
+func (r *replica) readyLocked(out *outbox, rd *round) {
+	ready := r.raw.Ready()
+	if ready.SoftState != nil || !raft.IsEmptyHardState(ready.HardState) {
+		r.observeLocked(rd)
+	}
+	for _, rs := range ready.ReadStates {
+		r.reads.confirm(rs.RequestCtx, rs.Index, r.state.now().index)
+	}
+	var write *logWrite
+	var work *applyItem
+	acked := r.matchesLocked(ready.Messages)
+	for _, m := range ready.Messages {
+		switch {
+		case m.GetTo() == raft.LocalAppendThread:
+			write = r.newWriteLocked(m)
+		case m.GetTo() == raft.LocalApplyThread:
+			work = newApplyItem(m)
+		case m.GetType() == pb.MsgSnap:
+			rd.snapshots = append(rd.snapshots, m)
+		default:
+			f := frame{kind: frameRaft, group: r.id, msg: m, acked: acked[m.GetTo()]}
+			if m.GetType() == pb.MsgHeartbeat {
+				f.checkIndex, f.checkHash = r.state.checkpoint()
+			}
+			out.add(dfs.NodeID(m.GetTo()), laneOf(m), &f)
+		}
+	}
+	if work != nil && work.hasConfChange() {
+		write = r.gateLocked(write, work)
+	}
+	if work != nil {
+		r.queue.push(work)
+		r.h.appliers.schedule(r)
+	}
+	if write != nil {
+		r.h.writer.push(write)
+	}
+}
+
+// newWriteLocked makes a log write of the library's append message.
+func (r *replica) newWriteLocked(m *pb.Message) *logWrite {
+	w := &logWrite{r: r, entries: m.GetEntries(), responses: m.GetResponses(), sync: len(m.GetResponses()) > 0}
+	if m.Term != nil {
+		w.hard = hardState(m.GetTerm(), m.GetVote(), m.GetCommit())
+	}
+	if m.GetSnapshot() != nil {
+		if w.install = r.state.received(m.GetSnapshot()); w.install == nil {
+			panic("a snapshot that was not received")
+		}
+		w.install.taken = true
+		r.logEnd = m.GetSnapshot().GetMetadata().GetIndex()
+		r.confFloor = r.logEnd
+	}
+	if n := len(w.entries); n > 0 {
+		r.logEnd = w.entries[n-1].GetIndex()
+		r.proposals.place(w.entries)
+	}
+	r.logTerm = r.raw.BasicStatus().GetTerm()
+	return w
+}
+
+// gateLocked holds work, which has a configuration change, until a hard state
+// that covers its commit index is synced.
+func (r *replica) gateLocked(write *logWrite, work *applyItem) *logWrite {
+	if write == nil {
+		write = &logWrite{r: r}
+	}
+	hs := r.raw.BasicStatus().HardState
+	write.hard = hardState(hs.GetTerm(), hs.GetVote(), hs.GetCommit())
+	write.sync = true
+	work.closed = true
+	write.opens = work
+	return write
+}
+
+// matchesLocked returns, on a leader, what each peer has acknowledged.
+func (r *replica) matchesLocked(ms []*pb.Message) map[uint64]uint64 {
+	if r.role != raft.StateLeader {
+		return nil
+	}
+	for _, m := range ms {
+		if t := m.GetType(); t == pb.MsgApp || t == pb.MsgHeartbeat {
+			return r.progressLocked()
+		}
+	}
+	return nil
+}
+
+// observeLocked notes who leads in which term.
+func (r *replica) observeLocked(rd *round) {
+	st := r.raw.BasicStatus()
+	was := r.role
+	r.role = st.RaftState
+	if st.Lead == r.lead && st.GetTerm() == r.term {
+		return
+	}
+	r.lead, r.term = st.Lead, st.GetTerm()
+	rd.leaderChanged, rd.lead, rd.term = true, r.lead, r.term
+	if was == raft.StateLeader {
+		r.proposals.orphan(r.ticks + uint64(r.h.opts.ElectionTicks))
+	}
+	r.signalLocked()
+}
+
+// signalLocked wakes who waits for a change of leader or members.
+func (r *replica) signalLocked() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// quarantineLocked takes the replica out of its group for the life of this
+// host: it answers nothing any more.
+func (r *replica) quarantineLocked(err error) {
+	if r.fault != nil {
+		return
+	}
+	r.fault = err
+	r.h.log.Error("replica quarantined", "group", uint16(r.id), "cause", err)
+	r.state.fail(err)
+	r.proposals.close(err)
+	r.reads.close(err)
+	r.signalLocked()
+}
+
+// damagedLocked quarantines the replica now and at every later start: its log
+// has lost what it acknowledged.
+func (r *replica) damagedLocked(err error) {
+	if r.fault != nil {
+		return
+	}
+	r.quarantineLocked(err)
+	r.h.writer.push(&logWrite{r: r, damaged: err, sync: true})
+}
+
+// refuseLocked answers what came for a quarantined replica.
+func (r *replica) refuseLocked(got inboxLoad) {
+	for _, p := range got.proposals {
+		p.finishUnapplied(r.fault)
+	}
+	for _, inst := range got.installs {
+		r.dropInstallLocked(inst)
+	}
+	r.reads.close(r.fault)
+}
+
+// unreachable reports that a message to a peer was dropped.
+func (r *replica) unreachable(to dfs.NodeID) {
+	if r.in.addUnreachable(to) {
+		r.h.workers.schedule(r)
+	}
+}
+
+// deliver gives an answer of the own storage to the replica.
+func (r *replica) deliver(m *pb.Message) {
+	r.in.addLocal(m)
+	r.h.workers.schedule(r)
+}
+
+// snapshotMetadata describes the applied state for a peer that needs it whole.
+func (r *replica) snapshotMetadata() (*pb.SnapshotMetadata, error) {
+	a := r.state.now()
+	if a.index == 0 || r.state.missing() || r.h.opts.OpenSnapshot == nil {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	return &pb.SnapshotMetadata{
+		Index:     proto.Uint64(a.index),
+		Term:      proto.Uint64(a.term),
+		ConfState: proto.Clone(a.conf).(*pb.ConfState),
+	}, nil
+}
