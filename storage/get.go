@@ -82,8 +82,7 @@ func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32
 			return nil, dfs.Errorf(dfs.Unknowable, "read block", "%v is not here, and store %v does not hold all of %v", id, st.ID(), id.PG)
 		}
 	case dfs.Corrupt:
-		st.s.count.corrupt.Add(1)
-		st.log().Error("a block is damaged", "pg", id.PG, "block", id, "cause", err)
+		st.s.count.corrupt.Add(1) // the engine has logged it
 		st.s.refill.mend(st, id)
 	}
 	return r, err

@@ -1,8 +1,23 @@
 package storage
 
 import (
+	"maps"
+	"sync"
+	"time"
+
 	"dfsd/dfs"
 	"dfsd/engine"
+)
+
+const (
+	// maxMends bounds the damaged blocks that wait to be repaired, or were
+	// tried lately; what does not fit is found again by a later read.
+	maxMends = 256
+
+	// mendPause is how long a block is left alone after an attempt to repair
+	// it: without it two members that both have a damaged copy would find each
+	// other's damage, by trying to repair their own, for ever.
+	mendPause = 30 * time.Second
 )
 
 // mend is a block that a read found damaged.
@@ -11,12 +26,28 @@ type mend struct {
 	id    dfs.BlockID
 }
 
-// mend has a damaged block replaced by a good copy, soon. When many wait
-// already it does nothing: the next read of the block says so again.
+// mends are the damaged blocks to repair.
+type mends struct {
+	queue chan mend
+
+	mu    sync.Mutex         // guards what follows
+	tried map[mend]time.Time // when it was queued last. Invariant: at most maxMends
+}
+
+// mend has a damaged block replaced by a good copy, soon.
 func (r *refiller) mend(st *store, id dfs.BlockID) {
+	x, now := mend{st, id}, time.Now()
+	m := &r.mends
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.tried, func(_ mend, t time.Time) bool { return now.Sub(t) >= mendPause })
+	if _, lately := m.tried[x]; lately || len(m.tried) >= maxMends {
+		return
+	}
 	select {
-	case r.mends <- mend{st, id}:
-	default:
+	case m.queue <- x:
+		m.tried[x] = now
+	default: // many wait already
 	}
 }
 
@@ -24,7 +55,7 @@ func (r *refiller) mend(st *store, id dfs.BlockID) {
 func (r *refiller) mendLoop() {
 	for {
 		select {
-		case x := <-r.mends:
+		case x := <-r.mends.queue:
 			if err := r.repair(x); err != nil && r.s.ctx.Err() == nil {
 				x.store.log().Error("a damaged block is not repaired", "pg", x.id.PG, "block", x.id, "cause", err)
 			}

@@ -32,6 +32,10 @@ const (
 	// 128 MiB of the usual blocks.
 	refillFetches = 8
 
+	// refillBurst is what refills may take at once of their bytes per second:
+	// small, so that the limit holds within a second.
+	refillBurst = 256 << 10
+
 	// maxReads bounds the reads that hold a window of a block in memory, with
 	// readWindow 128 MiB.
 	maxReads   = 128

@@ -33,6 +33,7 @@ type plane struct {
 	held      bool     // proposals are not activated
 	deaf      bool     // polls are not answered, and heartbeats tell of no epoch
 	onBeat    func(*wire.StoreBeat)
+	onDone    func(*wire.RefillDoneRequest)
 }
 
 func newPlane() *plane {
@@ -211,6 +212,9 @@ func (p *plane) RefillDone(_ context.Context, req *wire.RefillDoneRequest) (*wir
 	defer p.mu.Unlock()
 	if p.noDone {
 		return nil, dfs.Errorf(dfs.Unavailable, "refill", "not now")
+	}
+	if p.onDone != nil {
+		p.onDone(req)
 	}
 	for _, d := range req.Done {
 		pg, err := repair.RefillDone(p.m.PG(dfs.PGID(d.Pg)), dfs.StoreID(req.Store), d.Mark, dfs.Epoch(d.Joined))

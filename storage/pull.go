@@ -225,8 +225,10 @@ func (p *pass) take(ctx context.Context, e engine.Entry) error {
 	if e.Tombstone {
 		return st.Store.Delete(ctx, engine.DeleteRequest{ID: e.ID, Shard: e.Shard, Epoch: e.Epoch, Refill: true})
 	}
-	if err := p.r.limit.WaitN(ctx, int(e.Stored)); err != nil {
-		return err
+	for left := int(e.Stored); left > 0; left -= refillBurst {
+		if err := p.r.limit.WaitN(ctx, min(left, refillBurst)); err != nil {
+			return err
+		}
 	}
 	return p.r.pullBlock(ctx, st, e)
 }

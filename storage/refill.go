@@ -24,10 +24,6 @@ const (
 	// before it is reported once more.
 	reportAgain = 5 * time.Second
 
-	// maxMends bounds the damaged blocks that wait to be repaired; what does
-	// not fit is found again by the next read.
-	maxMends = 256
-
 	// maxRefillBeats bounds the refills in one heartbeat, over all stores of the
 	// node: some 350 KiB, a third of the greatest message.
 	maxRefillBeats = 16384
@@ -47,7 +43,7 @@ type refiller struct {
 	memory *semaphore.Weighted // bytes of blocks that are being pulled, refillMemory
 	wake   chan struct{}       // maps, refills or pauses have changed
 	done   chan struct{}       // there is something to report
-	mends  chan mend
+	mends  mends
 	pulls  sync.WaitGroup // passes under way
 
 	mu   sync.Mutex // guards what follows
@@ -88,7 +84,7 @@ const (
 func newRefiller(s *Service, limit *rate.Limiter) *refiller {
 	return &refiller{
 		s: s, limit: limit, memory: semaphore.NewWeighted(refillMemory), wake: make(chan struct{}, 1), done: make(chan struct{}, 1),
-		mends: make(chan mend, maxMends), jobs: map[refillKey]*refill{},
+		mends: mends{queue: make(chan mend, maxMends), tried: map[mend]time.Time{}}, jobs: map[refillKey]*refill{},
 	}
 }
 

@@ -69,7 +69,7 @@ func New(opts Options) (*Service, error) {
 	if opts.RefillRate > 0 {
 		limit = rate.Limit(opts.RefillRate)
 	}
-	s.refill = newRefiller(s, rate.NewLimiter(limit, dfs.MaxBlockSize))
+	s.refill = newRefiller(s, rate.NewLimiter(limit, refillBurst))
 	return s, nil
 }
 
