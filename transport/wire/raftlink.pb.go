@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: raft.proto
+// source: raftlink.proto
 
 // The Raft service: opaque bytes of package raftgroup between meta nodes.
 
@@ -32,7 +32,7 @@ type RaftBatch struct {
 
 func (x *RaftBatch) Reset() {
 	*x = RaftBatch{}
-	mi := &file_raft_proto_msgTypes[0]
+	mi := &file_raftlink_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +44,7 @@ func (x *RaftBatch) String() string {
 func (*RaftBatch) ProtoMessage() {}
 
 func (x *RaftBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[0]
+	mi := &file_raftlink_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +57,7 @@ func (x *RaftBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftBatch.ProtoReflect.Descriptor instead.
 func (*RaftBatch) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{0}
+	return file_raftlink_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *RaftBatch) GetData() []byte {
@@ -75,7 +75,7 @@ type RaftDone struct {
 
 func (x *RaftDone) Reset() {
 	*x = RaftDone{}
-	mi := &file_raft_proto_msgTypes[1]
+	mi := &file_raftlink_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -87,7 +87,7 @@ func (x *RaftDone) String() string {
 func (*RaftDone) ProtoMessage() {}
 
 func (x *RaftDone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[1]
+	mi := &file_raftlink_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -100,15 +100,14 @@ func (x *RaftDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftDone.ProtoReflect.Descriptor instead.
 func (*RaftDone) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{1}
+	return file_raftlink_proto_rawDescGZIP(), []int{1}
 }
 
-var File_raft_proto protoreflect.FileDescriptor
+var File_raftlink_proto protoreflect.FileDescriptor
 
-const file_raft_proto_rawDesc = "" +
+const file_raftlink_proto_rawDesc = "" +
 	"\n" +
-	"\n" +
-	"raft.proto\x12\tdfsd.wire\"\x1f\n" +
+	"\x0eraftlink.proto\x12\tdfsd.wire\"\x1f\n" +
 	"\tRaftBatch\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\n" +
 	"\n" +
@@ -118,23 +117,23 @@ const file_raft_proto_rawDesc = "" +
 	"\bSnapshot\x12\x14.dfsd.wire.RaftBatch\x1a\x13.dfsd.wire.RaftDone(\x01B\x15Z\x13dfsd/transport/wireb\x06proto3"
 
 var (
-	file_raft_proto_rawDescOnce sync.Once
-	file_raft_proto_rawDescData []byte
+	file_raftlink_proto_rawDescOnce sync.Once
+	file_raftlink_proto_rawDescData []byte
 )
 
-func file_raft_proto_rawDescGZIP() []byte {
-	file_raft_proto_rawDescOnce.Do(func() {
-		file_raft_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_raft_proto_rawDesc), len(file_raft_proto_rawDesc)))
+func file_raftlink_proto_rawDescGZIP() []byte {
+	file_raftlink_proto_rawDescOnce.Do(func() {
+		file_raftlink_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_raftlink_proto_rawDesc), len(file_raftlink_proto_rawDesc)))
 	})
-	return file_raft_proto_rawDescData
+	return file_raftlink_proto_rawDescData
 }
 
-var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
-var file_raft_proto_goTypes = []any{
+var file_raftlink_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_raftlink_proto_goTypes = []any{
 	(*RaftBatch)(nil), // 0: dfsd.wire.RaftBatch
 	(*RaftDone)(nil),  // 1: dfsd.wire.RaftDone
 }
-var file_raft_proto_depIdxs = []int32{
+var file_raftlink_proto_depIdxs = []int32{
 	0, // 0: dfsd.wire.Raft.Messages:input_type -> dfsd.wire.RaftBatch
 	0, // 1: dfsd.wire.Raft.Snapshot:input_type -> dfsd.wire.RaftBatch
 	1, // 2: dfsd.wire.Raft.Messages:output_type -> dfsd.wire.RaftDone
@@ -146,26 +145,26 @@ var file_raft_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for field type_name
 }
 
-func init() { file_raft_proto_init() }
-func file_raft_proto_init() {
-	if File_raft_proto != nil {
+func init() { file_raftlink_proto_init() }
+func file_raftlink_proto_init() {
+	if File_raftlink_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_proto_rawDesc), len(file_raft_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlink_proto_rawDesc), len(file_raftlink_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_raft_proto_goTypes,
-		DependencyIndexes: file_raft_proto_depIdxs,
-		MessageInfos:      file_raft_proto_msgTypes,
+		GoTypes:           file_raftlink_proto_goTypes,
+		DependencyIndexes: file_raftlink_proto_depIdxs,
+		MessageInfos:      file_raftlink_proto_msgTypes,
 	}.Build()
-	File_raft_proto = out.File
-	file_raft_proto_goTypes = nil
-	file_raft_proto_depIdxs = nil
+	File_raftlink_proto = out.File
+	file_raftlink_proto_goTypes = nil
+	file_raftlink_proto_depIdxs = nil
 }
