@@ -1,0 +1,312 @@
+package meta
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+	"dfsd/raftgroup"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+// formationPause is the time between two rounds of asking the listed peers.
+const formationPause = 500 * time.Millisecond
+
+// enter brings the node into a cluster:
+//
+//	            knows a cluster ────────────────────────────▶ open the replicas
+//	                 ▲                                              ▲
+//	fresh directory ─┤ a peer knows a cluster: register, join ──────┤
+//	                 │ all listed answer "empty", same list,        │
+//	                 │ this one is first by name: found ────────────┘
+//	                 └ else: wait, and say for whom
+//
+// A directory that was a member before and has lost its Raft stores is
+// refused: it may have voted.
+func (s *Service) enter() error {
+	id := s.opts.Identity
+	for id.Membership().Node == 0 {
+		done, err := s.seekCluster()
+		if err != nil {
+			return err
+		}
+		if !done && !s.sleep(formationPause) {
+			return s.ctx.Err()
+		}
+	}
+	if !id.Membership().Founding {
+		s.learnMap()
+	}
+	h, err := s.openHost()
+	if err != nil {
+		return err
+	}
+	s.host.Store(h) // from here on Close closes it
+	s.wg.Go(func() {
+		select {
+		case <-h.Failed():
+			s.fail(dfs.Wrap("serve", s.opts.Dir, h.Failure()))
+		case <-s.ctx.Done():
+		}
+	})
+	ms := id.Membership()
+	if ms.Hosted && len(h.Statuses()) == 0 {
+		return dfs.Errorf(dfs.Corrupt, "start", "%s held replicas of cluster %v and is empty now: empty the node's whole data directory to join anew", s.opts.Dir, ms.Cluster)
+	}
+	if err := s.joinGroups(h); err != nil {
+		return err
+	}
+	s.wg.Go(s.publishLoop)
+	if ms.Founding {
+		if err := s.found(h); err != nil {
+			return err
+		}
+	}
+	if ms.Hosted && !ms.Founding {
+		return nil
+	}
+	ms.Hosted, ms.Founding = true, false
+	return id.SaveMembership(ms)
+}
+
+// seekCluster asks every listed peer once. It reports whether the identity is
+// known now.
+func (s *Service) seekCluster() (bool, error) {
+	id := s.opts.Identity
+	var silent, other []string
+	empty := 0
+	for _, p := range s.opts.Peers {
+		if p.Name == s.opts.Name {
+			continue
+		}
+		reply, err := s.probe(p)
+		switch {
+		case err != nil:
+			silent = append(silent, fmt.Sprintf("%s at %s (%v)", p.Name, p.Addr, err))
+		case len(reply.Cluster) > 0:
+			return s.join()
+		case !slices.Equal(reply.Peers, s.peerList()):
+			other = append(other, fmt.Sprintf("%s lists %s", p.Name, strings.Join(reply.Peers, " ")))
+		default:
+			empty++
+		}
+	}
+	switch {
+	case len(other) > 0:
+		s.setWaiting("the meta nodes' configurations differ: this one lists " + strings.Join(s.peerList(), " ") + "; " + strings.Join(other, "; "))
+	case len(silent) > 0:
+		s.setWaiting("no answer from " + strings.Join(silent, ", "))
+	case len(s.opts.Peers) == 0 || s.opts.Peers[0].Name != s.opts.Name:
+		s.setWaiting("for " + s.opts.Peers[0].Name + " to make the cluster")
+	case empty == len(s.opts.Peers)-1:
+		var cluster dfs.ClusterID
+		binary.BigEndian.PutUint64(cluster[:8], s.opts.NewMark())
+		binary.BigEndian.PutUint64(cluster[8:], s.opts.NewMark())
+		s.log.Info("making a new cluster", "cluster", cluster)
+		return true, id.SaveMembership(Membership{Cluster: cluster, Node: 1, Founding: true})
+	}
+	return false, nil
+}
+
+func (s *Service) probe(p Peer) (*wire.ProbeReply, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+	defer cancel()
+	return wire.NewDRPCMetaClient(s.opts.Dial(p.Addr)).Probe(ctx, &wire.ProbeRequest{Name: s.opts.Name, Peers: s.peerList()})
+}
+
+func (s *Service) peerList() []string {
+	var out []string
+	for _, p := range s.opts.Peers {
+		out = append(out, p.Name+"="+p.Addr)
+	}
+	return out
+}
+
+// Probe implements the meta service: who is this, and does it know a cluster?
+func (s *Service) Probe(context.Context, *wire.ProbeRequest) (*wire.ProbeReply, error) {
+	return &wire.ProbeReply{
+		Name: s.opts.Name, Cluster: s.opts.Identity.Membership().Cluster.Bytes(), Peers: s.peerList(),
+		Node: uint32(s.opts.Identity.Membership().Node), Ready: s.Ready(),
+	}, nil
+}
+
+// join registers a fresh directory with the cluster that a peer knows. The
+// leaders of the groups add it as a learner and promote it.
+func (s *Service) join() (bool, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+	defer cancel()
+	reply, err := s.register(ctx)
+	if err != nil {
+		switch dfs.KindOf(err) {
+		case dfs.WrongCluster, dfs.Stale, dfs.Invalid:
+			return false, err
+		}
+		s.setWaiting(fmt.Sprintf("registration: %v", err))
+		return false, nil
+	}
+	cluster, err := dfs.ClusterIDFromBytes(reply.Cluster)
+	if err != nil {
+		return false, err
+	}
+	s.log.Info("joining a cluster", "cluster", cluster, "node", dfs.NodeID(reply.Node))
+	return true, s.opts.Identity.SaveMembership(Membership{Cluster: cluster, Node: dfs.NodeID(reply.Node)})
+}
+
+// register asks the control leader to enter this start of this node.
+func (s *Service) register(ctx context.Context) (*wire.RegisterReply, error) {
+	var reply *wire.RegisterReply
+	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) (err error) {
+		reply, err = c.Register(ctx, s.registration())
+		return err
+	})
+	return reply, err
+}
+
+func (s *Service) registration() *wire.RegisterRequest {
+	inc, found := s.opts.Identity.Incarnation()
+	ms := s.opts.Identity.Membership()
+	req := &wire.RegisterRequest{
+		Name: s.opts.Name, Addr: s.opts.Addr, Roles: uint32(s.opts.Roles), Incarnation: wire.FromIncarnation(inc), Found: found,
+		Release: s.opts.Release, Labels: s.opts.Labels, Cluster: ms.Cluster.Bytes(),
+	}
+	if !ms.Founding {
+		req.Node = uint32(ms.Node)
+	}
+	return req
+}
+
+// registerLoop tells the control group of this start, until it knows.
+func (s *Service) registerLoop() {
+	for {
+		ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+		_, err := s.register(ctx)
+		cancel()
+		switch dfs.KindOf(err) {
+		case dfs.WrongCluster, dfs.Stale, dfs.Invalid:
+			s.fail(dfs.Wrap("register", s.opts.Name, err))
+			return
+		}
+		if err == nil || !s.sleep(formationPause) {
+			return
+		}
+	}
+}
+
+// learnMap fetches the map from a peer, for the addresses in it; a replica that
+// has applied the control group's state does not need it.
+func (s *Service) learnMap() {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+	defer cancel()
+	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		reply, err := c.GetMap(ctx, &wire.GetMapRequest{Wait: 1000})
+		if err != nil || reply.Map == nil {
+			return err
+		}
+		m, err := reply.Map.ToDFS()
+		if err == nil && s.maps.set(m, false) {
+			s.opts.Metas.Update(m)
+		}
+		return err
+	})
+	if err != nil {
+		s.log.Info("no map from the other meta nodes", "cause", err)
+	}
+}
+
+// joinGroups makes sure that this node hosts a replica of every group.
+func (s *Service) joinGroups(h *raftgroup.Host) error {
+	ms := s.opts.Identity.Membership()
+	have := map[dfs.GroupID]bool{}
+	for _, st := range h.Statuses() {
+		have[st.Group] = true
+	}
+	for g := range s.groupCount() + 1 {
+		g := dfs.GroupID(g)
+		if have[g] {
+			continue
+		}
+		var err error
+		if ms.Founding {
+			err = h.CreateGroup(g, []dfs.NodeID{ms.Node})
+		} else {
+			err = h.JoinGroup(g)
+		}
+		if err != nil {
+			return dfs.Wrap("open replica", g.String(), err)
+		}
+	}
+	return nil
+}
+
+// found gives the new cluster's groups their first state. Every step is
+// idempotent: a crash in between is finished by the next start.
+func (s *Service) found(h *raftgroup.Host) error {
+	cluster := s.opts.Identity.Membership().Cluster
+	form := &wire.FormOp{
+		Cluster: cluster.Bytes(), Groups: uint32(s.opts.Groups), DefaultClass: s.opts.DefaultClass.String(),
+		BlockSize: uint32(s.opts.BlockSize), PgsPerClass: uint32(s.opts.PGsPerClass), Grace: s.opts.Grace.Milliseconds(),
+	}
+	for _, p := range s.opts.Peers {
+		form.Metas = append(form.Metas, p.Name)
+	}
+	err := s.insist(func(ctx context.Context) error {
+		_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Form{Form: form}})
+		if dfs.KindOf(err) == dfs.Exist {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = s.insist(func(ctx context.Context) error {
+		_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: s.registration()}})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for g := 1; g <= s.opts.Groups; g++ {
+		le := &wire.LogEntry{Version: clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g), DefaultClass: ""}}}
+		data, err := proto.Marshal(le)
+		if err != nil {
+			return err
+		}
+		err = s.insist(func(ctx context.Context) error {
+			_, err := h.Propose(ctx, dfs.GroupID(g), data)
+			return err
+		})
+		if err != nil {
+			return dfs.Wrap("found group", fmt.Sprint(g), err)
+		}
+	}
+	s.log.Info("the cluster is made", "cluster", cluster, "groups", s.opts.Groups)
+	return nil
+}
+
+// insist runs an idempotent step until it succeeds, is refused for good, or the
+// service ends.
+func (s *Service) insist(step func(context.Context) error) error {
+	for {
+		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+		err := step(ctx)
+		cancel()
+		kind := dfs.KindOf(err)
+		if err == nil || !kind.Retryable() && kind != dfs.Unknown && kind != dfs.Deadline {
+			return err
+		}
+		if !s.sleep(formationPause / 5) {
+			return s.ctx.Err()
+		}
+	}
+}
+
+// clockVersion is the version that this moment's clock gives.
+func clockVersion() uint64 { return uint64(time.Now().UnixMilli()) << 16 }

@@ -1,0 +1,236 @@
+package meta
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/raftgroup"
+	"dfsd/transport"
+	"dfsd/transport/wire"
+)
+
+// maxLinkQueue bounds the batches that wait for one lane of one peer: a peer
+// that is slower than that loses messages, which Raft sends again.
+const maxLinkQueue = 256
+
+// linkRetry is the pause after a stream broke or could not be opened.
+const linkRetry = 200 * time.Millisecond
+
+// linkTimeout is how long one batch may take to be handed to the network.
+const linkTimeout = 5 * time.Second
+
+// links carries Raft's bytes to the other meta nodes: one stream a lane and
+// peer, each with its own bounded queue.
+type links struct {
+	s  *Service
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	queues map[linkKey]chan []byte
+	closed bool
+}
+
+type linkKey struct {
+	to   dfs.NodeID
+	lane raftgroup.Lane
+}
+
+func newLinks(s *Service) *links {
+	return &links{s: s, queues: map[linkKey]chan []byte{}}
+}
+
+func (l *links) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.wg.Wait()
+}
+
+// send queues a batch; false says that it was dropped.
+func (l *links) send(to dfs.NodeID, lane raftgroup.Lane, msg []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	k := linkKey{to, lane}
+	q := l.queues[k]
+	if q == nil {
+		q = make(chan []byte, maxLinkQueue)
+		l.queues[k] = q
+		l.wg.Go(func() { l.run(k, q) })
+	}
+	select {
+	case q <- msg:
+		return true
+	default:
+		return false
+	}
+}
+
+// addr is where a meta node is, "" while no map says.
+func (l *links) addr(id dfs.NodeID) string {
+	if m := l.s.maps.current(); m != nil {
+		if n := m.Node(id); n != nil && !n.Replaced {
+			return n.Addr
+		}
+	}
+	return ""
+}
+
+// run sends what is queued for one lane of one peer until the service ends.
+func (l *links) run(k linkKey, q chan []byte) {
+	ctx := l.s.ctx
+	var stream wire.DRPCRaft_MessagesClient
+	var down time.Time // the stream broke: what waits until then is dropped
+	defer func() {
+		if stream != nil {
+			_ = stream.Close()
+		}
+	}()
+	for {
+		var msg []byte
+		select {
+		case msg = <-q:
+		case <-ctx.Done():
+			return
+		}
+		if stream == nil {
+			if time.Now().Before(down) {
+				continue
+			}
+			if stream = l.open(ctx, k.to); stream == nil {
+				down = time.Now().Add(linkRetry)
+				continue
+			}
+		}
+		if !sendWithin(stream, msg) {
+			stream, down = nil, time.Now().Add(linkRetry)
+		}
+	}
+}
+
+// sendWithin sends on a stream that is closed when that takes too long: a peer
+// that is frozen must not hold messages back that would be stale by then.
+func sendWithin(stream wire.DRPCRaft_MessagesClient, msg []byte) bool {
+	stuck := time.AfterFunc(linkTimeout, func() { _ = stream.Close() })
+	err := stream.Send(&wire.RaftBatch{Data: msg})
+	if !stuck.Stop() || err != nil {
+		_ = stream.Close()
+		return false
+	}
+	return true
+}
+
+func (l *links) open(ctx context.Context, to dfs.NodeID) wire.DRPCRaft_MessagesClient {
+	addr := l.addr(to)
+	if addr == "" {
+		return nil
+	}
+	stream, err := wire.NewDRPCRaftClient(l.s.opts.Dial(addr)).Messages(ctx)
+	if err != nil {
+		return nil
+	}
+	return stream
+}
+
+// openSnapshot starts a snapshot stream to a peer.
+func (l *links) openSnapshot(ctx context.Context, to dfs.NodeID) (raftgroup.SnapshotSink, error) {
+	addr := l.addr(to)
+	if addr == "" {
+		return nil, dfs.Errorf(dfs.Unavailable, "send snapshot", "the address of node %v is not known", to)
+	}
+	stream, err := wire.NewDRPCRaftClient(l.s.opts.Dial(addr)).Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshotSink{stream}, nil
+}
+
+type snapshotSink struct {
+	stream wire.DRPCRaft_SnapshotClient
+}
+
+func (k *snapshotSink) Send(chunk []byte) error { return k.stream.Send(&wire.RaftBatch{Data: chunk}) }
+
+func (k *snapshotSink) CloseAndWait() error {
+	_, err := k.stream.CloseAndRecv()
+	_ = k.stream.Close()
+	return err
+}
+
+// raftServer is the receiving side.
+type raftServer struct{ s *Service }
+
+// peer checks who sends Raft's bytes: a node whose incarnation mark is the one
+// that the control group has on record for its number. A wiped node that comes
+// back under an old number is refused here.
+func (r *raftServer) peer(ctx context.Context) (dfs.NodeID, *raftgroup.Host, error) {
+	h, err := r.s.raft()
+	if err != nil {
+		return 0, nil, err
+	}
+	p, ok := transport.PeerFrom(ctx)
+	if !ok || p.Kind != transport.KindNode || p.Node == 0 {
+		return 0, nil, dfs.Errorf(dfs.Permission, "raft", "only meta nodes may send Raft messages")
+	}
+	if m := r.s.maps.current(); m != nil {
+		n := m.Node(p.Node)
+		if n == nil {
+			return 0, nil, dfs.Errorf(dfs.Unavailable, "raft", "node %v is not registered here yet", p.Node)
+		}
+		if n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark {
+			return 0, nil, dfs.Errorf(dfs.Stale, "raft", "node %v is not the incarnation on record", p.Node)
+		}
+	}
+	return p.Node, h, nil
+}
+
+// Messages implements the Raft service.
+func (r *raftServer) Messages(stream wire.DRPCRaft_MessagesStream) error {
+	from, h, err := r.peer(stream.Context())
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	wg.Go(func() { // a shutdown does not wait for a stream that has no end
+		select {
+		case <-transport.Draining(stream.Context()):
+			_ = stream.Close()
+		case <-done:
+		}
+	})
+	for {
+		b, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if err := h.Step(from, b.Data); err != nil {
+			return err
+		}
+	}
+}
+
+// Snapshot implements the Raft service.
+func (r *raftServer) Snapshot(stream wire.DRPCRaft_SnapshotStream) error {
+	from, h, err := r.peer(stream.Context())
+	if err != nil {
+		return err
+	}
+	err = h.ReceiveSnapshot(stream.Context(), from, func() ([]byte, error) {
+		b, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		return b.Data, nil
+	})
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(&wire.RaftDone{})
+}

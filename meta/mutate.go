@@ -1,0 +1,211 @@
+package meta
+
+import (
+	"context"
+	"hash/fnv"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+	"dfsd/meta/namespace"
+	"dfsd/raftgroup"
+	"dfsd/transport/wire"
+)
+
+// spreadLevels is how many levels of directories below the root are spread
+// over all groups; deeper ones stay with their parent.
+const spreadLevels = 3
+
+// MaxCommand bounds an encoded command: a thousand extents and a long path fit
+// several times over.
+const MaxCommand = 512 << 10
+
+// namespaceLeader refuses with a hint unless this node leads the group.
+func (s *Service) namespaceLeader(group uint32) (dfs.GroupID, *raftgroup.Host, error) {
+	h, err := s.raft()
+	if err != nil {
+		return 0, nil, err
+	}
+	g := dfs.GroupID(group)
+	st, ok := h.Status(g)
+	if !ok || group == 0 || group > uint32(s.groupCount()) {
+		return 0, nil, dfs.Errorf(dfs.Invalid, "ask group", "there is no namespace group %d", group)
+	}
+	if st.Leader != s.opts.Identity.Membership().Node {
+		return 0, nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
+	}
+	return g, h, nil
+}
+
+// Mutate implements the meta service.
+func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.MutateReply, error) {
+	g, h, err := s.namespaceLeader(req.Group)
+	if err != nil {
+		return nil, err
+	}
+	if !s.mutable() {
+		return nil, s.notFormed()
+	}
+	if len(req.Command) > MaxCommand {
+		return nil, dfs.Errorf(dfs.TooLarge, "change", "a command of %d bytes: at most %d", len(req.Command), MaxCommand)
+	}
+	cmd := &wire.Command{}
+	if err := proto.Unmarshal(req.Command, cmd); err != nil {
+		return nil, dfs.Errorf(dfs.Invalid, "change", "malformed command")
+	}
+	out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
+	if err != nil {
+		return nil, err
+	}
+	return &wire.MutateReply{Result: out}, nil
+}
+
+// mutable reports whether mutations are admitted: this replica, or the control
+// leader, knows that the cluster is formed.
+func (s *Service) mutable() bool {
+	if s.maps.isFormed() {
+		return true
+	}
+	s.beats.mu.Lock()
+	defer s.beats.mu.Unlock()
+	return s.beats.formed
+}
+
+func (s *Service) proposeEntry(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) {
+	le.Version = clockVersion()
+	data, err := proto.Marshal(le)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := h.Propose(ctx, g, data)
+	if err != nil {
+		return nil, dfs.Wrap("change", g.String(), err)
+	}
+	out := &wire.Result{}
+	if err := proto.Unmarshal(reply, out); err != nil {
+		return nil, dfs.Errorf(dfs.Internal, "change", "the answer of %v is malformed", g)
+	}
+	return out, nil
+}
+
+// Fence implements the meta service.
+func (s *Service) Fence(ctx context.Context, req *wire.FenceRequest) (*wire.FenceReply, error) {
+	if err := nodesOnly(ctx); err != nil {
+		return nil, err
+	}
+	g, h, err := s.namespaceLeader(req.Group)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Fence{Fence: req.Fence}})
+	if err != nil {
+		return nil, err
+	}
+	return &wire.FenceReply{}, res.ToError("fence", g.String())
+}
+
+// Read implements the meta service: a linearizable query of a group.
+func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadReply, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	g := dfs.GroupID(req.Group)
+	if req.Group == 0 || req.Group > uint32(s.groupCount()) || req.Query == nil {
+		return nil, dfs.Errorf(dfs.Invalid, "read", "there is no namespace group %d, or no query", req.Group)
+	}
+	place := req.Query.GetPlaceDir()
+	if place != nil { // counts what it placed, so one node answers
+		if g, h, err = s.namespaceLeader(req.Group); err != nil {
+			return nil, err
+		}
+	}
+	var out *wire.QueryResult
+	err = h.Read(ctx, g, func(r raftgroup.Reader) (err error) {
+		out, err = namespace.Query(r, g, req.Query)
+		return err
+	})
+	if err != nil {
+		return nil, dfs.Wrap("read", g.String(), err)
+	}
+	if place != nil {
+		pd := out.GetPlaceDir()
+		pd.Group = uint32(s.place.choose(g, int(pd.Parent.GetLevel()), s.groupCount(), place))
+	}
+	return &wire.ReadReply{Result: out}, nil
+}
+
+func (s *Service) countInodes(h *raftgroup.Host, g dfs.GroupID) uint64 {
+	var n uint64
+	_ = h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
+		n, err = namespace.Inodes(r)
+		return err
+	})
+	return n
+}
+
+// placer chooses the groups of new directories.
+type placer struct {
+	mu     sync.Mutex
+	loads  map[dfs.GroupID]uint64 // inodes as last reported
+	placed map[dfs.GroupID]uint64 // directories placed since
+}
+
+func newPlacer() *placer {
+	return &placer{loads: map[dfs.GroupID]uint64{}, placed: map[dfs.GroupID]uint64{}}
+}
+
+// settle takes newly reported loads over, in place of what was counted since
+// the last ones.
+func (p *placer) settle(loads map[dfs.GroupID]uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for g, n := range loads {
+		if p.loads[g] != n {
+			p.loads[g] = n
+			p.placed[g] = 0
+		}
+	}
+}
+
+// placedWeight is what one placed directory counts for until the next report:
+// it will be filled.
+const placedWeight = 16
+
+// choose returns the group for a directory below a parent of the given level:
+// the one with the fewest inodes near the root, the parent's below. Ties go by
+// the hash of parent and name.
+func (p *placer) choose(parent dfs.GroupID, level, groups int, q *wire.PlaceDirQuery) dfs.GroupID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if level >= spreadLevels && !p.overfull(parent, groups) {
+		return parent
+	}
+	h := fnv.New32a()
+	_, _ = h.Write(q.Name)
+	first := int(h.Sum32()^uint32(q.Parent)) % groups
+	if first < 0 {
+		first += groups
+	}
+	best, least := dfs.GroupID(0), uint64(0)
+	for i := range groups {
+		g := dfs.GroupID(1 + (first+i)%groups)
+		if load := p.loads[g] + placedWeight*p.placed[g]; best == 0 || load < least {
+			best, least = g, load
+		}
+	}
+	p.placed[best]++
+	return best
+}
+
+// overfull reports whether a group is far above the mean: its directories'
+// children go elsewhere, however deep.
+func (p *placer) overfull(g dfs.GroupID, groups int) bool {
+	var sum uint64
+	for _, n := range p.loads {
+		sum += n
+	}
+	mean := sum / uint64(max(groups, 1))
+	return p.loads[g] > 2*mean+1024
+}

@@ -1,0 +1,235 @@
+package meta
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/repair"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+const (
+	planTick = 250 * time.Millisecond // how often the control leader plans when nothing wakes it
+	planRest = 20 * time.Millisecond  // at least this long between two plans: what woke it may bring company
+)
+
+// planner is the control leader's memory between two plans.
+type planner struct {
+	s *Service
+
+	mu        sync.Mutex
+	term      uint64 // that elected and the following hold for
+	elected   time.Time
+	notBefore time.Time // nobody is declared down before
+	led       time.Time // when this node last knew of a control leader
+	persisted map[dfs.StoreID]*wire.PersistedMark
+	notes     []string
+}
+
+func newPlanner(s *Service) *planner {
+	return &planner{s: s, persisted: map[dfs.StoreID]*wire.PersistedMark{}}
+}
+
+// heard notes which epochs stores have on disk, and plans at once when that
+// may let a proposal become active.
+func (p *planner) heard(m *dfs.Map, beats []*wire.StoreBeat) {
+	p.mu.Lock()
+	news := false
+	for _, b := range beats {
+		id := dfs.StoreID(b.Store)
+		st := m.Store(id)
+		if st == nil || st.Incarnation.Mark != b.Incarnation.GetMark() {
+			continue
+		}
+		if old := p.persisted[id]; old == nil || old.Mark != st.Incarnation.Mark || old.Epoch < b.Persisted {
+			p.persisted[id] = &wire.PersistedMark{Store: b.Store, Mark: st.Incarnation.Mark, Epoch: b.Persisted}
+			news = true
+		}
+	}
+	p.mu.Unlock()
+	if news {
+		p.s.wakeControl()
+	}
+}
+
+// lead notes the start of a term. What stores persisted is a fact and stays.
+func (p *planner) lead(term uint64, leaderless time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.term != term {
+		p.term, p.elected = term, time.Now()
+		p.notBefore = repair.NoDownBefore(p.elected, leaderless)
+	}
+}
+
+// controlLoop plans while this node leads the control group.
+func (s *Service) controlLoop() {
+	s.plan.led = time.Now()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.wake.control:
+			if !s.sleep(planRest) {
+				return
+			}
+		case <-time.After(planTick):
+		}
+		h := s.host.Load()
+		st, ok := h.Status(dfs.ControlGroup)
+		if !ok || st.Leader == 0 {
+			continue
+		}
+		if st.Leader != s.opts.Identity.Membership().Node {
+			s.plan.led = time.Now()
+			continue
+		}
+		s.plan.lead(st.Term, time.Since(s.plan.led))
+		s.plan.led = time.Now()
+		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+		if err := s.planOnce(ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Debug("plan", "group", 0, "cause", err)
+		}
+		cancel()
+	}
+}
+
+// planOnce makes one plan and commits it.
+func (s *Service) planOnce(ctx context.Context) error {
+	m := s.maps.current()
+	if m == nil {
+		return nil
+	}
+	if !s.maps.isFormed() {
+		return s.checkFormed(ctx)
+	}
+	in := s.planInput(m)
+	out := repair.Plan(in)
+	s.plan.mu.Lock()
+	s.plan.notes = out.Notes
+	s.plan.mu.Unlock()
+	if len(out.Decisions) == 0 {
+		return nil
+	}
+	op := &wire.PlanOp{}
+	for _, d := range out.Decisions {
+		op.Decisions = append(op.Decisions, s.encode(d))
+		switch d.(type) {
+		case repair.MarkDown, repair.MarkOut, repair.CreatePGs:
+			s.log.Info("decided", "group", 0, "decision", d.String())
+		}
+	}
+	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Plan{Plan: op}})
+	return err
+}
+
+func (s *Service) planInput(m *dfs.Map) repair.Input {
+	now := time.Now()
+	var voters []dfs.NodeID
+	if st, ok := s.host.Load().Status(dfs.ControlGroup); ok {
+		voters = st.Voters
+	}
+	var votes []repair.Vote
+	for id, v := range s.beats.freshVotes() {
+		votes = append(votes, repair.Vote{Voter: id, Suspects: v.suspects, At: v.at})
+	}
+	set := s.opts.Planner
+	set.Grace, set.PGsPerClass = s.opts.Grace, s.opts.PGsPerClass
+	in := repair.Input{
+		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: repair.Count(voters, votes, now, voteFresh), Now: now, Settings: set,
+	}
+	s.plan.mu.Lock()
+	defer s.plan.mu.Unlock()
+	in.NoDownBefore = s.plan.notBefore
+	for id, pm := range s.plan.persisted {
+		if st := m.Store(id); st != nil && st.Incarnation.Mark == pm.Mark {
+			in.Persisted[id] = dfs.Epoch(pm.Epoch)
+		}
+	}
+	return in
+}
+
+// encode turns a decision into the form of the log.
+func (s *Service) encode(d repair.Decision) *wire.Decision {
+	switch d := d.(type) {
+	case repair.MarkDown:
+		return &wire.Decision{Decision: &wire.Decision_State{State: &wire.StateDecision{
+			Store: uint32(d.Store), State: uint32(dfs.StoreDown), Incarnation: wire.FromIncarnation(d.Incarnation), Voters: wire.Ints(d.Voters),
+		}}}
+	case repair.MarkOut:
+		return &wire.Decision{Decision: &wire.Decision_State{State: &wire.StateDecision{
+			Store: uint32(d.Store), State: uint32(dfs.StoreOut), Incarnation: wire.FromIncarnation(d.Incarnation),
+		}}}
+	case repair.SetTarget:
+		return &wire.Decision{Decision: &wire.Decision_Target{Target: &wire.TargetDecision{Pg: uint32(d.PG), Stores: wire.Ints(d.Target)}}}
+	case repair.ProposeSet:
+		return &wire.Decision{Decision: &wire.Decision_Propose{Propose: &wire.ProposeDecision{
+			Pg: uint32(d.PG), Newest: uint64(d.Newest), Stores: wire.Ints(d.Acting),
+		}}}
+	case repair.ActivateSet:
+		return &wire.Decision{Decision: &wire.Decision_Activate{Activate: &wire.ActivateDecision{
+			Pg: uint32(d.PG), Epoch: uint64(d.Epoch), Persisted: s.marksOf(d.PG),
+		}}}
+	case repair.CreatePGs:
+		return &wire.Decision{Decision: &wire.Decision_Create{Create: &wire.CreatePGsDecision{Class: d.Class.String(), Count: uint32(d.Count)}}}
+	}
+	panic("meta: a decision of an unknown kind")
+}
+
+// marksOf lists what the proposed members of a placement group have persisted.
+func (s *Service) marksOf(id dfs.PGID) []*wire.PersistedMark {
+	p := s.maps.current().PG(id)
+	s.plan.mu.Lock()
+	defer s.plan.mu.Unlock()
+	var out []*wire.PersistedMark
+	for _, st := range p.Proposed.Stores {
+		if pm := s.plan.persisted[st]; pm != nil {
+			out = append(out, pm)
+		}
+	}
+	return out
+}
+
+// checkFormed opens the cluster for mutations once every listed meta node
+// votes in every group.
+func (s *Service) checkFormed(ctx context.Context) error {
+	m := s.maps.current()
+	voters := map[uint32]int{} // node to groups that it votes in
+	for _, g := range s.beats.groupBeats() {
+		for _, v := range g.Voters {
+			voters[v]++
+		}
+	}
+	for _, p := range s.opts.Peers {
+		listed := false
+		for _, n := range m.MetaNodes() {
+			listed = listed || n.Name == p.Name && voters[uint32(n.ID)] == m.Groups+1
+		}
+		if !listed {
+			return nil
+		}
+	}
+	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Formed{Formed: &wire.FormedOp{}}})
+	if err == nil {
+		s.log.Info("every listed meta node votes: the cluster takes changes", "group", 0)
+	}
+	return err
+}
+
+// RefillDone implements the meta service.
+func (s *Service) RefillDone(ctx context.Context, req *wire.RefillDoneRequest) (*wire.RefillDoneReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if err := nodesOnly(ctx); err != nil {
+		return nil, err
+	}
+	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_RefillDone{RefillDone: req}})
+	if err != nil {
+		return nil, err
+	}
+	return &wire.RefillDoneReply{}, nil
+}

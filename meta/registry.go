@@ -1,0 +1,294 @@
+package meta
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/repair"
+	"dfsd/transport"
+	"dfsd/transport/wire"
+)
+
+// voteFresh is how long a meta node's report counts: two heartbeats lost in a
+// row silence it.
+const voteFresh = 2 * time.Second
+
+// beat is the last heartbeat about one store.
+type beat struct {
+	*wire.StoreBeat
+	at time.Time // when it reached this node, or the node that told this one
+}
+
+// vote is what one meta node says.
+type vote struct {
+	suspects []dfs.StoreID
+	groups   []*wire.GroupBeat
+	at       time.Time
+}
+
+// registry keeps in memory what heartbeats and reports say. Nothing here
+// decides: a new leader starts without it.
+type registry struct {
+	s *Service
+
+	mu     sync.Mutex
+	detect *repair.Detector
+	beats  map[dfs.StoreID]beat
+	votes  map[dfs.NodeID]vote
+	loads  map[dfs.GroupID]uint64 // inodes a group, from the control leader
+	formed bool                   // as the control leader says
+}
+
+func newRegistry(s *Service) *registry {
+	return &registry{
+		s: s, detect: repair.NewDetector(s.opts.Health, time.Now()),
+		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]uint64{},
+	}
+}
+
+// hear notes a heartbeat that reached this node itself.
+func (r *registry) hear(node dfs.NodeID, stores []*wire.StoreBeat) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range stores {
+		id := dfs.StoreID(b.Store)
+		r.beats[id] = beat{b, now}
+		r.detect.Observe(id, now, repair.Health{
+			Failed: b.State == storeFailed, WriteAge: time.Duration(b.WriteAge) * time.Millisecond,
+			SyncAge: time.Duration(b.SyncAge) * time.Millisecond, ReadAge: time.Duration(b.ReadAge) * time.Millisecond,
+		})
+	}
+}
+
+const storeFailed = 2 // wire.StoreBeat.state
+
+// suspects lists the stores that this node itself suspects, sorted.
+func (r *registry) suspects(m *dfs.Map) []dfs.StoreID {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []dfs.StoreID
+	for _, s := range m.Stores {
+		if s.State == dfs.StoreUp && r.detect.Suspect(s.ID, now) {
+			out = append(out, s.ID)
+		}
+	}
+	return out
+}
+
+// Heartbeat implements the meta service.
+func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*wire.HeartbeatReply, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	if err := nodesOnly(ctx); err != nil {
+		return nil, err
+	}
+	m := s.maps.current()
+	if m == nil {
+		return nil, dfs.Errorf(dfs.Unavailable, "heartbeat", "this node has no map yet")
+	}
+	reply := &wire.HeartbeatReply{Epoch: uint64(m.Epoch)}
+	if st, ok := h.Status(dfs.ControlGroup); ok {
+		reply.Leader = uint32(st.Leader)
+	}
+	n := m.Node(dfs.NodeID(req.Node))
+	if n == nil || n.Incarnation != req.Incarnation.ToDFS() {
+		reply.Register = true
+		return reply, nil
+	}
+	var known []*wire.StoreBeat
+	for _, b := range req.Stores {
+		st := m.Store(dfs.StoreID(b.Store))
+		if st == nil || st.Node != n.ID || st.Incarnation.Mark != b.Incarnation.GetMark() {
+			reply.Register = true
+			continue
+		}
+		reply.Register = reply.Register || st.Incarnation != b.Incarnation.ToDFS() || st.State != dfs.StoreUp && b.State != storeFailed
+		known = append(known, b)
+	}
+	s.beats.hear(n.ID, known)
+	if _, leads := s.leads(dfs.ControlGroup); leads {
+		s.plan.heard(m, known)
+	}
+	return reply, nil
+}
+
+// nodesOnly refuses callers that did not introduce themselves as a node.
+func nodesOnly(ctx context.Context) error {
+	if p, ok := transport.PeerFrom(ctx); !ok || p.Kind != transport.KindNode {
+		return dfs.Errorf(dfs.Permission, "call", "for nodes of the cluster only")
+	}
+	return nil
+}
+
+// Register implements the meta service.
+func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wire.RegisterReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if err := nodesOnly(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.beats.admit(s.maps.current(), req); err != nil {
+		return nil, err
+	}
+	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: req}})
+	if err != nil {
+		return nil, err
+	}
+	return reply.GetRegister(), nil
+}
+
+// admit refuses, for now, a meta node that takes over the name of one that was
+// heard lately: two data directories claim one name.
+func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest) error {
+	if m == nil || req.Node != 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range m.MetaNodes() {
+		if n.Name != req.Name || n.Incarnation.Mark == req.Incarnation.GetMark() {
+			continue
+		}
+		if v, ok := r.votes[n.ID]; ok && time.Since(v.at) < voteFresh || n.ID == r.s.opts.Identity.Membership().Node {
+			return dfs.Errorf(dfs.Exist, "register "+req.Name, "a node of this name is up at %s", n.Addr)
+		}
+	}
+	return nil
+}
+
+// reportLoop tells the control leader what this node sees.
+func (s *Service) reportLoop() {
+	for s.sleep(s.opts.Heartbeat) {
+		rep := s.report()
+		if rep == nil {
+			continue
+		}
+		if _, leads := s.leads(dfs.ControlGroup); leads {
+			s.beats.take(rep)
+			s.beats.learn(s.beats.loadsNow(), s.maps.isFormed())
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, max(s.opts.Heartbeat, time.Second))
+		err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+			reply, err := c.Report(ctx, rep)
+			if err == nil {
+				s.beats.learn(reply.Groups, reply.Formed)
+			}
+			return err
+		})
+		cancel()
+		if err != nil {
+			s.log.Debug("report to the control leader", "cause", err)
+		}
+	}
+}
+
+// report assembles what this node sees; nil while it has no map.
+func (s *Service) report() *wire.MetaReport {
+	m := s.maps.current()
+	h := s.host.Load()
+	if m == nil || h == nil {
+		return nil
+	}
+	me := s.opts.Identity.Membership().Node
+	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m))}
+	for _, st := range h.Statuses() {
+		if st.Leader != me {
+			continue
+		}
+		gb := &wire.GroupBeat{
+			Group: uint32(st.Group), Term: st.Term, Applied: st.Applied, Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners),
+		}
+		if st.Group != dfs.ControlGroup {
+			gb.Inodes = s.countInodes(h, st.Group)
+		}
+		rep.Groups = append(rep.Groups, gb)
+	}
+	return rep
+}
+
+// Report implements the meta service.
+func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaReportReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if err := nodesOnly(ctx); err != nil {
+		return nil, err
+	}
+	s.beats.take(rep)
+	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed()}, nil
+}
+
+func (r *registry) take(rep *wire.MetaReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, at: time.Now()}
+}
+
+// freshVotes returns what was said lately.
+func (r *registry) freshVotes() map[dfs.NodeID]vote {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[dfs.NodeID]vote{}
+	for id, v := range r.votes {
+		if time.Since(v.at) < voteFresh {
+			out[id] = v
+		}
+	}
+	return out
+}
+
+// groupBeats returns the newest word of each group's leader, by group.
+func (r *registry) groupBeats() []*wire.GroupBeat {
+	newest := map[uint32]*wire.GroupBeat{}
+	for _, v := range r.freshVotes() {
+		for _, g := range v.groups {
+			if old := newest[g.Group]; old == nil || old.Term < g.Term {
+				newest[g.Group] = g
+			}
+		}
+	}
+	out := make([]*wire.GroupBeat, 0, len(newest))
+	for _, g := range newest {
+		out = append(out, g)
+	}
+	slices.SortFunc(out, func(a, b *wire.GroupBeat) int { return int(a.Group) - int(b.Group) })
+	return out
+}
+
+func (r *registry) loadsNow() []*wire.GroupLoad {
+	var out []*wire.GroupLoad
+	for _, g := range r.groupBeats() {
+		if g.Group != 0 {
+			out = append(out, &wire.GroupLoad{Group: g.Group, Inodes: g.Inodes})
+		}
+	}
+	return out
+}
+
+// learn notes the loads that the control leader handed out.
+func (r *registry) learn(loads []*wire.GroupLoad, formed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range loads {
+		r.loads[dfs.GroupID(l.Group)] = l.Inodes
+	}
+	r.formed = formed
+	r.s.place.settle(r.loads)
+}
+
+// beat returns the last heartbeat of a store.
+func (r *registry) beat(id dfs.StoreID) (beat, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, ok := r.beats[id]
+	return b, ok
+}

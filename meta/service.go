@@ -1,0 +1,344 @@
+package meta
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"google.golang.org/protobuf/proto"
+	"storj.io/drpc"
+
+	"dfsd/dfs"
+	"dfsd/meta/control"
+	"dfsd/meta/namespace"
+	"dfsd/raftgroup"
+	"dfsd/repair"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+// Peer is one of the meta nodes that the configuration lists.
+type Peer struct {
+	Name string
+	Addr string // host:port
+}
+
+// Membership is what a node's data directory remembers of its cluster.
+type Membership struct {
+	Cluster  dfs.ClusterID
+	Node     dfs.NodeID
+	Founding bool // from just before this node makes a cluster's groups until they have their first state
+	Hosted   bool // replicas were opened here once: Raft stores that are missing are lost, not new
+}
+
+// Identity is the node's identity in its data directory. Implementations are
+// safe for concurrent use.
+type Identity interface {
+	// Incarnation returns this start's incarnation and the counter it found.
+	Incarnation() (inc dfs.Incarnation, found uint64)
+	Membership() Membership
+	// SaveMembership stores what the node learnt, durably.
+	SaveMembership(Membership) error
+}
+
+// Options configures a Service. Zero values of tunables mean the defaults.
+type Options struct {
+	FS       vfs.FS
+	Dir      string // of the Raft stores
+	Name     string
+	Addr     string // where peers reach this node
+	Roles    dfs.Role
+	Release  string
+	Labels   map[string]string
+	Peers    []Peer // every listed meta node, this one included
+	Identity Identity
+	Dial     func(addr string) drpc.Conn
+	Metas    *metas.Book
+
+	Groups       int           // namespace groups of a new cluster; default 8
+	DefaultClass dfs.Class     // of a new cluster; default rep3
+	BlockSize    int           // of a new cluster, bytes; default 4 MiB
+	PGsPerClass  int           // of a new cluster; default 256
+	Grace        time.Duration // from down to out; default 10 min
+	Heartbeat    time.Duration // default 500 ms
+	SessionTTL   time.Duration // default 30 s
+	HistoryKeep  time.Duration // default 60 s
+	Health       repair.HealthCheck
+	Raft         raftgroup.Options // FS, Dir, Node and the callbacks are filled in here
+	Namespace    namespace.Options
+	Planner      repair.Settings
+
+	NewMark func() uint64 // random numbers that are never 0
+	OnMap   func(*dfs.Map)
+	Logger  *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	o.Groups = cmp.Or(o.Groups, 8)
+	if o.DefaultClass.IsZero() {
+		o.DefaultClass = dfs.Replicated(3)
+	}
+	o.BlockSize = cmp.Or(o.BlockSize, dfs.DefaultBlockSize)
+	o.PGsPerClass = cmp.Or(o.PGsPerClass, 256)
+	o.Grace = cmp.Or(o.Grace, 10*time.Minute)
+	o.Heartbeat = cmp.Or(o.Heartbeat, 500*time.Millisecond)
+	o.SessionTTL = cmp.Or(o.SessionTTL, dfs.SessionTTL)
+	o.HistoryKeep = cmp.Or(o.HistoryKeep, dfs.HistoryKeep)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	slices.SortFunc(o.Peers, func(a, b Peer) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// Service is one meta node.
+type Service struct {
+	opts Options
+	log  *slog.Logger
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	host  atomic.Pointer[raftgroup.Host] // nil until the node belongs to a cluster
+	links *links
+	maps  *published
+	beats *registry
+	lease *sessions
+	plan  *planner
+	place *placer
+
+	wake struct { // leader loops run at once instead of at their next tick
+		control chan struct{}
+	}
+
+	waiting atomic.Pointer[string] // why the node is not part of a cluster yet
+	failed  atomic.Pointer[error]  // why it never will be
+}
+
+// New makes a Service that is not started.
+func New(opts Options) *Service {
+	opts.setDefaults()
+	s := &Service{opts: opts, log: opts.Logger.With("role", "meta")}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.links = newLinks(s)
+	s.maps = newPublished()
+	s.beats = newRegistry(s)
+	s.lease = newSessions()
+	s.plan = newPlanner(s)
+	s.place = newPlacer()
+	s.wake.control = make(chan struct{}, 1)
+	s.setWaiting("starting")
+	return s
+}
+
+// RegisterServices makes the services known to a server.
+func (s *Service) RegisterServices(mux drpc.Mux) error {
+	if err := wire.DRPCRegisterMeta(mux, s); err != nil {
+		return err
+	}
+	return wire.DRPCRegisterRaft(mux, &raftServer{s})
+}
+
+// Start forms or joins a cluster and serves, in the background.
+func (s *Service) Start() {
+	s.wg.Go(func() {
+		if err := s.run(); err != nil && s.ctx.Err() == nil {
+			s.fail(err)
+		}
+	})
+}
+
+// fail ends the role for good.
+func (s *Service) fail(err error) {
+	s.log.Error("the meta role cannot serve", "cause", err)
+	s.failed.Store(&err)
+}
+
+// Err returns why the service cannot serve, nil while it may.
+func (s *Service) Err() error {
+	if p := s.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Ready reports whether this node takes part in the control group and has a map.
+func (s *Service) Ready() bool { return s.host.Load() != nil && s.maps.current() != nil }
+
+// Map returns the newest applied cluster map, nil before there is one.
+func (s *Service) Map() *dfs.Map { return s.maps.current() }
+
+// Groups returns the state of this node's replicas.
+func (s *Service) Groups() []raftgroup.Status {
+	if h := s.host.Load(); h != nil {
+		return h.Statuses()
+	}
+	return nil
+}
+
+// HandOver moves leadership of every group to other nodes, as far as ctx allows.
+func (s *Service) HandOver(ctx context.Context) {
+	if h := s.host.Load(); h != nil {
+		h.TransferAll(ctx)
+	}
+}
+
+// Close stops everything and waits for it.
+func (s *Service) Close() error {
+	s.cancel()
+	s.maps.close()
+	s.wg.Wait()
+	s.links.close()
+	if h := s.host.Load(); h != nil {
+		return h.Close()
+	}
+	return nil
+}
+
+// run is the life of the node: into a cluster, then the loops.
+func (s *Service) run() error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	s.wg.Go(s.registerLoop)
+	s.wg.Go(s.reportLoop)
+	s.wg.Go(s.controlLoop)
+	s.wg.Go(s.sessionLoop)
+	for g := range s.groupCount() + 1 {
+		s.wg.Go(func() { s.groupLoop(dfs.GroupID(g)) })
+	}
+	return nil
+}
+
+func (s *Service) groupCount() int {
+	if m := s.maps.current(); m != nil {
+		return m.Groups
+	}
+	return s.opts.Groups
+}
+
+// raft returns the host, or why there is none.
+func (s *Service) raft() (*raftgroup.Host, error) {
+	if h := s.host.Load(); h != nil {
+		return h, nil
+	}
+	if err := s.Err(); err != nil {
+		return nil, dfs.Wrap("serve", s.opts.Name, err)
+	}
+	return nil, dfs.Errorf(dfs.Unavailable, "serve", "not part of a cluster yet: %s", *s.waiting.Load())
+}
+
+func (s *Service) setWaiting(why string) {
+	if old := s.waiting.Swap(&why); old == nil || *old != why {
+		s.log.Info("not part of a cluster yet", "waiting", why)
+	}
+}
+
+// openHost opens the Raft host under the node's number.
+func (s *Service) openHost() (*raftgroup.Host, error) {
+	o := s.opts.Raft
+	o.FS, o.Dir, o.Node, o.Logger = s.opts.FS, s.opts.Dir, s.opts.Identity.Membership().Node, s.opts.Logger
+	o.StateMachine = func(g dfs.GroupID) raftgroup.StateMachine {
+		if g == dfs.ControlGroup {
+			return control.New(s.opts.Planner.Rules)
+		}
+		return namespace.New(g, s.opts.Namespace)
+	}
+	o.Send = s.links.send
+	o.OpenSnapshot = s.links.openSnapshot
+	o.OnApplied = func(g dfs.GroupID, _ uint64) {
+		if g == dfs.ControlGroup {
+			s.maps.poke()
+		}
+	}
+	o.OnLeaderChange = func(g dfs.GroupID, leader dfs.NodeID, _ uint64) {
+		s.opts.Metas.SetLeader(g, leader)
+		if g == dfs.ControlGroup {
+			s.wakeControl()
+		}
+	}
+	return raftgroup.Open(o)
+}
+
+func (s *Service) wakeControl() {
+	select {
+	case s.wake.control <- struct{}{}:
+	default:
+	}
+}
+
+// leads reports whether this node leads a group, and in which term.
+func (s *Service) leads(g dfs.GroupID) (uint64, bool) {
+	h := s.host.Load()
+	if h == nil {
+		return 0, false
+	}
+	st, ok := h.Status(g)
+	return st.Term, ok && st.Leader == s.opts.Identity.Membership().Node && st.Leader != 0
+}
+
+// controlLeader refuses with a hint unless this node leads the control group.
+func (s *Service) controlLeader() (*raftgroup.Host, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	st, ok := h.Status(dfs.ControlGroup)
+	if !ok || st.Leader != s.opts.Identity.Membership().Node {
+		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask the control group", LeaderHint: st.Leader}
+	}
+	return h, nil
+}
+
+// proposeControl commits an entry of the control group and returns its answer.
+func (s *Service) proposeControl(ctx context.Context, e *wire.ControlEntry) (*wire.ControlReply, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	e.Now = time.Now().UnixMilli()
+	data, err := proto.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	out, err := h.Propose(ctx, dfs.ControlGroup, data)
+	if err != nil {
+		return nil, err
+	}
+	reply := &wire.ControlReply{}
+	if err := proto.Unmarshal(out, reply); err != nil {
+		return nil, err
+	}
+	if reply.Kind != 0 || reply.Text != "" {
+		return nil, &dfs.Error{Kind: dfs.Kind(reply.Kind), Text: reply.Text}
+	}
+	return reply, nil
+}
+
+// sleep waits for a duration or the end of the service, and reports whether
+// the service goes on.
+func (s *Service) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-s.ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// View calls fn with the applied state of this node's replica of a group,
+// which may be behind: for checks and tools.
+func (s *Service) View(g dfs.GroupID, fn func(raftgroup.Reader) error) error {
+	h, err := s.raft()
+	if err != nil {
+		return err
+	}
+	return h.ReadLocal(g, fn)
+}

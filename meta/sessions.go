@@ -1,0 +1,246 @@
+package meta
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/meta/control"
+	"dfsd/raftgroup"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+const (
+	sessionCheck = time.Second     // how often the control leader looks for sessions to end
+	fencePause   = 5 * time.Second // between fences that only sweep up closed sessions
+)
+
+// sessions is the control leader's memory of renewals. A new leader knows none
+// and gives every session a full lease from the moment it took over.
+type sessions struct {
+	mu      sync.Mutex
+	term    uint64 // that since and renewed hold for
+	since   time.Time
+	renewed map[dfs.SessionID]time.Time
+
+	fenced  uint64    // control.Sessions.Index of the last fence that all groups hold
+	fenceAt time.Time // when that was
+}
+
+func newSessions() *sessions { return &sessions{renewed: map[dfs.SessionID]time.Time{}} }
+
+// lead starts a term: what another term noted is forgotten.
+func (l *sessions) lead(term uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.term != term {
+		l.term, l.since, l.fenced = term, time.Now(), 0
+		clear(l.renewed)
+	}
+}
+
+func (l *sessions) renew(id dfs.SessionID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.renewed[id] = time.Now()
+}
+
+// overdue lists the sessions that were not renewed for ttl, and forgets those
+// that are gone.
+func (l *sessions) overdue(live []dfs.SessionID, ttl time.Duration) []dfs.SessionID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []dfs.SessionID
+	for _, id := range live {
+		last := l.since
+		if t, ok := l.renewed[id]; ok && t.After(last) {
+			last = t
+		}
+		if time.Since(last) > ttl {
+			out = append(out, id)
+		}
+	}
+	for id := range l.renewed {
+		if _, ok := slices.BinarySearch(live, id); !ok {
+			delete(l.renewed, id)
+		}
+	}
+	return out
+}
+
+// OpenSession implements the meta service.
+func (s *Service) OpenSession(ctx context.Context, req *wire.OpenSessionRequest) (*wire.OpenSessionReply, error) {
+	h, err := s.controlLeader()
+	if err != nil {
+		return nil, err
+	}
+	if !s.maps.isFormed() {
+		return nil, s.notFormed()
+	}
+	ss, err := s.readSessions(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if len(ss.Live) >= control.MaxSessions {
+		return nil, dfs.Errorf(dfs.Busy, "open session", "%d sessions are open", len(ss.Live))
+	}
+	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_OpenSession{OpenSession: req}})
+	if err != nil {
+		return nil, err
+	}
+	out := reply.GetOpenSession()
+	s.lease.renew(dfs.SessionID(out.Session))
+	out.Ttl = uint32(s.opts.SessionTTL.Milliseconds())
+	return out, nil
+}
+
+// notFormed says why mutations are not admitted yet.
+func (s *Service) notFormed() error {
+	return dfs.Errorf(dfs.Unavailable, "change", "the cluster is forming: not every listed meta node votes in every group yet")
+}
+
+// KeepAlive implements the meta service.
+func (s *Service) KeepAlive(ctx context.Context, req *wire.KeepAliveRequest) (*wire.KeepAliveReply, error) {
+	h, err := s.controlLeader()
+	if err != nil {
+		return nil, err
+	}
+	id := dfs.SessionID(req.Session)
+	live := false
+	// Linearizable: a deposed leader must not renew what its successor expires.
+	err = h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
+		live, err = control.SessionLive(r, id)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !live {
+		return nil, dfs.Errorf(dfs.Fenced, "renew session", "session %d has expired", id)
+	}
+	s.lease.renew(id)
+	return &wire.KeepAliveReply{Ttl: uint32(s.opts.SessionTTL.Milliseconds()), Epoch: uint64(s.maps.current().Epoch)}, nil
+}
+
+// CloseSession implements the meta service.
+func (s *Service) CloseSession(ctx context.Context, req *wire.CloseSessionRequest) (*wire.CloseSessionReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_CloseSession{CloseSession: req}})
+	if err != nil {
+		return nil, err
+	}
+	return &wire.CloseSessionReply{}, nil
+}
+
+func (s *Service) readSessions(ctx context.Context, h *raftgroup.Host) (out control.Sessions, err error) {
+	err = h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
+		out, err = control.ReadSessions(r)
+		return err
+	})
+	return out, err
+}
+
+// sessionLoop ends sessions on the control leader, in the order that keeps
+// them from doing harm: expiring, fenced in every group, then gone.
+func (s *Service) sessionLoop() {
+	for s.sleep(sessionCheck) {
+		term, leads := s.leads(dfs.ControlGroup)
+		if !leads || !s.maps.isFormed() {
+			continue
+		}
+		s.lease.lead(term)
+		ctx, cancel := context.WithTimeout(s.ctx, 4*metas.AttemptTimeout)
+		if err := s.endSessions(ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Info("sessions are not fenced yet", "group", 0, "cause", err)
+		}
+		cancel()
+	}
+}
+
+func (s *Service) endSessions(ctx context.Context) error {
+	h, err := s.controlLeader()
+	if err != nil {
+		return err
+	}
+	ss, err := s.readSessions(ctx, h)
+	if err != nil {
+		return err
+	}
+	if dead := s.lease.overdue(ss.Live, s.opts.SessionTTL); len(dead) > 0 {
+		s.log.Info("sessions expire", "group", 0, "sessions", dead)
+		op := &wire.ExpireOp{Sessions: sessionInts(dead)}
+		if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Expire{Expire: op}}); err != nil {
+			return err
+		}
+		if ss, err = s.readSessions(ctx, h); err != nil {
+			return err
+		}
+	}
+	s.lease.mu.Lock()
+	swept := ss.Index == s.lease.fenced || time.Since(s.lease.fenceAt) < fencePause
+	s.lease.mu.Unlock()
+	if len(ss.Expiring) == 0 && swept {
+		return nil
+	}
+	if err := s.fenceAll(ctx, ss); err != nil {
+		return err
+	}
+	s.lease.mu.Lock()
+	s.lease.fenced, s.lease.fenceAt = ss.Index, time.Now()
+	s.lease.mu.Unlock()
+	if len(ss.Expiring) == 0 {
+		return nil
+	}
+	op := &wire.ExpiredOp{Sessions: sessionInts(ss.Expiring), Index: ss.Index}
+	_, err = s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Expired{Expired: op}})
+	return err
+}
+
+// fenceAll has every namespace group commit the fence.
+func (s *Service) fenceAll(ctx context.Context, ss control.Sessions) error {
+	fence := &wire.FenceOp{Highest: uint64(ss.Highest), Live: ranges(ss.Live), Index: ss.Index}
+	errs := make([]error, s.groupCount())
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			g := dfs.GroupID(i + 1)
+			errs[i] = s.opts.Metas.Call(ctx, g, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+				_, err := c.Fence(ctx, &wire.FenceRequest{Group: uint32(g), Fence: fence})
+				return err
+			})
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return dfs.Wrap("fence", dfs.GroupID(i+1).String(), err)
+		}
+	}
+	return nil
+}
+
+// ranges joins sorted session numbers into ranges.
+func ranges(ids []dfs.SessionID) []*wire.InoRange {
+	var out []*wire.InoRange
+	for _, id := range ids {
+		if n := len(out); n > 0 && out[n-1].First+out[n-1].Count == uint64(id) {
+			out[n-1].Count++
+			continue
+		}
+		out = append(out, &wire.InoRange{First: uint64(id), Count: 1})
+	}
+	return out
+}
+
+func sessionInts(ids []dfs.SessionID) []uint64 {
+	out := make([]uint64, len(ids))
+	for i, id := range ids {
+		out[i] = uint64(id)
+	}
+	return out
+}

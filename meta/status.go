@@ -1,0 +1,140 @@
+package meta
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/repair"
+	"dfsd/transport/wire"
+)
+
+// Status implements the meta service: what the control leader knows of the
+// whole cluster, and why it does not take reads or writes where it does not.
+func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.StatusReply, error) {
+	h, err := s.controlLeader()
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Read(ctx, dfs.ControlGroup, nothing); err != nil {
+		return nil, err // not the leader any more
+	}
+	s.publish()
+	m := s.maps.current()
+	if m == nil {
+		return nil, dfs.Errorf(dfs.Unavailable, "status", "the cluster is not formed yet")
+	}
+	reply := &wire.StatusReply{
+		Map: wire.FromMap(m), Leader: uint32(s.opts.Identity.Membership().Node), Formed: s.maps.isFormed(),
+	}
+	if ss, err := s.readSessions(ctx, h); err == nil {
+		reply.Sessions = uint64(len(ss.Live))
+	}
+	for id := range s.beats.freshVotes() {
+		reply.MetaUp = append(reply.MetaUp, uint32(id))
+	}
+	slices.Sort(reply.MetaUp)
+	s.statusGroups(reply)
+	s.statusStores(reply, m)
+	s.statusRedundancy(reply, m)
+	reply.Problems = s.problems(reply, m)
+	return reply, nil
+}
+
+func (s *Service) statusGroups(reply *wire.StatusReply) {
+	leaders := map[uint32]uint32{}
+	for id, v := range s.beats.freshVotes() {
+		for _, g := range v.groups {
+			leaders[g.Group] = uint32(id)
+		}
+	}
+	for _, g := range s.beats.groupBeats() {
+		reply.Groups = append(reply.Groups, &wire.GroupStatus{
+			Group: g.Group, Leader: leaders[g.Group], Voters: g.Voters, Learners: g.Learners, Applied: g.Applied, Inodes: g.Inodes,
+		})
+	}
+}
+
+func (s *Service) statusStores(reply *wire.StatusReply, m *dfs.Map) {
+	tally := s.planInput(m).Tally
+	for _, st := range m.Stores {
+		ss := &wire.StoreStatus{Beat: &wire.StoreBeat{Store: uint32(st.ID)}, BeatAge: -1, Suspect: tally.Suspected(st.ID)}
+		if b, ok := s.beats.beat(st.ID); ok && b.Incarnation.GetMark() == st.Incarnation.Mark {
+			ss.Beat, ss.BeatAge = b.StoreBeat, time.Since(b.at).Milliseconds()
+			ss.Current = st.State == dfs.StoreUp && dfs.Epoch(b.Persisted) >= m.Epoch && b.Incarnation.ToDFS() == st.Incarnation
+		}
+		reply.Stores = append(reply.Stores, ss)
+	}
+}
+
+func (s *Service) statusRedundancy(reply *wire.StatusReply, m *dfs.Map) {
+	sum := repair.Summarize(m)
+	r := &wire.Redundancy{
+		Pgs: uint32(sum.PGs), Full: uint32(sum.Full), Degraded: uint32(sum.Degraded), BelowMinimum: uint32(sum.BelowMinimum), Stalled: uint32(sum.Stalled),
+		AllFull: sum.Whole() && reply.Formed,
+	}
+	for _, ss := range reply.Stores {
+		for _, b := range ss.Beat.Refills {
+			r.BytesToRepair += b.Left
+		}
+		if st := m.Store(dfs.StoreID(ss.Beat.Store)); st.State == dfs.StoreUp {
+			r.AllFull = r.AllFull && ss.Current && !ss.Suspect
+		}
+	}
+	reply.Redundancy = r
+}
+
+// problems says why the cluster does not take reads or writes; none: it does.
+func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
+	var out []string
+	if !reply.Formed {
+		out = append(out, "the cluster is forming: not every listed meta node votes in every group yet")
+	}
+	led := map[uint32]bool{}
+	for _, g := range reply.Groups {
+		led[g.Group] = true
+	}
+	for g := range uint32(m.Groups + 1) {
+		if !led[g] {
+			out = append(out, fmt.Sprintf("group %d has no leader", g))
+		}
+	}
+	up := 0
+	for _, st := range m.Stores {
+		if st.State == dfs.StoreUp {
+			up++
+		}
+	}
+	writable, unreadable := 0, 0
+	for _, p := range m.PGs {
+		readable, acting := 0, 0
+		for _, id := range p.Active.Stores {
+			if st := m.Store(id); st != nil && st.State == dfs.StoreUp {
+				acting++
+				if p.IsComplete(id) {
+					readable++
+				}
+			}
+		}
+		if p.Class == m.DefaultClass && p.Writable() && acting == p.Active.Size() {
+			writable++
+		}
+		if p.Active.Epoch > 0 && readable < p.Class.NeedComplete() {
+			unreadable++
+		}
+	}
+	if unreadable > 0 {
+		out = append(out, fmt.Sprintf("%d placement groups have no complete copy on a store that is up", unreadable))
+	}
+	if writable == 0 {
+		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: it needs %d stores up, %d are", m.DefaultClass, m.DefaultClass.MinActing(), up))
+	}
+	s.plan.mu.Lock()
+	defer s.plan.mu.Unlock()
+	if len(out) > 0 {
+		out = append(out, s.plan.notes...)
+	}
+	return out
+}

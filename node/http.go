@@ -1,0 +1,104 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"dfsd/dfs"
+	"dfsd/transport"
+)
+
+// Limits of the HTTP listener: it serves people and scrapers, a few at a time.
+const (
+	httpHeaderTimeout = 5 * time.Second
+	httpTimeout       = 2 * time.Minute // a CPU profile takes as long as it is asked to
+	httpMaxHeader     = 16 << 10
+)
+
+// httpServer serves /metrics, /healthz, /readyz and, on loopback, pprof.
+type httpServer struct {
+	srv  *http.Server
+	lis  net.Listener
+	done chan struct{}
+}
+
+// startHTTP listens on addr, with the node's TLS where it has one.
+func startHTTP(n *Node, network transport.Network, addr string) (*httpServer, error) {
+	lis, err := network.Listen(addr)
+	if err != nil {
+		return nil, &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: addr, Text: "choose another address with --http, or end what uses it", Err: err}
+	}
+	if n.opts.TLS != nil {
+		lis = tls.NewListener(lis, n.opts.TLS)
+	}
+	h := &httpServer{
+		srv:  &http.Server{Handler: n.handler(addr), ReadHeaderTimeout: httpHeaderTimeout, ReadTimeout: httpHeaderTimeout, WriteTimeout: httpTimeout, MaxHeaderBytes: httpMaxHeader},
+		lis:  lis,
+		done: make(chan struct{}),
+	}
+	go func() {
+		defer close(h.done)
+		if err := h.srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+			n.log.Error("the HTTP listener ended", "addr", addr, "cause", err)
+		}
+	}()
+	return h, nil
+}
+
+func (h *httpServer) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if h.srv.Shutdown(ctx) != nil {
+		_ = h.srv.Close()
+	}
+	<-h.done
+}
+
+func (n *Node) handler(addr string) http.Handler {
+	mux := http.NewServeMux()
+	if n.opts.Metrics != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(n.opts.Metrics.Registry, promhttp.HandlerOpts{}))
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, n.Err(), "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		err := n.Err()
+		if err == nil && !n.Ready() {
+			err = errors.New("not part of the cluster yet")
+		}
+		answer(w, err, "ready")
+	})
+	if loopback(addr) {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+func answer(w http.ResponseWriter, err error, good string) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte(good + "\n"))
+}
+
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

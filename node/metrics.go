@@ -1,0 +1,165 @@
+package node
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"dfsd/dfs"
+)
+
+// Metrics counts what a node does. Its names are stable: docs/OPERATIONS.md
+// lists them.
+type Metrics struct {
+	Registry *prometheus.Registry
+
+	served  *prometheus.HistogramVec
+	calls   *prometheus.HistogramVec
+	breaker *prometheus.GaugeVec
+}
+
+// latencyBuckets cover a cached read to a request that ran into its deadline
+// (seconds).
+var latencyBuckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}
+
+// NewMetrics returns counters in a registry of their own.
+func NewMetrics() *Metrics {
+	m := &Metrics{
+		Registry: prometheus.NewRegistry(),
+		served: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "dfsd_request_seconds", Help: "Time to serve a request, by method and outcome.", Buckets: latencyBuckets,
+		}, []string{"method", "outcome"}),
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "dfsd_call_seconds", Help: "Time of a call to a peer, by method and outcome.", Buckets: latencyBuckets,
+		}, []string{"method", "outcome"}),
+		breaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "dfsd_breaker_open", Help: "1 while the circuit breaker of a peer is open, 0.5 while it tries again.",
+		}, []string{"peer"}),
+	}
+	m.Registry.MustRegister(m.served, m.calls, m.breaker)
+	return m
+}
+
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return dfs.KindOf(err).Error()
+}
+
+func (m *Metrics) observeServed() func(method string, err error, took time.Duration) {
+	if m == nil {
+		return nil
+	}
+	return func(method string, err error, took time.Duration) {
+		m.served.WithLabelValues(method, outcome(err)).Observe(took.Seconds())
+	}
+}
+
+func (m *Metrics) observeCall() func(addr, method string, err error, took time.Duration) {
+	if m == nil {
+		return nil
+	}
+	return func(_, method string, err error, took time.Duration) {
+		m.calls.WithLabelValues(method, outcome(err)).Observe(took.Seconds())
+	}
+}
+
+func (m *Metrics) observeBreaker() func(addr, state string) {
+	if m == nil {
+		return nil
+	}
+	return func(addr, state string) {
+		m.breaker.WithLabelValues(addr).Set(map[string]float64{"open": 1, "half-open": .5}[state])
+	}
+}
+
+// collector reads the node's state when it is scraped.
+type collector struct{ n *Node }
+
+// gauge describes one figure of the state.
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("dfsd_"+name, help, labels, nil)
+}
+
+// Describe implements prometheus.Collector: the set of figures depends on the
+// roles, so it is unchecked.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	send := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	if c.n.meta != nil {
+		c.collectRaft(send)
+		c.collectMap(send)
+	}
+	if c.n.storage != nil {
+		c.collectStores(send)
+	}
+}
+
+func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) {
+	applied := gauge("raft_applied_index", "Index of the last applied entry.", "group")
+	term := gauge("raft_term", "Raft term.", "group")
+	leads := gauge("raft_leader", "1 on the group's leader.", "group")
+	me := c.n.id.Membership().Node
+	for _, st := range c.n.meta.Groups() {
+		g := st.Group.String()
+		send(applied, float64(st.Applied), g)
+		send(term, float64(st.Term), g)
+		v := 0.0
+		if st.Leader == me {
+			v = 1
+		}
+		send(leads, v, g)
+	}
+}
+
+func (c collector) collectMap(send func(*prometheus.Desc, float64, ...string)) {
+	m := c.n.meta.Map()
+	if m == nil {
+		return
+	}
+	send(gauge("map_epoch", "Epoch of the newest applied cluster map."), float64(m.Epoch))
+	full, writable := 0, 0
+	for _, p := range m.PGs {
+		if p.Full() {
+			full++
+		}
+		if p.Writable() {
+			writable++
+		}
+	}
+	pgs := gauge("pgs", "Placement groups by state.", "state")
+	send(pgs, float64(len(m.PGs)), "all")
+	send(pgs, float64(full), "full")
+	send(pgs, float64(writable), "writable")
+	states := map[dfs.StoreState]int{}
+	for _, s := range m.Stores {
+		states[s.State]++
+	}
+	stores := gauge("stores", "Stores of the cluster by state.", "state")
+	for _, s := range []dfs.StoreState{dfs.StoreUp, dfs.StoreDown, dfs.StoreOut} {
+		send(stores, float64(states[s]), s.String())
+	}
+}
+
+func (c collector) collectStores(send func(*prometheus.Desc, float64, ...string)) {
+	blocks := gauge("store_blocks", "Live blocks.", "store")
+	live := gauge("store_live_bytes", "Bytes of live records.", "store")
+	dead := gauge("store_dead_bytes", "Bytes of dead records.", "store")
+	segments := gauge("store_segments", "Segment files.", "store")
+	syncs := gauge("store_syncs", "Data syncs since start.", "store")
+	queue := gauge("store_queue", "Requests that wait for the writer.", "store")
+	for _, e := range c.n.engines {
+		id, st := e.Identity().Store.String(), e.Stats()
+		send(blocks, float64(st.Blocks), id)
+		send(live, float64(st.LiveBytes), id)
+		send(dead, float64(st.DeadBytes), id)
+		send(segments, float64(st.Segments), id)
+		send(syncs, float64(st.Syncs), id)
+		send(queue, float64(st.QueueDepth), id)
+	}
+}

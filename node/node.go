@@ -1,0 +1,272 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"storj.io/drpc"
+
+	"dfsd/dfs"
+	"dfsd/engine"
+	"dfsd/meta"
+	"dfsd/storage"
+	"dfsd/transport"
+	"dfsd/transport/metas"
+)
+
+// openMethods may be called by and on processes that do not know their cluster:
+// what forms one, joins one, or learns of one.
+var openMethods = []string{"/dfsd.wire.Meta/Probe", "/dfsd.wire.Meta/Register", "/dfsd.wire.Meta/GetMap"}
+
+// Options describes one node. FS, Network, Name, Roles, Listen, Dir and Peers
+// are required; the options of the roles carry their tunables, and what this
+// package knows is filled in.
+type Options struct {
+	FS        vfs.FS
+	Network   transport.Network
+	Name      string
+	Roles     dfs.Role
+	Listen    string // host:port
+	Advertise string // host:port where others reach this node; default Listen
+	Dir       string
+	Stores    []string // directories of the stores; default Dir/store0
+	Peers     []meta.Peer
+	Cluster   dfs.ClusterID // refuse any other; zero: any
+	Release   string
+	Labels    map[string]string
+	PID       int
+	TLS       *tls.Config
+	Insecure  bool // listen beyond loopback without TLS
+
+	Meta    meta.Options
+	Storage storage.Options
+	Engine  engine.Options
+	Breaker transport.BreakerOptions
+	Metrics *Metrics // nil: none
+
+	NewMark   func() uint64                                            // random numbers that are never 0
+	DropReply func(peer transport.Peer, method string, err error) bool // for tests; see transport.ServerOptions
+	Logger    *slog.Logger
+}
+
+// Node is a running node.
+type Node struct {
+	opts    Options
+	log     *slog.Logger
+	id      *Identity
+	engines []*engine.Store
+	pool    *transport.Pool
+	server  *transport.Server
+	lis     net.Listener
+	meta    *meta.Service    // nil without the role
+	storage *storage.Service // nil without the role
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Start opens what the options name and starts the roles. On return the node
+// listens; whether it takes part in a cluster yet is what Ready says.
+func Start(opts Options) (_ *Node, err error) {
+	opts.Advertise = cmp.Or(opts.Advertise, opts.Listen)
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)).With("node", opts.Name)
+	if err := transport.CheckListen(opts.Listen, opts.TLS, opts.Insecure); err != nil {
+		return nil, err
+	}
+	n := &Node{opts: opts, log: opts.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if n.id, err = OpenIdentity(opts.FS, opts.Dir, opts.Name, opts.PID, opts.NewMark); err != nil {
+		return nil, err
+	}
+	if own := n.id.Membership().Cluster; !opts.Cluster.IsZero() && !own.IsZero() && own != opts.Cluster {
+		return nil, dfs.Errorf(dfs.WrongCluster, "start", "%s belongs to cluster %v, the configuration says %v", opts.Dir, own, opts.Cluster)
+	}
+	if opts.Roles.Has(dfs.RoleStorage) {
+		if err := n.openEngines(); err != nil {
+			return nil, err
+		}
+	}
+	if n.lis, err = opts.Network.Listen(opts.Listen); err != nil {
+		return nil, &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: opts.Listen, Text: "choose another address with --listen, or end what uses it", Err: err}
+	}
+	if err := n.wire(); err != nil {
+		return nil, err
+	}
+	n.server.Start(n.lis)
+	if n.meta != nil {
+		n.meta.Start()
+	}
+	if n.storage != nil {
+		n.storage.Start()
+	}
+	n.log.Info("listening", "addr", n.lis.Addr().String(), "roles", opts.Roles.String())
+	return n, nil
+}
+
+func (n *Node) openEngines() error {
+	dirs := n.opts.Stores
+	if len(dirs) == 0 {
+		dirs = []string{n.opts.FS.PathJoin(n.opts.Dir, "store0")}
+	}
+	for _, dir := range dirs {
+		o := n.opts.Engine
+		o.FS, o.Dir, o.Logger = n.opts.FS, dir, n.log
+		o.NewMark, o.PID = n.opts.NewMark, n.opts.PID
+		e, err := engine.Open(o)
+		if err != nil {
+			return dfs.Wrap("open store", dir, err)
+		}
+		n.engines = append(n.engines, e)
+	}
+	return nil
+}
+
+// wire makes the pool, the server and the roles, and registers their services.
+func (n *Node) wire() error {
+	o := n.opts
+	n.pool = transport.NewPool(transport.PoolOptions{
+		Network: o.Network, Identity: n.identity, TLS: o.TLS, Breaker: o.Breaker,
+		Observe: o.Metrics.observeCall(), OnBreaker: o.Metrics.observeBreaker(),
+	})
+	n.server = transport.NewServer(transport.ServerOptions{
+		Identity: n.identity, OpenMethods: openMethods, TLS: o.TLS, Log: n.log, Observe: o.Metrics.observeServed(), DropReply: o.DropReply,
+	})
+	var seeds []string
+	for _, p := range o.Peers {
+		seeds = append(seeds, p.Addr)
+	}
+	dial := func(addr string) drpc.Conn { return n.pool.Conn(addr) }
+	book := metas.New(dial, seeds)
+	if o.Roles.Has(dfs.RoleMeta) {
+		mo := o.Meta
+		mo.FS, mo.Dir = o.FS, o.FS.PathJoin(o.Dir, "raft")
+		mo.Name, mo.Addr, mo.Roles, mo.Release, mo.Labels = o.Name, o.Advertise, o.Roles, o.Release, o.Labels
+		mo.Peers, mo.Identity, mo.Dial, mo.Metas, mo.NewMark, mo.Logger = o.Peers, n.id, dial, book, o.NewMark, n.log
+		n.meta = meta.New(mo)
+		if err := n.meta.RegisterServices(n.server); err != nil {
+			return err
+		}
+	}
+	if o.Roles.Has(dfs.RoleStorage) {
+		so := o.Storage
+		inc, found := n.id.Incarnation()
+		so.Node = func() dfs.NodeID { return n.id.Membership().Node }
+		so.Cluster = func() dfs.ClusterID { return n.id.Membership().Cluster }
+		so.Engines, so.Dial, so.Metas, so.Logger = n.engines, dial, book, n.log
+		so.Registration = storage.Registration{
+			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Incarnation: inc, Found: found, Release: o.Release, Labels: o.Labels,
+		}
+		so.SaveNode = n.saveNode
+		var err error
+		if n.storage, err = storage.New(so); err != nil {
+			return err
+		}
+		if err := n.storage.Register(n.server); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// saveNode notes what registration of the storage role gave; the meta role's
+// marks stay as they are.
+func (n *Node) saveNode(cluster dfs.ClusterID, id dfs.NodeID) error {
+	if !n.opts.Cluster.IsZero() && cluster != n.opts.Cluster {
+		return dfs.Errorf(dfs.WrongCluster, "register", "the meta nodes are of cluster %v, the configuration says %v", cluster, n.opts.Cluster)
+	}
+	m := n.id.Membership()
+	m.Cluster, m.Node = cluster, id
+	return n.id.SaveMembership(m)
+}
+
+func (n *Node) identity() transport.Identity {
+	m := n.id.Membership()
+	inc, _ := n.id.Incarnation()
+	return transport.Identity{Cluster: m.Cluster, Kind: transport.KindNode, Node: m.Node, Incarnation: inc}
+}
+
+// Addr is the address that the node listens on.
+func (n *Node) Addr() string { return n.lis.Addr().String() }
+
+// Meta returns the meta role, nil without it.
+func (n *Node) Meta() *meta.Service { return n.meta }
+
+// Storage returns the storage role, nil without it.
+func (n *Node) Storage() *storage.Service { return n.storage }
+
+// Engines returns the stores, for checks.
+func (n *Node) Engines() []*engine.Store { return n.engines }
+
+// Err returns why a role cannot serve, nil while all may.
+func (n *Node) Err() error {
+	var errs []error
+	if n.meta != nil {
+		errs = append(errs, n.meta.Err())
+	}
+	if n.storage != nil {
+		errs = append(errs, n.storage.Err())
+	}
+	return errors.Join(errs...)
+}
+
+// Ready reports whether every role takes part in the cluster.
+func (n *Node) Ready() bool {
+	return n.Err() == nil && (n.meta == nil || n.meta.Ready()) && (n.storage == nil || n.storage.Ready())
+}
+
+// drainTime bounds how long requests under way may take at a shutdown.
+const drainTime = 5 * time.Second
+
+// Shutdown hands leaders over, finishes what was accepted, and closes.
+func (n *Node) Shutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	if n.meta != nil {
+		n.meta.HandOver(ctx)
+	}
+	if err := n.server.Shutdown(ctx); err != nil {
+		n.log.Info("requests were cut", "cause", err)
+	}
+	return n.Close()
+}
+
+// Close stops the node at once, in order, and waits for everything it started.
+// Further calls return the first one's answer.
+func (n *Node) Close() error {
+	n.closeOnce.Do(func() {
+		var errs []error
+		if n.server != nil {
+			n.server.Close()
+		} else if n.lis != nil {
+			errs = append(errs, n.lis.Close())
+		}
+		if n.storage != nil {
+			n.storage.Close()
+		}
+		if n.meta != nil {
+			errs = append(errs, n.meta.Close())
+		}
+		if n.pool != nil {
+			n.pool.Close()
+		}
+		for _, e := range n.engines {
+			errs = append(errs, e.Close())
+		}
+		if n.id != nil {
+			errs = append(errs, n.id.Close())
+		}
+		n.closeErr = errors.Join(errs...)
+	})
+	return n.closeErr
+}

@@ -1,0 +1,281 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"storj.io/drpc"
+
+	"dfsd/client"
+	"dfsd/dfs"
+	"dfsd/engine"
+	"dfsd/meta"
+	"dfsd/node"
+	"dfsd/transport"
+)
+
+// Config describes a simulated cluster.
+type Config struct {
+	Seed    uint64
+	Metas   int // default 3
+	Stores  int // storage nodes; default 4
+	Class   dfs.Class
+	Latency time.Duration // of the network, one way, at most
+	Logger  *slog.Logger
+	Tweak   func(*node.Options) // planted bugs and settings of one test
+}
+
+// Cluster is a running simulation. Its methods are not safe for concurrent use
+// except where they say so.
+type Cluster struct {
+	cfg  Config
+	net  *transport.Memory
+	rand *rand.Rand // of faults; the workload has its own
+
+	mu    sync.Mutex // guards the nodes' fields
+	nodes []*simNode // metas first
+}
+
+type simNode struct {
+	name  string
+	roles dfs.Role
+	fs    *vfs.MemFS
+	node  *node.Node // nil while it is down
+	lives int
+}
+
+const rpcPort = "7400"
+
+// sizes that fit a disk that is copied whole at each sync.
+const (
+	simSegment   = 1 << 20
+	simMemTable  = 256 << 10
+	simCache     = 1 << 20
+	simBlockSize = 128 << 10
+	simCapacity  = 1 << 30
+	simPGs       = 16
+	simGroups    = 4
+)
+
+// New makes the nodes' disks and starts all of them.
+func New(cfg Config) (*Cluster, error) {
+	if cfg.Metas == 0 {
+		cfg.Metas = 3
+	}
+	if cfg.Stores == 0 {
+		cfg.Stores = 4
+	}
+	if cfg.Class.IsZero() {
+		cfg.Class = dfs.Replicated(3)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Cluster{
+		cfg: cfg, rand: rand.New(rand.NewPCG(cfg.Seed, 1)),
+		net: transport.NewMemory(transport.MemoryOptions{Seed: cfg.Seed}),
+	}
+	for i := range cfg.Metas {
+		c.nodes = append(c.nodes, &simNode{name: fmt.Sprintf("meta%d", i+1), roles: dfs.RoleMeta, fs: vfs.NewCrashableMem()})
+	}
+	for range cfg.Stores {
+		c.AddStorage()
+	}
+	for i := range c.nodes {
+		if err := c.Start(i); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// AddStorage adds a storage node with an empty disk, not started, and returns
+// its number.
+func (c *Cluster) AddStorage() int {
+	n := len(c.nodes) - c.cfg.Metas + 1
+	c.nodes = append(c.nodes, &simNode{name: fmt.Sprintf("store%d", n), roles: dfs.RoleStorage, fs: vfs.NewCrashableMem()})
+	return len(c.nodes) - 1
+}
+
+// Start starts a node that is down on the disk it has.
+func (c *Cluster) Start(i int) error {
+	sn := c.nodes[i]
+	n, err := node.Start(c.options(sn))
+	if err != nil {
+		return fmt.Errorf("start %s: %w", sn.name, err)
+	}
+	c.mu.Lock()
+	sn.node = n
+	sn.lives++
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *Cluster) options(sn *simNode) node.Options {
+	marks := lockedRand(c.cfg.Seed, hash(sn.name)+uint64(sn.lives))
+	o := node.Options{
+		FS: sn.fs, Network: c.net.Host(sn.name), Name: sn.name, Roles: sn.roles, Listen: sn.name + ":" + rpcPort, Dir: "data", PID: 1,
+		Insecure: true, Release: "sim", Logger: c.cfg.Logger,
+		NewMark: func() uint64 { return marks() | 1 },
+		Engine:  engine.Options{SegmentSize: simSegment, CacheSize: simCache, MemTableSize: simMemTable, Capacity: simCapacity},
+	}
+	for i := range c.cfg.Metas {
+		name := fmt.Sprintf("meta%d", i+1)
+		o.Peers = append(o.Peers, meta.Peer{Name: name, Addr: name + ":" + rpcPort})
+	}
+	o.Meta.Groups, o.Meta.PGsPerClass, o.Meta.BlockSize, o.Meta.DefaultClass = simGroups, simPGs, simBlockSize, c.cfg.Class
+	o.Meta.Grace = 30 * time.Second
+	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
+	if c.cfg.Tweak != nil {
+		c.cfg.Tweak(&o)
+	}
+	return o
+}
+
+// Crash ends a node as a power loss does: what it had not synced is gone.
+func (c *Cluster) Crash(i int) {
+	sn := c.nodes[i]
+	c.net.Cut(sn.name) // first: what was said before it was synced before
+	c.mu.Lock()
+	old := sn.node
+	sn.node = nil
+	if old != nil {
+		sn.fs = sn.fs.CrashClone(vfs.CrashCloneCfg{})
+	}
+	c.mu.Unlock()
+	if old == nil {
+		return
+	}
+	_ = old.Close() // on the orphaned disk: whatever it says changes nothing
+}
+
+// CrashAll ends every node at the same moment.
+func (c *Cluster) CrashAll() {
+	var old []*node.Node
+	for _, sn := range c.nodes {
+		c.net.Cut(sn.name)
+	}
+	c.mu.Lock()
+	for _, sn := range c.nodes {
+		if sn.node != nil {
+			old = append(old, sn.node)
+			sn.node = nil
+			sn.fs = sn.fs.CrashClone(vfs.CrashCloneCfg{})
+		}
+	}
+	c.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, n := range old {
+		wg.Go(func() { _ = n.Close() })
+	}
+	wg.Wait()
+}
+
+// Wipe gives a node that is down an empty disk.
+func (c *Cluster) Wipe(i int) { c.nodes[i].fs = vfs.NewCrashableMem() }
+
+// StartAll starts every node that is down.
+func (c *Cluster) StartAll() error {
+	for i, sn := range c.nodes {
+		if sn.node == nil {
+			if err := c.Start(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Up lists the nodes that run.
+func (c *Cluster) Up() []int {
+	var out []int
+	for i, sn := range c.nodes {
+		if sn.node != nil {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// Close ends every node.
+func (c *Cluster) Close() {
+	var wg sync.WaitGroup
+	for _, sn := range c.nodes {
+		if sn.node != nil {
+			wg.Go(func() { _ = sn.node.Close() })
+		}
+	}
+	wg.Wait()
+}
+
+// Peer is a client process of the simulation: a client on its own host.
+type Peer struct {
+	*client.Client
+	pool *transport.Pool
+	net  *transport.Memory
+	name string
+}
+
+// Client opens a client on a host of its own. Safe for concurrent use.
+func (c *Cluster) Client(ctx context.Context, name string, seed uint64) (*Peer, error) {
+	host := c.net.Host(name)
+	var cluster atomic.Value // dfs.ClusterID
+	pool := transport.NewPool(transport.PoolOptions{
+		Network: host, Identity: func() transport.Identity {
+			id, _ := cluster.Load().(dfs.ClusterID)
+			return transport.Identity{Kind: transport.KindClient, Cluster: id}
+		},
+	})
+	var addrs []string
+	for i := range c.cfg.Metas {
+		addrs = append(addrs, fmt.Sprintf("meta%d:%s", i+1, rpcPort))
+	}
+	cl, err := client.Open(ctx, client.Options{
+		Metas: addrs, Dial: func(addr string) drpc.Conn { return pool.Conn(addr) }, Holder: name,
+		OnCluster: func(id dfs.ClusterID) { cluster.Store(id) },
+		Timeout:   60 * time.Second, Rand: lockedRand(seed, hash(name)), Logger: c.cfg.Logger.With("client", name),
+	})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return &Peer{Client: cl, pool: pool, net: c.net, name: name}, nil
+}
+
+// Close ends the session and the client.
+func (p *Peer) Close() {
+	p.Client.Close()
+	p.pool.Close()
+}
+
+// Kill ends the client as kill -9 does: nothing it leaves is cleaned up.
+func (p *Peer) Kill() {
+	p.net.Cut(p.name)
+	p.Close()
+}
+
+// lockedRand returns a generator for many goroutines.
+func lockedRand(seed, stream uint64) func() uint64 {
+	r := rand.New(rand.NewPCG(seed, stream))
+	var mu sync.Mutex
+	return func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return r.Uint64()
+	}
+}
+
+func hash(s string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
+	}
+	return h
+}
