@@ -1,0 +1,436 @@
+package raftgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+)
+
+// cluster is a few hosts on crashable file systems joined by a bad network. It
+// lives inside a synctest bubble.
+type cluster struct {
+	t      *testing.T
+	groups []dfs.GroupID
+	tune   func(*Options)
+
+	timers sync.WaitGroup // messages under way and receivers of snapshots
+
+	mu      sync.Mutex // guards what follows
+	rng     *rand.Rand
+	nodes   map[dfs.NodeID]*node
+	cut     map[[2]dfs.NodeID]bool // one-way
+	drop    float64                // of messages
+	dup     float64
+	jitter  time.Duration // messages take up to so long, so they overtake each other
+	stopped bool
+
+	chunks     func(from, to dfs.NodeID, n int) error // may fail a snapshot's n-th chunk
+	snapshots  int                                   // streams opened
+	unexpected error
+}
+
+type node struct {
+	c    *cluster
+	id   dfs.NodeID
+	fs   *vfs.MemFS
+	dead atomic.Bool // what it answers from now on does not count
+
+	host *Host
+}
+
+func newCluster(t *testing.T, seed uint64, nodes int, groups ...dfs.GroupID) *cluster {
+	c := &cluster{
+		t: t, groups: groups,
+		rng:   rand.New(rand.NewPCG(seed, 1)),
+		nodes: map[dfs.NodeID]*node{},
+		cut:   map[[2]dfs.NodeID]bool{},
+	}
+	for i := range nodes {
+		id := dfs.NodeID(i + 1)
+		c.nodes[id] = &node{c: c, id: id, fs: vfs.NewCrashableMem()}
+	}
+	return c
+}
+
+// testGroups are as many groups as a node has in practice, less a few.
+func testGroups(n int) []dfs.GroupID {
+	out := make([]dfs.GroupID, n)
+	for i := range out {
+		out[i] = dfs.GroupID(i)
+	}
+	return out
+}
+
+func testLogger(id dfs.NodeID) *slog.Logger {
+	if os.Getenv("RAFTGROUP_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+func (n *node) options() Options {
+	c := n.c
+	o := Options{
+		FS: n.fs, Dir: "data", Node: n.id,
+		CacheSize: 1 << 20, MemTableSize: 256 << 10, Workers: 2,
+		KeepEntries: 64, LogBytes: 256 << 10, EntryCache: 16 << 10,
+		SnapshotFileBytes: 16 << 10, MaxSnapshots: 2,
+		StateMachine: func(dfs.GroupID) StateMachine { return kvMachine{} },
+		Send: func(to dfs.NodeID, lane Lane, msg []byte) bool {
+			return c.send(n, to, msg)
+		},
+		OpenSnapshot: func(ctx context.Context, to dfs.NodeID) (SnapshotSink, error) {
+			return c.openSnapshot(ctx, n, to)
+		},
+		Logger: testLogger(n.id),
+	}
+	if c.tune != nil {
+		c.tune(&o)
+	}
+	return o
+}
+
+func (n *node) start() error {
+	h, err := Open(n.options())
+	if err != nil {
+		return err
+	}
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.host = h
+	return nil
+}
+
+// h returns the running host of a node, nil while it is down.
+func (c *cluster) h(id dfs.NodeID) *Host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodes[id].host
+}
+
+// boot starts every node and makes every group with all of them as voters.
+func (c *cluster) boot() {
+	c.t.Helper()
+	var voters []dfs.NodeID
+	for i := range c.nodes {
+		voters = append(voters, i)
+	}
+	for _, n := range c.nodes {
+		if err := n.start(); err != nil {
+			c.t.Fatal(err)
+		}
+		for _, g := range c.groups {
+			if err := n.host.CreateGroup(g, voters); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (c *cluster) send(n *node, to dfs.NodeID, msg []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped || n.dead.Load() || c.cut[[2]dfs.NodeID{n.id, to}] || c.rng.Float64() < c.drop {
+		return true
+	}
+	copies := 1
+	if c.rng.Float64() < c.dup {
+		copies = 2
+	}
+	for range copies {
+		delay := time.Millisecond
+		if c.jitter > 0 {
+			delay += time.Duration(c.rng.Int64N(int64(c.jitter)))
+		}
+		c.timers.Add(1)
+		time.AfterFunc(delay, func() {
+			defer c.timers.Done()
+			c.deliver(n.id, to, msg)
+		})
+	}
+	return true
+}
+
+func (c *cluster) deliver(from, to dfs.NodeID, msg []byte) {
+	c.mu.Lock()
+	dst := c.nodes[to]
+	if dst == nil || dst.host == nil || dst.dead.Load() || c.cut[[2]dfs.NodeID{from, to}] {
+		c.mu.Unlock()
+		return
+	}
+	h := dst.host
+	c.mu.Unlock()
+	if err := h.Step(from, msg); err != nil && dfs.KindOf(err) != dfs.Unavailable {
+		c.mu.Lock()
+		c.unexpected = errors.Join(c.unexpected, err)
+		c.mu.Unlock()
+	}
+}
+
+// pipe is a snapshot stream.
+type pipe struct {
+	c    *cluster
+	ctx  context.Context
+	from *node
+	to   dfs.NodeID
+	ch   chan []byte
+	done chan struct{} // the receiver has returned
+	err  error
+	n    int
+}
+
+func (c *cluster) openSnapshot(ctx context.Context, from *node, to dfs.NodeID) (SnapshotSink, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dst := c.nodes[to]
+	if c.stopped || from.dead.Load() || dst.host == nil || dst.dead.Load() || c.cut[[2]dfs.NodeID{from.id, to}] {
+		return nil, dfs.Errorf(dfs.Unavailable, "open snapshot", "node %v is away", to)
+	}
+	c.snapshots++
+	p := &pipe{c: c, ctx: ctx, from: from, to: to, ch: make(chan []byte), done: make(chan struct{})}
+	h := dst.host
+	c.timers.Go(func() {
+		p.err = h.ReceiveSnapshot(ctx, from.id, func() ([]byte, error) {
+			select {
+			case b, ok := <-p.ch:
+				if !ok {
+					return nil, io.EOF
+				}
+				return b, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		})
+		close(p.done)
+	})
+	return p, nil
+}
+
+func (p *pipe) Send(chunk []byte) error {
+	p.c.mu.Lock()
+	down := p.from.dead.Load() || p.c.nodes[p.to].dead.Load() || p.c.cut[[2]dfs.NodeID{p.from.id, p.to}]
+	hook := p.c.chunks
+	p.n++
+	p.c.mu.Unlock()
+	if len(chunk) > SnapshotChunk {
+		return fmt.Errorf("a chunk of %d bytes", len(chunk))
+	}
+	if hook != nil {
+		if err := hook(p.from.id, p.to, p.n); err != nil {
+			return err
+		}
+	}
+	if down {
+		return dfs.Errorf(dfs.Unavailable, "send chunk", "link is down")
+	}
+	time.Sleep(time.Millisecond)
+	select {
+	case p.ch <- append([]byte(nil), chunk...):
+		return nil
+	case <-p.done:
+		return p.err
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+}
+
+func (p *pipe) CloseAndWait() error {
+	close(p.ch)
+	<-p.done
+	return p.err
+}
+
+// crash replaces a node's disk by what a power loss leaves of it and its host
+// by one on that disk. What the old host says from now on does not count.
+func (c *cluster) crash(id dfs.NodeID, keepUnsynced int) {
+	n := c.kill(id, keepUnsynced)
+	c.revive(n)
+}
+
+// kill takes a node down with a power loss and returns it with its disk.
+func (c *cluster) kill(id dfs.NodeID, keepUnsynced int) *node {
+	c.mu.Lock()
+	old := c.nodes[id]
+	old.dead.Store(true)
+	rng := rand.New(rand.NewPCG(c.rng.Uint64(), 2))
+	c.mu.Unlock()
+	next := &node{c: c, id: id, fs: old.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keepUnsynced, RNG: rng})}
+	c.mu.Lock()
+	c.nodes[id] = next
+	c.mu.Unlock()
+	if old.host != nil {
+		if err := old.host.Close(); err != nil {
+			c.t.Errorf("close node %v: %v", id, err)
+		}
+	}
+	return next
+}
+
+func (c *cluster) revive(n *node) {
+	if err := n.start(); err != nil {
+		c.t.Errorf("restart node %v: %v", n.id, err)
+	}
+}
+
+// stop ends every host and the network.
+func (c *cluster) stop() {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	for _, n := range c.nodes {
+		if n.host != nil {
+			if err := n.host.Close(); err != nil {
+				c.t.Errorf("close node %v: %v", n.id, err)
+			}
+		}
+	}
+	c.timers.Wait()
+	if c.unexpected != nil {
+		c.t.Errorf("a host refused another's messages: %v", c.unexpected)
+	}
+}
+
+// isolate cuts a node off, or joins it again.
+func (c *cluster) isolate(id dfs.NodeID, off bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other := range c.nodes {
+		c.cut[[2]dfs.NodeID{id, other}] = off
+		c.cut[[2]dfs.NodeID{other, id}] = off
+	}
+}
+
+func (c *cluster) heal() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.cut)
+	c.drop, c.dup, c.jitter = 0, 0, 0
+}
+
+// leader waits until a group has one and returns its node.
+func (c *cluster) leader(g dfs.GroupID) dfs.NodeID {
+	c.t.Helper()
+	for range 600 {
+		for id := range c.nodes {
+			h := c.h(id)
+			if h == nil {
+				continue
+			}
+			if st, ok := h.Status(g); ok && st.Role == RoleLeader {
+				return id
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	c.t.Fatalf("%v has no leader after a minute", g)
+	return 0
+}
+
+// propose commits a command wherever the leader is.
+func (c *cluster) propose(g dfs.GroupID, cmd string) string {
+	c.t.Helper()
+	for range 600 {
+		out, err := c.h(c.leader(g)).Propose(c.t.Context(), g, []byte(cmd))
+		if err == nil {
+			return string(out)
+		}
+		if k := dfs.KindOf(err); !k.Retryable() {
+			c.t.Fatalf("propose %q to %v: %v", cmd, g, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	c.t.Fatalf("%v took no proposal for a minute", g)
+	return ""
+}
+
+func (c *cluster) read(id dfs.NodeID, g dfs.GroupID, key string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var out []byte
+	err := c.h(id).Read(ctx, g, func(r Reader) (err error) {
+		out, _, err = r.Get([]byte(key))
+		return err
+	})
+	return string(out), err
+}
+
+// converge waits until every replica of the given nodes has applied the same
+// and checks that they agree on what that came to.
+func (c *cluster) converge(ids ...dfs.NodeID) {
+	c.t.Helper()
+	for _, g := range c.groups {
+		c.leader(g)
+		var sts []Status
+		same := func() bool {
+			sts = sts[:0]
+			for _, id := range ids {
+				st, _ := c.h(id).Status(g)
+				sts = append(sts, st)
+			}
+			for _, st := range sts {
+				if st.Applied != sts[0].Applied || st.Applied != st.Last || st.Fault != nil {
+					return false
+				}
+			}
+			return true
+		}
+		for n := 0; !same(); n++ {
+			if n == 1200 {
+				c.t.Fatalf("%v does not converge: %+v", g, sts)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, st := range sts {
+			if st.Hash != sts[0].Hash {
+				c.t.Fatalf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
+			}
+		}
+		for _, id := range ids[1:] {
+			if a, b := c.dump(ids[0], g), c.dump(id, g); a != b {
+				c.t.Fatalf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], id, a, b)
+			}
+		}
+	}
+}
+
+func (c *cluster) dump(id dfs.NodeID, g dfs.GroupID) string {
+	c.t.Helper()
+	var out []byte
+	err := c.h(id).ReadLocal(g, func(r Reader) error {
+		return r.Scan(nil, nil, func(k, v []byte) (bool, error) {
+			out = fmt.Appendf(out, "%s=%s\n", k, v)
+			return true, nil
+		})
+	})
+	if err != nil {
+		c.t.Fatalf("dump %v of node %v: %v", g, id, err)
+	}
+	return string(out)
+}
+
+func (c *cluster) all() []dfs.NodeID {
+	var out []dfs.NodeID
+	for i := range c.nodes {
+		out = append(out, i)
+	}
+	return out
+}
+
+// bubble runs fn with a cluster of voters inside a synctest bubble.
+func bubble(t *testing.T, fn func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, fn)
+}
