@@ -35,6 +35,10 @@ const (
 	chunkLen         = 8
 	footerEntryLen   = 64
 	trailerLen       = 64
+
+	// maxBatchLen is the longest batch: all but the last record stay below
+	// gatherBytes, and that one may be the biggest block, not compressed.
+	maxBatchLen = gatherBytes + dfs.MaxBlockSize + (dfs.MaxBlockSize/dfs.ChunkSize)*chunkLen + 4*pageSize
 )
 
 // recordKind says what a record does. Numbers are on disk: never reused.

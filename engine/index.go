@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"maps"
@@ -61,7 +62,7 @@ func openIndex(o indexOptions) (*index, error) {
 	}
 	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, usage: map[uint64]usage{}}
 	if err := ix.load(); err != nil {
-		return nil, errors.Join(err, ix.close())
+		return nil, cmp.Or(err, ix.close())
 	}
 	return ix, nil
 }
@@ -77,7 +78,7 @@ func (ix *index) load() error {
 			return err
 		}
 		used := it.First()
-		if err := errors.Join(it.Error(), it.Close()); err != nil {
+		if err := cmp.Or(it.Error(), it.Close()); err != nil {
 			return err
 		}
 		if used {
@@ -88,7 +89,7 @@ func (ix *index) load() error {
 		return err
 	}
 	a, mark, err := decodeAnchor(val)
-	if err = errors.Join(err, c.Close()); err != nil {
+	if err = cmp.Or(err, c.Close()); err != nil {
 		return err
 	}
 	if mark != ix.mark {
@@ -118,7 +119,7 @@ func (ix *index) scan(lower, upper []byte, fn func(k, v []byte) error) (err erro
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() { err = cmp.Or(err, it.Close()) }()
 	for ok := it.First(); ok; ok = it.Next() {
 		v, err := it.ValueAndErr()
 		if err != nil {
@@ -141,7 +142,7 @@ func (ix *index) get(key []byte) (*row, error) {
 		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "read index", Err: err}
 	}
 	r, err := decodeRow(v)
-	return r, errors.Join(err, c.Close())
+	return r, cmp.Or(err, c.Close())
 }
 
 // checkpoint makes the index's present state durable.

@@ -2,8 +2,8 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
-	"errors"
 
 	"dfsd/dfs"
 
@@ -112,7 +112,7 @@ func (s *Store) page(lower, upper, cursor []byte, limit int, parse func(k, v []b
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() { err = cmp.Or(err, it.Close()) }()
 	for ok := it.First(); ok; ok = it.Next() {
 		if len(entries) == limit {
 			return entries, next, nil

@@ -104,6 +104,8 @@ func (w *world) compare() error {
 	if err := fsck(w.store); err != nil {
 		return err
 	}
+	w.mu.Lock() // a crash may be coming, and takes a copy of the blocks
+	defer w.mu.Unlock()
 	listed := map[dfs.BlockID]fate{}
 	for pg := range dfs.PGID(4) {
 		list, _, err := w.store.Inventory(pg+1, nil, maxPage)
@@ -138,11 +140,11 @@ func (w *world) compare() error {
 		}
 		b.fate, b.running = got, absent
 	}
-	return w.compareLists()
+	return w.compareListsLocked()
 }
 
-// compareLists checks Inventory, ScanEpochs and Stats against the model.
-func (w *world) compareLists() error {
+// compareListsLocked checks Inventory, ScanEpochs and Stats against the model.
+func (w *world) compareListsLocked() error {
 	want := map[dfs.BlockID]*modelBlock{}
 	for i := range w.blocks {
 		if b := &w.blocks[i]; b.fate != absent {
@@ -311,12 +313,7 @@ func (w *world) below(e dfs.Epoch) (int, error) {
 // crash cuts the power while operations run, or between them, and opens what
 // is left.
 func (w *world) crash() error {
-	unsynced := []int{0, 0, 20, 60, 100}[w.rng.IntN(5)]
-	w.fs.arm(1+w.rng.IntN(30), unsynced, rand.New(rand.NewPCG(w.rng.Uint64(), 2)), func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.atCrash = &world{blocks: append([]modelBlock(nil), w.blocks...), epoch: w.epoch}
-	})
+	w.arm()
 	for range 200 {
 		if err := w.burst(1 + w.rng.IntN(6)); err != nil {
 			return err
@@ -335,20 +332,53 @@ func (w *world) crash() error {
 	if err != nil {
 		return err
 	}
-	w.fs = &crashFS{MemFS: clone}
-	w.blocks, w.epoch = w.atCrash.blocks, w.atCrash.epoch
+	w.restart(clone)
 	return w.reindex()
 }
 
-// reindex opens the store again, at times without its index.
+// arm lets a crash come soon.
+func (w *world) arm() {
+	unsynced := []int{0, 0, 20, 60, 100}[w.rng.IntN(5)]
+	w.fs.arm(1+w.rng.IntN(30), unsynced, rand.New(rand.NewPCG(w.rng.Uint64(), 2)), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.atCrash = &world{blocks: append([]modelBlock(nil), w.blocks...), epoch: w.epoch}
+	})
+}
+
+// restart makes a crash's clone the disk, and the model what it was then.
+func (w *world) restart(clone *vfs.MemFS) {
+	w.fs = &crashFS{MemFS: clone}
+	w.blocks, w.epoch = w.atCrash.blocks, w.atCrash.epoch
+}
+
+// reindex opens the store again, at times without its index, and at times with
+// more crashes before it is open.
 func (w *world) reindex() error {
-	if w.rng.IntN(3) == 0 {
-		w.counts["rebuild"]++
-		if err := w.fs.RemoveAll("/disk/store/" + indexName); err != nil {
+	for {
+		if w.rng.IntN(3) == 0 {
+			w.counts["rebuild"]++
+			if err := w.fs.RemoveAll("/disk/store/" + indexName); err != nil {
+				return err
+			}
+		}
+		if w.rng.IntN(3) == 0 {
+			w.arm()
+		}
+		err := w.open()
+		clone := w.fs.crashed()
+		if err != nil || clone == nil {
+			w.fs.arm(0, 0, nil, nil)
 			return err
 		}
+		w.counts["crash in open"]++
+		err = w.store.Close()
+		w.store = nil
+		if err != nil {
+			return err
+		}
+		w.restart(clone)
 	}
-	return w.open()
 }
 
 // purge deletes most of what there is, so that segments die.
@@ -456,7 +486,7 @@ func TestMetamorphic(t *testing.T) {
 		}
 	}
 	t.Logf("%d seeds: %v", seeds, total)
-	for _, k := range []string{"put", "delete", "refill", "refill-delete", "burst", "crash", "reopen", "rebuild", "epoch", "renew", "purge", "wait", "given"} {
+	for _, k := range []string{"put", "delete", "refill", "refill-delete", "burst", "crash", "crash in open", "reopen", "rebuild", "epoch", "renew", "purge", "wait", "given"} {
 		if total[k] == 0 {
 			t.Errorf("no %s in any seed", k)
 		}

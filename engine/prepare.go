@@ -1,8 +1,8 @@
 package engine
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"math"
 	"slices"
 	"sync"
@@ -162,32 +162,46 @@ func (s *Store) fill(ctx context.Context) (_ *segment, err error) {
 			_ = fs.Remove(g.path)
 		}
 	}()
-	if err := errors.Join(s.fillFile(ctx, f, g), f.Close()); err != nil {
+	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
+	if err := cmp.Or(fillFile(ctx, f, h.page(), g.size), f.Close()); err != nil {
 		return nil, err
 	}
 	return g, syncDir(fs, s.path(segmentsName))
 }
 
-func (s *Store) fillFile(ctx context.Context, f vfs.File, g *segment) error {
-	if err := f.Preallocate(0, g.size); err != nil && vfs.IsNoSpaceError(err) {
+// fillFile writes the first page and zeros up to size, and syncs.
+func fillFile(ctx context.Context, f vfs.File, first []byte, size int64) error {
+	if err := f.Preallocate(0, size); err != nil && vfs.IsNoSpaceError(err) {
 		return err // any other error only says that this file system cannot
 	}
-	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
-	if _, err := f.Write(h.page()); err != nil {
+	if _, err := f.Write(first); err != nil {
 		return err
 	}
-	zeros := make([]byte, min(fillChunk, g.size))
-	for at := int64(pageSize); at < g.size; {
+	zeros := make([]byte, min(fillChunk, size))
+	for at := int64(len(first)); at < size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := f.Write(zeros[:min(int64(len(zeros)), g.size-at)])
+		n, err := f.Write(zeros[:min(int64(len(zeros)), size-at)])
 		if err != nil {
 			return err
 		}
 		at += int64(n)
 	}
 	return f.Sync()
+}
+
+// PrepareFile makes a file that is written in the way of a segment's, so that
+// a benchmark's raw loop appends to what the store appends to.
+func PrepareFile(fs vfs.FS, name string, size int64) (vfs.File, error) {
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, err
+	}
+	if err := cmp.Or(fillFile(context.Background(), f, make([]byte, pageSize), size), f.Close()); err != nil {
+		return nil, err
+	}
+	return fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
 }
 
 // recycle makes a dead segment's file a ready segment. The new name is durable

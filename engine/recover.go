@@ -1,8 +1,8 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,6 +28,8 @@ type recovery struct {
 	// openEnd is the segment read last, when its footer is lost: whether its
 	// log ended where it seems to, the next record's sequence number will say.
 	openEnd uint64
+
+	leftover int64 // scanResult.leftover of the writer's segment
 }
 
 // recoverLog reads the small files, brings the index up to the end of the log,
@@ -134,7 +136,7 @@ func (r *recovery) listSegments() error {
 		}
 		g := &segment{number: n, fs: fs, path: fs.PathJoin(dir, name), open: &s.segs.open}
 		what, err := r.inspect(g)
-		if err = errors.Join(err, g.closeFile()); err != nil {
+		if err = cmp.Or(err, g.closeFile()); err != nil {
 			return dfs.Wrap("open segment", g.path, err)
 		}
 		s.segs.next = max(s.segs.next, n+1)
@@ -386,6 +388,7 @@ func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
 		return nil
 	}
 	r.w.active, r.w.file, r.w.end, r.w.entries = g, file, res.end, entries
+	r.leftover = res.leftover
 	return nil
 }
 
@@ -485,6 +488,11 @@ func (r *recovery) resume() error {
 			return s.moveMark(markRecord{seq: s.durableSeq.Load()}, true)
 		}
 		return nil
+	}
+	if n := r.leftover - w.end; n > 0 {
+		if _, err := w.file.WriteAt(make([]byte, n), w.end); err != nil {
+			return err
+		}
 	}
 	if err := w.file.SyncData(); err != nil {
 		return err

@@ -51,6 +51,11 @@ type scanResult struct {
 	torn bool          // a batch at end was begun and not finished
 	lost []footerEntry // what the footer lists and the scan did not find
 	foot *footer       // nil: the segment is not sealed
+
+	// leftover is past the last record that a torn batch left behind end; 0:
+	// there is none. It must be wiped before anything is written at end, or it
+	// could one day be taken for what was written there.
+	leftover int64
 }
 
 // run scans the segment and calls emit for each group in log order. It
@@ -77,7 +82,11 @@ func (s *segmentScan) run(emit func(group) error) (scanResult, error) {
 			return res, err
 		}
 		if g.end == g.offset {
-			res.torn = g.headed
+			res.torn = g.headed || len(g.records) > 0
+			if n := len(g.records); n > 0 {
+				last := &g.records[n-1]
+				res.leftover = int64(alignUp(int(last.offset)+last.length(), pageSize))
+			}
 			break
 		}
 		if s.foot != nil {
@@ -102,7 +111,8 @@ func (s *segmentScan) run(emit func(group) error) (scanResult, error) {
 }
 
 // next reads the group at off. An empty group means that the log ends there;
-// it is headed when a batch was begun there and not finished.
+// it is headed when a batch was begun there and not finished, and its records
+// are what that batch left.
 func (s *segmentScan) next(off int64) (group, error) {
 	h, ok, err := s.batchAt(off)
 	if err != nil {
@@ -153,6 +163,10 @@ func (s *segmentScan) pastBad(off int64, begun bool) (group, error) {
 	}
 	if g.end == off {
 		g.headed = begun
+		var err error
+		if g.records, _, err = s.walk(off, min(s.limit, off+maxBatchLen)); err != nil {
+			return group{}, err
+		}
 		if s.readErr != nil {
 			return group{}, dfs.Wrap("scan segment", segmentName(s.segment), s.readErr)
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -166,7 +167,7 @@ func (s *Store) takeLock() error {
 	if s.opts.PID != 0 {
 		_, err = f.Write([]byte(strconv.Itoa(s.opts.PID)))
 	}
-	return errors.Join(err, f.Close())
+	return cmp.Or(err, f.Close())
 }
 
 // abandon closes what a failed open had opened.

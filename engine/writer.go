@@ -17,7 +17,7 @@ type writer struct {
 	end     int64    // of the active segment's log
 	entries []footerEntry
 	nextSeq uint64 // Invariant: the log's sequence numbers have no gaps, unless records were lost
-	buf     []byte // Invariant: at most gatherBytes, one record of the biggest block, and padding
+	buf     []byte // Invariant: cap <= maxBatchLen
 }
 
 func (w *writer) run() {
