@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,11 +126,9 @@ func (c *cluster) h(id dfs.NodeID) *Host {
 // boot starts every node and makes every group with all of them as voters.
 func (c *cluster) boot() {
 	c.t.Helper()
-	var voters []dfs.NodeID
-	for i := range c.nodes {
-		voters = append(voters, i)
-	}
-	for _, n := range c.nodes {
+	voters := c.all()
+	for _, id := range voters {
+		n := c.nodes[id]
 		if err := n.start(); err != nil {
 			c.t.Fatal(err)
 		}
@@ -290,7 +290,8 @@ func (c *cluster) stop() {
 	c.mu.Lock()
 	c.stopped = true
 	c.mu.Unlock()
-	for _, n := range c.nodes {
+	for _, id := range c.all() {
+		n := c.nodes[id]
 		if n.host != nil {
 			if err := n.host.Close(); err != nil {
 				c.t.Errorf("close node %v: %v", n.id, err)
@@ -323,20 +324,27 @@ func (c *cluster) heal() {
 // leader waits until a group has one and returns its node.
 func (c *cluster) leader(g dfs.GroupID) dfs.NodeID {
 	c.t.Helper()
+	id, err := c.findLeader(g)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return id
+}
+
+func (c *cluster) findLeader(g dfs.GroupID) (dfs.NodeID, error) {
 	for range 600 {
-		for id := range c.nodes {
+		for _, id := range c.all() {
 			h := c.h(id)
 			if h == nil {
 				continue
 			}
 			if st, ok := h.Status(g); ok && st.Role == RoleLeader {
-				return id
+				return id, nil
 			}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	c.t.Fatalf("%v has no leader after a minute", g)
-	return 0
+	return 0, fmt.Errorf("%v has no leader after a minute", g)
 }
 
 // propose commits a command wherever the leader is.
@@ -371,39 +379,50 @@ func (c *cluster) read(id dfs.NodeID, g dfs.GroupID, key string) (string, error)
 // and checks that they agree on what that came to.
 func (c *cluster) converge(ids ...dfs.NodeID) {
 	c.t.Helper()
+	if err := c.agree(ids...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) agree(ids ...dfs.NodeID) error {
 	for _, g := range c.groups {
-		c.leader(g)
+		if _, err := c.findLeader(g); err != nil {
+			return err
+		}
 		var sts []Status
-		same := func() bool {
+		for n := 0; ; n++ {
 			sts = sts[:0]
 			for _, id := range ids {
 				st, _ := c.h(id).Status(g)
 				sts = append(sts, st)
 			}
-			for _, st := range sts {
-				if st.Applied != sts[0].Applied || st.Applied != st.Last || st.Fault != nil {
-					return false
-				}
+			if settled(sts) {
+				break
 			}
-			return true
-		}
-		for n := 0; !same(); n++ {
 			if n == 1200 {
-				c.t.Fatalf("%v does not converge: %+v", g, sts)
+				return fmt.Errorf("%v does not converge: %+v", g, sts)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		for _, st := range sts {
+		for i, st := range sts {
 			if st.Hash != sts[0].Hash {
-				c.t.Fatalf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
+				return fmt.Errorf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
 			}
-		}
-		for _, id := range ids[1:] {
-			if a, b := c.dump(ids[0], g), c.dump(id, g); a != b {
-				c.t.Fatalf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], id, a, b)
+			if a, b := c.dump(ids[0], g), c.dump(ids[i], g); a != b {
+				return fmt.Errorf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], ids[i], a, b)
 			}
 		}
 	}
+	return nil
+}
+
+func settled(sts []Status) bool {
+	for _, st := range sts {
+		if st.Applied != sts[0].Applied || st.Applied != st.Last || st.Fault != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *cluster) dump(id dfs.NodeID, g dfs.GroupID) string {
@@ -422,11 +441,9 @@ func (c *cluster) dump(id dfs.NodeID, g dfs.GroupID) string {
 }
 
 func (c *cluster) all() []dfs.NodeID {
-	var out []dfs.NodeID
-	for i := range c.nodes {
-		out = append(out, i)
-	}
-	return out
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.nodes))
 }
 
 // bubble runs fn with a cluster of voters inside a synctest bubble.

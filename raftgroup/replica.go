@@ -219,10 +219,18 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 			return
 		}
 	}
-	if m.GetType() == pb.MsgTimeoutNow && r.state.missing() {
-		return
-	}
-	if m.GetType() == pb.MsgPreVote || m.GetType() == pb.MsgVote {
+	switch m.GetType() {
+	case pb.MsgTimeoutNow:
+		if r.state.missing() {
+			return
+		}
+	case pb.MsgReadIndex:
+		// A follower's library would pass it on in the asker's name. The
+		// asker sends again once it knows the leader.
+		if r.raw.BasicStatus().RaftState != raft.StateLeader {
+			return
+		}
+	case pb.MsgPreVote, pb.MsgVote:
 		r.tellRemovedLocked(m, rd)
 	}
 	_ = r.raw.Step(m) // errors: the sender is no member, which is no fault of ours
