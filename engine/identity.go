@@ -94,6 +94,7 @@ const (
 	lockName      = "LOCK"
 	holderName    = "HOLDER" // the PID behind the lock
 	storeName     = "STORE"
+	newStoreName  = "STORE.new" // while the directory is formatted
 	epochName     = "EPOCH"
 	markName      = "MARK"
 	segmentsName  = "segments"
@@ -161,8 +162,8 @@ func makeDir(fs vfs.FS, dir string) error {
 	return nil
 }
 
-// format makes an empty directory a store. The STORE file is written last: a
-// directory without it and without segments is still empty.
+// format makes an empty directory a store. The STORE file comes last and as a
+// whole: a directory without it and without segments is still empty.
 func format(o *Options) error {
 	fs := o.FS
 	names, err := fs.List(o.Dir)
@@ -171,7 +172,7 @@ func format(o *Options) error {
 	}
 	for _, n := range names {
 		switch n {
-		case lockName, holderName, epochName, markName, segmentsName, storeName, "lost+found":
+		case lockName, holderName, epochName, markName, segmentsName, newStoreName, "lost+found":
 		default:
 			return dfs.Errorf(dfs.Invalid, "open store", "%s is not empty (%s) and holds no store; give an empty directory", o.Dir, n)
 		}
@@ -196,7 +197,7 @@ func format(o *Options) error {
 	}{
 		{epochName, epochMagic, (&epochRecord{}).encode()},
 		{markName, markMagic, (&markRecord{}).encode()},
-		{storeName, storeMagic, (&identityRecord{mark: mark}).encode()},
+		{newStoreName, storeMagic, (&identityRecord{mark: mark}).encode()},
 	} {
 		s, err := createSlots(fs, fs.PathJoin(o.Dir, f.name), f.magic, f.payload)
 		if err != nil {
@@ -209,5 +210,8 @@ func format(o *Options) error {
 			return err
 		}
 	}
-	return nil
+	if err := fs.Rename(fs.PathJoin(o.Dir, newStoreName), fs.PathJoin(o.Dir, storeName)); err != nil {
+		return err
+	}
+	return syncDir(fs, o.Dir)
 }

@@ -400,7 +400,7 @@ func TestOpenRefuses(t *testing.T) {
 		kind  dfs.Kind
 		text  string
 	}{
-		{"foreign files", func(fs vfs.FS) { _ = fs.Remove("/disk/store/STORE"); write(fs, "/disk/store/photo.jpg", []byte("x")) }, nil, dfs.Invalid, "photo.jpg"},
+		{"foreign files", func(fs vfs.FS) { _ = fs.Remove("/disk/store/STORE"); write(fs, "/disk/store/photo.jpg", []byte("x")) }, nil, dfs.Invalid, "holds no store"},
 		{"STORE removed", func(fs vfs.FS) { _ = fs.Remove("/disk/store/STORE"); _ = fs.RemoveAll("/disk/store/index") }, nil, dfs.Corrupt, "it was a store"},
 		{"STORE damaged", func(fs vfs.FS) { write(fs, "/disk/store/STORE", make([]byte, 2*slotLen)) }, nil, dfs.Corrupt, "both copies"},
 		{"another store's segment", func(fs vfs.FS) {
