@@ -44,21 +44,21 @@ func TestRowBytes(t *testing.T) {
 		key, value []byte
 		want       string // key, a space, value; in hexadecimal
 	}{
-		{"state", stateKey, marshal(state), 
+		{"state", stateKey, marshal(state),
 			"61 0a2d0a100000000000000000000000000000000010081a047265703320808080022a056d6574613130800238c0cf241009180120032880023005380640e8074801500c"},
-		{"node", key32(tagNode, 1), marshal(&wire.NodeRow{Node: wire.FromNode(node)}), 
+		{"node", key32(tagNode, 1), marshal(&wire.NodeRow{Node: wire.FromNode(node)}),
 			"6e00000001 0a3b080112056d657461311a0d31302e302e302e313a3734303020032a0508a1011002320276313a090a047261636b1201723a090a047a6f6e6512017a"},
-		{"store", key32(tagStore, 3), marshal(wire.FromStore(store)), 
+		{"store", key32(tagStore, 3), marshal(wire.FromStore(store)),
 			"7300000003 080310011a0508a101100220808080808020280230e807"},
-		{"placement group", key32(tagPG, 7), marshal(wire.FromPG(pg)), 
+		{"placement group", key32(tagPG, 7), marshal(wire.FromPG(pg)),
 			"7000000007 08071204726570331a0301020322060805120201022a07080912030102033209080110b10118052004"},
-		{"session", key64(tagSession, 5), marshal(session), 
+		{"session", key64(tagSession, 5), marshal(session),
 			"760000000000000005 0a016810c10118e8072001"},
-		{"mark of a session", key64(tagSessionMark, 0xc1), key64(0, 5)[1:], 
+		{"mark of a session", key64(tagSessionMark, 0xc1), key64(0, 5)[1:],
 			"7700000000000000c1 0000000000000005"},
-		{"mark of a node", key64(tagIncarnations, 0xa1), key32(markOfNode, 1), 
+		{"mark of a node", key64(tagIncarnations, 0xa1), key32(markOfNode, 1),
 			"6900000000000000a1 6e00000001"},
-		{"mark of a store", key64(tagIncarnations, 0xb1), key32(markOfStore, 3), 
+		{"mark of a store", key64(tagIncarnations, 0xb1), key32(markOfStore, 3),
 			"6900000000000000b1 7300000003"},
 	} {
 		if got := hex.EncodeToString(c.key) + " " + hex.EncodeToString(c.value); got != c.want {

@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/hex"
+	"testing"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// TestSlotBytes pins the small files beside the segments. The bytes are those
+// of docs/FORMATS.md: they never change for version 1.
+func TestSlotBytes(t *testing.T) {
+	identity := identityRecord{
+		mark: 0x1122334455667788, start: 3, rolledBack: true,
+		cluster: dfs.ClusterID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, node: 4, store: 5,
+	}
+	for _, c := range []struct {
+		name    string
+		magic   uint32
+		payload []byte
+		want    string // of the first slot, in hexadecimal, without the zeros at the end of the page
+	}{
+		{storeName, storeMagic, identity.encode(),
+			"44535452010000300000000000000002000000002fd067fb11223344556677880000000000000003000102030405060708090a0b0c0d0e0f00000004000000050000000000000001"},
+		{epochName, epochMagic, (&epochRecord{epoch: 6, seq: 7}).encode(),
+			"44455043010000100000000000000002000000008cefd66100000000000000060000000000000007"},
+		{markName, markMagic, (&markRecord{segment: 9, offset: 0x4000, seq: 7}).encode(),
+			"444d524b0100001800000000000000020000000096d9b0ea000000000000000900000000000040000000000000000007"},
+	} {
+		fs := vfs.NewMem()
+		f, err := createSlots(fs, c.name, c.magic, c.payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 2*slotLen)
+		if _, err := f.file.ReadAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.close(); err != nil {
+			t.Fatal(err)
+		}
+		n := slotHeadLen + len(c.payload)
+		if got := hex.EncodeToString(p[:n]); got != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)
+		}
+		if !allZero(p[n:slotLen]) || !bytes.Equal(p[slotHeadLen:n], p[slotLen+slotHeadLen:slotLen+n]) {
+			t.Errorf("%s: more than the payload, or not in both slots", c.name)
+		}
+		f, payload, err := openSlots(fs, c.name, c.magic)
+		if err != nil || !bytes.Equal(payload, c.payload) {
+			t.Fatalf("%s is read as %x, %v", c.name, payload, err)
+		}
+		if err := f.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
