@@ -103,7 +103,3 @@ func toExtent(e *wire.Extent) (Extent, error) {
 }
 
 func (e *Extent) end() int64 { return e.Offset + e.Length }
-
-func (e *Extent) wire() *wire.Extent {
-	return &wire.Extent{Offset: e.Offset, Length: e.Length, Block: e.Block.Bytes(), BlockOffset: e.BlockOffset, BlockLength: e.BlockLength}
-}

@@ -66,7 +66,6 @@ type blockWrite struct {
 	last  error
 	stale dfs.Epoch       // a store refused a map of this epoch: a newer one exists
 	newer <-chan struct{} // closed when there is a newer map than the last one tried
-	clean bool            // the last choice avoided all of avoid
 }
 
 // wait spaces attempts: none while another placement group is to be had and

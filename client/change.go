@@ -75,9 +75,26 @@ func (c *Client) setAttr(ctx context.Context, ino dfs.Ino, set SetAttr) (*Attr, 
 
 func (c *Client) setPolicy(ctx context.Context, ino dfs.Ino, class dfs.Class) error {
 	op := &wire.SetPolicyOp{Ino: uint64(ino)}
-	if !class.IsZero() {
+	if class.IsZero() {
+		inherited, err := c.inheritedClass(ctx, ino)
+		if err != nil {
+			return err
+		}
+		op.Class = inherited
+	} else {
 		op.Class = class.String()
 	}
 	_, err := c.change(ctx, ino.Group(), &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: op}})
 	return err
+}
+
+// inheritedClass names the class that a directory inherits when its group cannot
+// tell, because the parent lives in another one; else it is empty.
+func (c *Client) inheritedClass(ctx context.Context, ino dfs.Ino) (string, error) {
+	a, err := c.attr(ctx, ino)
+	if err != nil || dfs.Ino(a.GetParent()).Group() == ino.Group() || a.GetParent() == 0 {
+		return "", err
+	}
+	parent, err := c.attr(ctx, dfs.Ino(a.GetParent()))
+	return parent.GetClass(), err
 }

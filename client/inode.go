@@ -198,7 +198,7 @@ func (i Inode) SetAttr(ctx context.Context, set SetAttr) (*Attr, error) {
 }
 
 // SetPolicy sets the storage class for what is created in this directory from
-// now on; the zero class is that of the cluster.
+// now on; the zero class is what the parent has now.
 func (i Inode) SetPolicy(ctx context.Context, class dfs.Class) error {
 	return opErr(ctx, i.c, "set policy", i.ino.String(), func(ctx context.Context) error { return i.c.setPolicy(ctx, i.ino, class) })
 }
