@@ -73,9 +73,11 @@ func (st *store) send(ctx context.Context, id dfs.BlockID, offset, length uint64
 
 // read reads from the engine, and says NotExist only of what cannot be here.
 func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32) (*engine.Read, error) {
-	end := st.reading.begin()
-	r, err := st.Get(ctx, id, 0, offset, length)
-	end()
+	var r *engine.Read
+	err := st.reading.do(func() (err error) {
+		r, err = st.Get(ctx, id, 0, offset, length)
+		return err
+	})
 	switch dfs.KindOf(err) {
 	case dfs.NotExist:
 		if !st.knowsAll(id.PG) {

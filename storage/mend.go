@@ -83,10 +83,11 @@ func (r *refiller) repair(x mend) error {
 
 // check reads the whole block.
 func (r *refiller) check(x mend) error {
-	defer x.store.reading.begin()()
-	rd, err := x.store.Get(r.s.ctx, x.id, 0, 0, dfs.MaxBlockSize)
-	if err == nil {
-		rd.Release()
-	}
-	return err
+	return x.store.reading.do(func() error {
+		rd, err := x.store.Get(r.s.ctx, x.id, 0, 0, dfs.MaxBlockSize)
+		if err == nil {
+			rd.Release()
+		}
+		return err
+	})
 }

@@ -3,6 +3,7 @@ package storage
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -150,7 +151,7 @@ func (o *Options) validate() error {
 	var faults []error
 	fault := func(wrong bool, format string, args ...any) {
 		if wrong {
-			faults = append(faults, dfs.Errorf(dfs.Invalid, "storage options", format, args...))
+			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
 	fault(o.Node == nil || o.Cluster == nil || o.SaveNode == nil, "Node, Cluster and SaveNode are needed")
@@ -160,5 +161,8 @@ func (o *Options) validate() error {
 	fault(o.RefillRate < 0, "RefillRate %d: want bytes per second, or 0 for no limit", o.RefillRate)
 	fault(o.RefillParallel < 0, "RefillParallel %d: want a positive number", o.RefillParallel)
 	fault(o.PutMemory < dfs.MaxBlockSize, "PutMemory %d: want at least the %d bytes of the greatest block", o.PutMemory, dfs.MaxBlockSize)
-	return errors.Join(faults...)
+	if len(faults) == 0 {
+		return nil
+	}
+	return &dfs.Error{Kind: dfs.Invalid, Op: "make storage role", Err: errors.Join(faults...)}
 }

@@ -43,7 +43,7 @@ func (b *blockServer) Delete(ctx context.Context, req *wire.DeleteRequest) (*wir
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := st.delete(ctx, item); err != nil {
+			if err := st.deleteItem(ctx, item); err != nil {
 				reply.Kinds[i] = uint32(outcome(err))
 			}
 		})
@@ -60,7 +60,7 @@ func outcome(err error) dfs.Kind {
 	return dfs.Unknown
 }
 
-func (st *store) delete(ctx context.Context, item *wire.DeleteItem) error {
+func (st *store) deleteItem(ctx context.Context, item *wire.DeleteItem) error {
 	id, err := blockID(item.Id, item.Shard)
 	if err != nil {
 		return err
@@ -71,11 +71,15 @@ func (st *store) delete(ctx context.Context, item *wire.DeleteItem) error {
 	if err := st.mayWrite(ctx, id.PG, dfs.Epoch(item.Epoch)); err != nil {
 		return err
 	}
-	if err := st.Store.Delete(ctx, engine.DeleteRequest{ID: id, Epoch: dfs.Epoch(item.Epoch)}); err != nil {
+	if err := st.tombstone(ctx, engine.DeleteRequest{ID: id, Epoch: dfs.Epoch(item.Epoch)}); err != nil {
 		return err
 	}
 	st.s.count.deletes.Add(1)
 	return nil
+}
+
+func (st *store) tombstone(ctx context.Context, req engine.DeleteRequest) error {
+	return st.writing.do(func() error { return st.Delete(ctx, req) })
 }
 
 // Scan implements the block service. It answers when nothing below the asked

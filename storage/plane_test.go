@@ -28,10 +28,10 @@ type plane struct {
 	beats     map[dfs.StoreID]*wire.StoreBeat
 	refuse    error // of registrations
 	registers int
-	done      []string // refills reported
-	noDone    bool     // reports of refills are refused
-	held      bool     // proposals are not activated
-	deaf      bool     // polls are not answered, and heartbeats tell of no epoch
+	noDone    bool // reports of refills are refused
+	held      bool // proposals are not activated
+	deaf      bool // as mute, and heartbeats tell of no epoch
+	mute      bool // polls are not answered
 	onBeat    func(*wire.StoreBeat)
 	onDone    func(*wire.RefillDoneRequest)
 }
@@ -192,7 +192,7 @@ func (p *plane) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.GetM
 	defer timer.Stop()
 	for {
 		p.mu.Lock()
-		m, next, deaf := p.m, p.next, p.deaf && req.Known > 0
+		m, next, deaf := p.m, p.next, (p.deaf || p.mute) && req.Known > 0
 		p.mu.Unlock()
 		if !deaf && m.Epoch > dfs.Epoch(req.Known) {
 			return &wire.GetMapReply{Map: wire.FromMap(m), Leader: 1}, nil
@@ -222,7 +222,6 @@ func (p *plane) RefillDone(_ context.Context, req *wire.RefillDoneRequest) (*wir
 			return nil, err
 		}
 		p.setPGLocked(pg)
-		p.done = append(p.done, pg.ID.String()+" "+dfs.StoreID(req.Store).String())
 	}
 	return &wire.RefillDoneReply{}, nil
 }
@@ -231,6 +230,31 @@ func (p *plane) RefillDone(_ context.Context, req *wire.RefillDoneRequest) (*wir
 func (p *plane) complete(id dfs.PGID, stores ...dfs.StoreID) bool {
 	pg := p.current().PG(id)
 	return !slices.ContainsFunc(stores, func(s dfs.StoreID) bool { return !pg.IsComplete(s) })
+}
+
+func (p *plane) setRefuse(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse = err
+}
+
+func (p *plane) registrations() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.registers
+}
+
+// setState is the control group's judgement of a store.
+func (p *plane) setState(id dfs.StoreID, state dfs.StoreState) {
+	p.change(func(m *dfs.Map, _ dfs.Epoch) {
+		for i, s := range m.Stores {
+			if s.ID == id {
+				c := *s
+				c.State = state
+				m.Stores[i] = &c
+			}
+		}
+	})
 }
 
 // beat returns the last heartbeat of a store.

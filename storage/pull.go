@@ -223,7 +223,7 @@ func (p *pass) fetch(ctx context.Context) {
 func (p *pass) take(ctx context.Context, e engine.Entry) error {
 	st := p.job.store
 	if e.Tombstone {
-		return st.Store.Delete(ctx, engine.DeleteRequest{ID: e.ID, Shard: e.Shard, Epoch: e.Epoch, Refill: true})
+		return st.tombstone(ctx, engine.DeleteRequest{ID: e.ID, Shard: e.Shard, Epoch: e.Epoch, Refill: true})
 	}
 	for left := int(e.Stored); left > 0; left -= refillBurst {
 		if err := p.r.limit.WaitN(ctx, min(left, refillBurst)); err != nil {
@@ -246,7 +246,7 @@ func (r *refiller) pullBlock(ctx context.Context, st *store, e engine.Entry) err
 	for _, from := range r.sources(e.ID.PG, st.ID()) {
 		req, err := r.fetchBlock(ctx, from, e)
 		if err == nil {
-			err = st.Put(ctx, req)
+			err = st.writing.do(func() error { return st.Put(ctx, req) })
 			r.s.buffers.put(req.Payload)
 			if err == nil {
 				r.s.count.pulled.Add(1)

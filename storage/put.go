@@ -59,10 +59,8 @@ func (s *Service) put(ctx context.Context, stream wire.DRPCBlock_PutStream) erro
 	if !received() {
 		return dfs.Errorf(dfs.Deadline, "receive block", "it took longer than %v", receiveLimit)
 	}
-	err = st.Put(ctx, req)
-	if ctx.Err() == nil { // else the engine may still be reading it
-		s.buffers.put(req.Payload)
-	}
+	err = st.writing.do(func() error { return st.Put(ctx, req) })
+	s.buffers.put(req.Payload)
 	if dfs.KindOf(err) == dfs.Exist {
 		st.log().Error("a block was put again with other bytes", "pg", req.ID.PG, "block", req.ID, "cause", err)
 	}

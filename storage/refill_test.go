@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 // content is what a placement group should hold.
 type content struct {
 	c       *cluster
-	mu      sync.Mutex
 	blocks  map[dfs.BlockID][]byte
 	deleted []dfs.BlockID
 }

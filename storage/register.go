@@ -45,6 +45,27 @@ func (s *Service) register() (dfs.Epoch, bool) {
 	}
 }
 
+// isRegistered reports whether the newest map has this start of the node, and
+// each of its healthy stores as up: there is nothing to register then, though a
+// meta node may ask for it. One that knows a newer map asks again.
+func (s *Service) isRegistered() bool {
+	m, _ := s.maps.current.get()
+	if m == nil || uint64(m.Epoch) < s.registered.Load() {
+		return true // as the map says that is on its way
+	}
+	n := m.Node(s.opts.Node())
+	if n == nil || n.Incarnation != s.opts.Registration.Incarnation {
+		return false
+	}
+	for _, st := range s.stores {
+		x := m.Store(st.ID())
+		if st.healthy() && (x == nil || x.State != dfs.StoreUp || x.Incarnation != st.Identity().Incarnation) {
+			return false
+		}
+	}
+	return true
+}
+
 // sendRegistration asks the control leader.
 func (s *Service) sendRegistration(req *wire.RegisterRequest) (reply *wire.RegisterReply, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
+	"dfsd/engine"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -132,7 +133,10 @@ func TestMalformedGetsAndScans(t *testing.T) {
 
 func TestDeletesShareSyncs(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
-		a := c.node("a", 1)
+		a := c.newNode("a", 1)
+		a.tuneEng = func(_ int, o *engine.Options) { o.FS = &sickFS{FS: o.FS, delay: time.Millisecond} }
+		a.run()
+		a.ready()
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))
 		var items []*wire.DeleteItem
@@ -150,7 +154,7 @@ func TestDeletesShareSyncs(t *testing.T) {
 				t.Fatalf("item %d: %v", i, dfs.Kind(k))
 			}
 		}
-		if n := a.engines[0].Stats().Syncs - before; n > 250 {
+		if n := a.engines[0].Stats().Syncs - before; n > 50 {
 			t.Errorf("%d deletes took %d syncs", len(items), n)
 		}
 		if st := a.service.Stats(); st.Deletes != 500 {

@@ -175,10 +175,10 @@ func (s *Service) run() {
 	for {
 		select {
 		case <-s.registerNow:
-			if _, ok := s.register(); !ok {
-				return
+			if s.isRegistered() {
+				continue
 			}
-			if !s.sleep(s.opts.Heartbeat) { // a meta node that lags may ask again
+			if _, ok := s.register(); !ok {
 				return
 			}
 		case <-s.ctx.Done():

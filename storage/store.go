@@ -26,7 +26,8 @@ type store struct {
 	measured chan struct{} // closed once there is a first sample
 	weight   uint64        // the capacity in it, in bytes: what is registered; set before measured is closed
 	sample   atomic.Pointer[sample]
-	reading  reads
+	writing  waits
+	reading  waits
 }
 
 // sample is how a store was at a moment.
@@ -60,20 +61,18 @@ func (st *store) failed() bool {
 	}
 }
 
-// ages are how long the disk has been working at the oldest write, sync and
-// read that are not complete; 0: none is under way. A disk that does not even
-// let itself be looked at has been writing since.
+// ages are for how long the disk has not completed a write, a sync and a read
+// while one waits; 0: none waits. A disk that does not even let itself be
+// looked at has not completed a write since.
 func (st *store) ages() (write, sync, read time.Duration) {
-	x := st.sample.Load()
-	if x == nil {
-		return 0, 0, st.reading.age()
+	write, read = st.writing.age(), st.reading.age()
+	if x := st.sample.Load(); x != nil {
+		write, sync = max(write, x.WriteAge), x.SyncAge
+		if late := time.Since(x.at); late > st.s.opts.Heartbeat+stuckAfter/2 {
+			write = max(write, late)
+		}
 	}
-	write, sync = x.WriteAge, x.SyncAge
-	late := time.Since(x.at)
-	if late > st.s.opts.Heartbeat+stuckAfter/2 {
-		write += late
-	}
-	return write, sync, st.reading.age()
+	return write, sync, read
 }
 
 // healthy reports whether the store can be called up: it has not failed and
@@ -89,7 +88,7 @@ func (st *store) follow() {
 	for {
 		m, next := st.s.maps.current.get()
 		if old, _ := st.applied.get(); m != nil && (old == nil || m.Epoch > old.Epoch) {
-			err := st.SetEpochs(m.Epoch, newestEpochs(m))
+			err := st.writing.do(func() error { return st.SetEpochs(m.Epoch, newestEpochs(m)) })
 			if err == nil {
 				failures = 0
 				st.applied.set(m)
@@ -163,37 +162,45 @@ func (st *store) isMeasured(ctx context.Context) bool {
 	}
 }
 
-// reads knows the reads under way, to say how old the oldest is.
-type reads struct {
+// waits knows the operations of one kind that wait for the disk, to say for
+// how long none has been completed.
+type waits struct {
 	mu     sync.Mutex // guards what follows
 	next   uint64
-	starts map[uint64]time.Time // Invariant: at most maxReads, and one a mend
+	starts map[uint64]time.Time // Invariant: at most one a request, refill fetch or epoch
+	last   time.Time            // when one succeeded last
 }
 
-// begin notes a read; the returned function notes its end.
-func (r *reads) begin() (end func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.starts == nil {
-		r.starts = map[uint64]time.Time{}
+// do runs an operation.
+func (w *waits) do(op func() error) error {
+	w.mu.Lock()
+	w.next++
+	n := w.next
+	if w.starts == nil {
+		w.starts = map[uint64]time.Time{}
 	}
-	r.next++
-	n := r.next
-	r.starts[n] = time.Now()
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.starts, n)
+	w.starts[n] = time.Now()
+	w.mu.Unlock()
+
+	err := op()
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.starts, n)
+	if err == nil {
+		w.last = time.Now()
 	}
+	return err
 }
 
-// age is how long the oldest read has been under way, 0 when none is.
-func (r *reads) age() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var age time.Duration
-	for _, t := range r.starts {
-		age = max(age, time.Since(t))
+// age is the time since an operation succeeded last, or since the oldest one
+// began if that is later; 0 when none waits.
+func (w *waits) age() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var oldest time.Duration
+	for _, t := range w.starts {
+		oldest = max(oldest, time.Since(t))
 	}
-	return age
+	return min(oldest, time.Since(w.last))
 }
