@@ -20,6 +20,10 @@ const (
 	// attemptTimeout ends an attempt to store a block: a store that hangs, or
 	// lies behind a broken link, must not take the block's whole time.
 	attemptTimeout = 20 * time.Second
+
+	// maxRefusals is how many attempts may be refused for good. One store that
+	// refuses all is avoided; where different ones do, it is the request.
+	maxRefusals = 4
 )
 
 // writeBlock stores a block of an inode on every acting member of a placement
@@ -44,8 +48,10 @@ func (c *Client) writeBlock(ctx context.Context, s *session, class dfs.Class, in
 			return id, context.Cause(s.ctx)
 		}
 		switch dfs.KindOf(err) {
-		case dfs.Invalid, dfs.TooLarge, dfs.Internal, dfs.WrongCluster, dfs.Permission:
-			return id, err // the same everywhere
+		case dfs.Invalid, dfs.TooLarge, dfs.Internal, dfs.WrongCluster, dfs.Permission, dfs.Unsupported:
+			if w.refusals++; w.refusals == maxRefusals {
+				return id, dfs.Wrap("store block", "", err)
+			}
 		}
 		if ctx.Err() != nil || !w.wait(ctx, try) {
 			return id, &dfs.Error{Kind: dfs.Unavailable, Op: "store block", Text: fmt.Sprintf("given up after %d attempts", try), Err: w.last}
@@ -64,6 +70,9 @@ type blockWrite struct {
 
 	avoid map[dfs.StoreID]bool // stores that just failed
 	last  error
+
+	refusals int // attempts that ended as if waiting could not help
+
 	stale dfs.Epoch       // a store refused a map of this epoch: a newer one exists
 	newer <-chan struct{} // closed when there is a newer map than the last one tried
 }

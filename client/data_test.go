@@ -141,6 +141,7 @@ func TestAStoreFails(t *testing.T) {
 	}{
 		{"refuses", failing(dfs.NoSpace), 2 * time.Second},
 		{"fails", failing(dfs.Unavailable), 2 * time.Second},
+		{"is another's", failing(dfs.WrongCluster), 2 * time.Second},
 		{"hangs", func(ctx context.Context, _ dfs.BlockID, _ dfs.Epoch) error { return hang(ctx) }, 5 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -161,6 +162,22 @@ func TestAStoreFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestEveryStoreRefuses: the error comes soon where waiting cannot help.
+func TestEveryStoreRefuses(t *testing.T) {
+	inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
+		c := w.client(nil)
+		for _, s := range w.stores {
+			s.set(failing(dfs.Unsupported), nil)
+		}
+		start := time.Now()
+		_, err := c.PutFile(t.Context(), "/f", client.PutOptions{}, strings.NewReader("x"))
+		wantKind(t, err, dfs.Unsupported)
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
 }
 
 // TestNoOtherGroup has three stores of which one dies: nothing can be stored

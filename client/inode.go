@@ -163,7 +163,8 @@ func (i Inode) Remove(ctx context.Context, name string) error {
 }
 
 // PutFile makes a file in this directory with everything that r gives: the whole
-// of it or nothing appears. R is read until io.EOF; nil is an empty file.
+// of it or nothing appears. R is read until io.EOF; nil is an empty file. A
+// handle that Resolve made goes by the directory's storage class as it was then.
 func (i Inode) PutFile(ctx context.Context, name string, opts PutOptions, r io.Reader) (*Attr, error) {
 	return run(ctx, i.c, "put", name, func(ctx context.Context) (*Attr, error) {
 		return i.c.putFile(ctx, place{ino: i.ino, attr: i.attr}, name, opts, r)

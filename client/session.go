@@ -271,13 +271,20 @@ func (s *session) send(ctx context.Context, g dfs.GroupID, cmd *wire.Command, ma
 			res = reply.GetResult()
 			return nil
 		}
-		switch dfs.KindOf(err) {
-		case dfs.Unknown, dfs.Deadline, dfs.Other, dfs.Internal:
-			*maybe = true
-		}
+		*maybe = *maybe || !notCarriedOut(dfs.KindOf(err))
 		return err
 	})
 	return res, err
+}
+
+// notCarriedOut reports whether an error in place of an answer says for certain
+// that the group did nothing.
+func notCarriedOut(kind dfs.Kind) bool {
+	switch kind {
+	case dfs.Invalid, dfs.TooLarge, dfs.Permission, dfs.WrongCluster, dfs.Unsupported, dfs.NoSpace, dfs.ReadOnly:
+		return true
+	}
+	return kind.Retryable()
 }
 
 // gaveUp gives the error of a mutation without an answer its kind.
