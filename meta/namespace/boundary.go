@@ -126,6 +126,13 @@ func (c *change) rmdirCommit(op *wire.RmdirCommitOp) (outcome, error) {
 	if e.ino != child {
 		return outcome{}, refuse(dfs.NotExist, "%q is no longer directory %v", op.Name, child)
 	}
+	row, err := readChild(c.tx, child)
+	if err != nil {
+		return outcome{}, err
+	}
+	if row == nil || row.parent != dir.ino {
+		return outcome{}, broken("%q of %v names directory %v, whose row says %+v", op.Name, dir.ino, child, row)
+	}
 	c.resize(dir, -1, -1)
 	if err := c.delete(childKey(child)); err != nil {
 		return outcome{}, err

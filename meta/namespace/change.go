@@ -23,6 +23,8 @@ type change struct {
 	wrote  bool       // rows other than those of inodes and blocks
 	inodes []*inode   // as loaded or made, each once
 	blocks []blockRef // changes of block rows
+
+	known map[dfs.BlockID]blockRow // as checked, before the changes; zero: no row
 }
 
 // blockRef is a change of how often a block is named.
@@ -34,7 +36,7 @@ type blockRef struct {
 
 func newChange(tx raftgroup.Tx, st *state, proposed dfs.Version) *change {
 	v := max(proposed, st.version+1)
-	return &change{tx: tx, st: st, version: v, now: int64(v>>16) * 1e6}
+	return &change{tx: tx, st: st, version: v, now: int64(v>>16) * 1e6, known: map[dfs.BlockID]blockRow{}}
 }
 
 func (c *change) set(key, value []byte) error {
@@ -169,6 +171,14 @@ func (c *change) leave(parent dfs.Ino, name []byte, old *dentry) error {
 	return c.delete(key)
 }
 
+// block returns a block's row as it was before this entry.
+func (c *change) block(id dfs.BlockID) (blockRow, error) {
+	if row, ok := c.known[id]; ok {
+		return row, nil
+	}
+	return readBlock(c.tx, id)
+}
+
 // count notes that a block is named delta times more.
 func (c *change) count(id dfs.BlockID, length uint32, delta int) {
 	c.blocks = append(c.blocks, blockRef{id, length, delta})
@@ -227,7 +237,7 @@ func (c *change) writeBlocks() error {
 		if ref.delta == 0 {
 			continue
 		}
-		row, err := readBlock(c.tx, ref.id)
+		row, err := c.block(ref.id)
 		if err != nil {
 			return err
 		}
@@ -264,7 +274,7 @@ func gather(r raftgroup.Reader, lower, upper []byte, limit int) (keys, values []
 	if limit <= 0 {
 		return nil, nil, nil
 	}
-	err = r.Scan(lower, upper, func(key, value []byte) (bool, error) {
+	err = scan(r, lower, upper, func(key, value []byte) (bool, error) {
 		keys, values = append(keys, bytes.Clone(key)), append(values, bytes.Clone(value))
 		return len(keys) < limit, nil
 	})

@@ -82,7 +82,7 @@ func (c *checker) fault(format string, args ...any) {
 
 // each calls fn with every row of a tag; what fn returns is a fault.
 func (c *checker) each(tag byte, keyLen int, fn func(key, value []byte) error) {
-	err := c.r.Scan([]byte{tag}, []byte{tag + 1}, func(key, value []byte) (bool, error) {
+	err := scan(c.r, []byte{tag}, []byte{tag + 1}, func(key, value []byte) (bool, error) {
 		if len(key) < keyLen {
 			c.fault("%x: malformed key", key)
 			return true, nil
@@ -175,6 +175,9 @@ func (c *checker) checkInodes() {
 	if uint64(len(c.inodes)) != c.st.inodes {
 		c.fault("%d inodes are counted, %d exist", c.st.inodes, len(c.inodes))
 	}
+	if err := checkClass(c.st.defaultClass); err != nil {
+		c.fault("%v", err)
+	}
 	if c.st.group == dfs.RootIno.Group() && c.inodes[dfs.RootIno] == nil {
 		c.fault("there is no root")
 	}
@@ -188,9 +191,15 @@ func (c *checker) checkInodes() {
 		if ino.Group() != c.st.group || ino.Local() >= c.st.next || n.version > c.st.version {
 			c.fault("inode %v of version %d is beyond the counters %+v", ino, n.version, *c.st)
 		}
+		if err := checkClass(n.class); err != nil {
+			c.fault("inode %v: %v", ino, err)
+		}
 		if !n.isDir() {
 			if n.nlink == 0 || n.nlink != c.links[ino] {
 				c.fault("inode %v says %d links and has %d", ino, n.nlink, c.links[ino])
+			}
+			if n.typ == wire.FileType_SYMLINK && n.size != int64(len(n.target)) {
+				c.fault("symlink %v says %d bytes and has %d", ino, n.size, len(n.target))
 			}
 			continue
 		}

@@ -27,8 +27,9 @@ func (c *change) create(op *wire.CreateOp) (outcome, error) {
 		return outcome{}, err
 	}
 	ino := dfs.Ino(op.Ino)
+	var lease leaseRow
 	if ino != 0 {
-		err = c.checkLease(ino)
+		lease, err = c.leased(ino)
 	} else {
 		ino, err = c.pick()
 	}
@@ -39,12 +40,12 @@ func (c *change) create(op *wire.CreateOp) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	if err := c.checkFresh(extents); err != nil {
+	if err := c.checkBlocks(extents, true); err != nil {
 		return outcome{}, err
 	}
 
 	if op.Ino != 0 {
-		if err := c.useLease(ino); err != nil {
+		if err := c.use(ino, lease); err != nil {
 			return outcome{}, err
 		}
 	}

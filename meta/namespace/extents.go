@@ -41,59 +41,50 @@ func parseExtents(in []*wire.Extent, ino dfs.Ino, base, limit int64) ([]extent, 
 	return out, nil
 }
 
-// checkFresh refuses extents of blocks that the session cannot have written for
-// a new file.
-func (c *change) checkFresh(extents []extent) error {
-	lengths := map[dfs.BlockID]uint32{}
-	for _, e := range extents {
-		if e.block.Session != c.session {
-			return refuse(dfs.Invalid, "block %v was not written by session %d", e.block, c.session)
-		}
-		if known, ok := lengths[e.block]; ok && known != e.blockLength {
-			return refuse(dfs.Invalid, "block %v has %d bytes and %d", e.block, known, e.blockLength)
-		}
-		lengths[e.block] = e.blockLength
-	}
-	return nil
-}
-
 // checkBlocks refuses extents of blocks that are neither named by the file
-// already nor new from this session.
-func (c *change) checkBlocks(extents []extent) error {
+// already nor new from this session. Nothing can name a block of a fresh inode.
+func (c *change) checkBlocks(extents []extent, fresh bool) error {
 	lengths := map[dfs.BlockID]uint32{}
 	for _, e := range extents {
-		known, ok := lengths[e.block]
+		length, ok := lengths[e.block]
 		if !ok {
-			row, err := readBlock(c.tx, e.block)
+			row, err := c.checkBlock(e.block, fresh)
 			if err != nil {
 				return err
 			}
-			if known = row.length; row.count == 0 {
-				known = e.blockLength
-				if err := c.checkNew(e.block); err != nil {
-					return err
-				}
+			if length = row.length; row.count == 0 {
+				length = e.blockLength
 			}
-			lengths[e.block] = known
+			lengths[e.block], c.known[e.block] = length, row
 		}
-		if known != e.blockLength {
-			return refuse(dfs.Invalid, "block %v has %d bytes and %d", e.block, known, e.blockLength)
+		if length != e.blockLength {
+			return refuse(dfs.Invalid, "block %v has %d bytes and %d", e.block, length, e.blockLength)
 		}
 	}
 	return nil
 }
 
-// checkNew refuses a block of another session, and one that was released: the
-// stores may have deleted it.
-func (c *change) checkNew(id dfs.BlockID) error {
+// checkBlock returns a block's row. Where there is none it refuses a block of
+// another session, and one that was released: the stores may have deleted it.
+func (c *change) checkBlock(id dfs.BlockID, fresh bool) (row blockRow, err error) {
+	if !fresh {
+		if row, err = readBlock(c.tx, id); err != nil || row.count > 0 {
+			return row, err
+		}
+	}
 	if id.Session != c.session {
-		return refuse(dfs.Invalid, "block %v is not named by its inode and was not written by session %d", id, c.session)
+		return row, refuse(dfs.Invalid, "block %v is not named by its inode and was not written by session %d", id, c.session)
 	}
-	_, released, err := c.tx.Get(queueKey(id))
-	if err == nil && released {
-		err = refuse(dfs.Invalid, "block %v has been released", id)
+	if !fresh {
+		_, released, err := c.tx.Get(queueKey(id))
+		if err != nil {
+			return row, err
+		}
+		if released {
+			return row, refuse(dfs.Invalid, "block %v has been released", id)
+		}
 	}
-	return err
+	return row, nil
 }
 
 // write commits extents to a file in place of what their ranges held.
@@ -116,7 +107,7 @@ func (c *change) write(op *wire.WriteOp) (outcome, error) {
 	if len(extents) == 0 {
 		return outcome{}, refuse(dfs.Invalid, "a write without extents")
 	}
-	if err := c.checkBlocks(extents); err != nil {
+	if err := c.checkBlocks(extents, false); err != nil {
 		return outcome{}, err
 	}
 	spans := joinSpans(extents)
@@ -216,7 +207,7 @@ func (c *change) overlapped(n *inode, spans []span) ([]extent, error) {
 // scanExtents calls fn with the extents of a file that reach beyond from, in
 // order.
 func scanExtents(r raftgroup.Reader, ino dfs.Ino, from int64, fn func(extent) (bool, error)) error {
-	return r.Scan(extentKey(ino, from+1), after(key8(tagExtent, uint64(ino))), func(key, value []byte) (bool, error) {
+	return scan(r, extentKey(ino, from+1), after(key8(tagExtent, uint64(ino))), func(key, value []byte) (bool, error) {
 		e, err := decodeExtent(key, bytes.Clone(value))
 		if err != nil {
 			return false, err

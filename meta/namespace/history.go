@@ -104,7 +104,7 @@ func (c *change) deleted(op *wire.DeletedOp) error {
 // when there is none: a trim before a later version drops it.
 func HistoryOldest(r raftgroup.Reader) (dfs.Version, error) {
 	var oldest dfs.Version
-	err := r.Scan([]byte{tagHistory}, []byte{tagHistory + 1}, func(key, _ []byte) (bool, error) {
+	err := scan(r, []byte{tagHistory}, []byte{tagHistory + 1}, func(key, _ []byte) (bool, error) {
 		if len(key) < 10 {
 			return false, damaged(key, "malformed history row")
 		}
@@ -119,7 +119,7 @@ func HistoryOldest(r raftgroup.Reader) (dfs.Version, error) {
 // empty cursor begins, and ends.
 func DeleteQueue(r raftgroup.Reader, cursor []byte, limit int) (blocks []dfs.BlockID, next []byte, err error) {
 	lower := append([]byte{tagQueue}, cursor...)
-	err = r.Scan(lower, []byte{tagQueue + 1}, func(key, _ []byte) (bool, error) {
+	err = scan(r, lower, []byte{tagQueue + 1}, func(key, _ []byte) (bool, error) {
 		id, err := dfs.ParseBlockID(key[1:])
 		if err != nil {
 			return false, damaged(key, "malformed key of the delete queue")
@@ -136,7 +136,7 @@ func DeleteQueue(r raftgroup.Reader, cursor []byte, limit int) (blocks []dfs.Blo
 
 // Intents returns up to limit intents, in the order of their children.
 func Intents(r raftgroup.Reader, limit int) (out []Intent, err error) {
-	err = r.Scan([]byte{tagIntent}, []byte{tagIntent + 1}, func(key, value []byte) (bool, error) {
+	err = scan(r, []byte{tagIntent}, []byte{tagIntent + 1}, func(key, value []byte) (bool, error) {
 		in, err := decodeIntent(key, value)
 		if err != nil {
 			return false, err

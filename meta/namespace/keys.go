@@ -1,9 +1,11 @@
 package namespace
 
 import (
+	"cmp"
 	"encoding/binary"
 
 	"dfsd/dfs"
+	"dfsd/raftgroup"
 )
 
 // Keys: one tag byte, then big-endian numbers, then a name where there is one.
@@ -66,6 +68,17 @@ func leaseKey(s dfs.SessionID, chunk uint64) []byte {
 func historyKey(ended dfs.Version, key []byte) []byte {
 	k := append(make([]byte, 0, 9+len(key)), tagHistory)
 	return append(binary.BigEndian.AppendUint64(k, uint64(ended)), key...)
+}
+
+// scan calls fn with the rows in [lower, upper) and returns its error as it is,
+// whatever the reader makes of it. The slices are valid only inside fn.
+func scan(r raftgroup.Reader, lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
+	var stopped error
+	err := r.Scan(lower, upper, func(key, value []byte) (more bool, err error) {
+		more, stopped = fn(key, value)
+		return more, stopped
+	})
+	return cmp.Or(stopped, err)
 }
 
 // after returns the first key past every key that starts with k.

@@ -78,10 +78,11 @@ func broken(format string, args ...any) error {
 
 var deterministic = proto.MarshalOptions{Deterministic: true}
 
-// evaluate applies an encoded wire.LogEntry and returns an encoded wire.Result.
-// Every refusal is a reply; an error is damage or a broken invariant.
-func (m *Machine) evaluate(tx raftgroup.Tx, data []byte) ([]byte, error) {
-	reply, err := m.apply(tx, data)
+// Apply implements raftgroup.StateMachine: the entry is an encoded
+// wire.LogEntry, the reply an encoded wire.Result. Every refusal is a reply; an
+// error is damage or a broken invariant.
+func (m *Machine) Apply(tx raftgroup.Tx, e raftgroup.Entry) ([]byte, error) {
+	reply, err := m.apply(tx, e.Data)
 	var r *refusal
 	if errors.As(err, &r) {
 		return encodeRefusal(r, 0)

@@ -186,7 +186,7 @@ func (v view) readDir(q *wire.ReadDirQuery) (*wire.ReadDirResult, error) {
 	}
 	out := &wire.ReadDirResult{Dir: dir.wire()}
 	limit, size := page(q.Limit), 0
-	err = v.r.Scan(lower, after(dentryKey(dir.ino, nil)), func(key, value []byte) (bool, error) {
+	err = scan(v.r, lower, after(dentryKey(dir.ino, nil)), func(key, value []byte) (bool, error) {
 		e, err := decodeDentry(key, value)
 		if err != nil {
 			return false, err

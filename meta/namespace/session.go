@@ -112,7 +112,7 @@ func (c *change) fence(op *wire.FenceOp) error {
 // the session whatever its rows say.
 func (c *change) sweep(f *fenceRow) error {
 	var dead []dfs.SessionID
-	err := c.tx.Scan([]byte{tagFloor}, []byte{tagFloor + 1}, func(key, _ []byte) (bool, error) {
+	err := scan(c.tx, []byte{tagFloor}, []byte{tagFloor + 1}, func(key, _ []byte) (bool, error) {
 		if s := dfs.SessionID(binary.BigEndian.Uint64(key[1:])); f.fenced(s) {
 			dead = append(dead, s)
 		}
@@ -252,7 +252,7 @@ func (c *change) leaseInos(op *wire.LeaseInosOp) (outcome, error) {
 	}
 	held := 0
 	prefix := key8(tagLease, uint64(c.session))
-	err := c.tx.Scan(prefix, after(prefix), func(key, value []byte) (bool, error) {
+	err := scan(c.tx, prefix, after(prefix), func(key, value []byte) (bool, error) {
 		l, err := decodeLease(key, value)
 		held += l.count()
 		return true, err
@@ -298,28 +298,21 @@ func (c *change) pick() (dfs.Ino, error) {
 	return ino, nil
 }
 
-// checkLease refuses a number that the session may not use.
-func (c *change) checkLease(ino dfs.Ino) error {
+// leased returns the row of a number that the session may use, and refuses any
+// other number.
+func (c *change) leased(ino dfs.Ino) (leaseRow, error) {
 	if ino.Group() != c.st.group {
-		return refuse(dfs.Invalid, "inode number %v is not of group %v", ino, c.st.group)
+		return leaseRow{}, refuse(dfs.Invalid, "inode number %v is not of group %v", ino, c.st.group)
 	}
 	l, err := readLease(c.tx, c.session, ino.Local()/leaseChunk)
-	if err != nil {
-		return err
+	if err == nil && !l.has(ino.Local()) {
+		err = refuse(dfs.Invalid, "inode number %v is not leased to session %d, or used", ino, c.session)
 	}
-	if !l.has(ino.Local()) {
-		return refuse(dfs.Invalid, "inode number %v is not leased to session %d, or used", ino, c.session)
-	}
-	return nil
+	return l, err
 }
 
-// useLease takes a number that checkLease has found out of the lease.
-func (c *change) useLease(ino dfs.Ino) error {
-	chunk := ino.Local() / leaseChunk
-	l, err := readLease(c.tx, c.session, chunk)
-	if err != nil {
-		return err
-	}
+// use takes a number out of the lease row that holds it.
+func (c *change) use(ino dfs.Ino, l leaseRow) error {
 	l.flip(ino.Local())
-	return c.writeLease(chunk, l)
+	return c.writeLease(ino.Local()/leaseChunk, l)
 }

@@ -1,0 +1,263 @@
+package namespace
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+	"dfsd/raftgroup"
+	"dfsd/transport/wire"
+)
+
+// populated is a small world with something of everything in group 1.
+func populated(t testing.TB) *world {
+	w := newWorld(t, 2)
+	do := func(g dfs.GroupID, session, seq uint64, cmd *wire.Command) *wire.Result {
+		t.Helper()
+		cmd.Session, cmd.Seq, cmd.Cred = session, seq, &wire.Cred{Uid: 1, Gid: 2}
+		res := w.command(g, cmd)
+		if res.Kind != 0 {
+			t.Fatalf("%v: %v", cmd, res)
+		}
+		return res
+	}
+	root := uint64(dfs.RootIno)
+	extent := func(ino dfs.Ino, counter uint64, offset, length int64) *wire.Extent {
+		return &wire.Extent{Offset: offset, Length: length, Block: blockID(ino, 1, counter).Bytes(), BlockLength: 100}
+	}
+	do(1, 1, 1, &wire.Command{Op: &wire.Command_LeaseInos{LeaseInos: &wire.LeaseInosOp{Count: 4}}})
+	for i, name := range []string{"f", "gone", "cut"} {
+		ino := dfs.MakeIno(1, uint64(2+i))
+		do(1, 1, uint64(2+i), &wire.Command{Op: &wire.Command_Create{Create: &wire.CreateOp{
+			Parent: root, Name: []byte(name), Ino: uint64(ino), Type: wire.FileType_FILE, Size: 200,
+			Extents: []*wire.Extent{extent(ino, 1, 0, 100), extent(ino, 2, 100, 100)},
+		}}})
+	}
+	do(1, 1, 5, &wire.Command{Op: &wire.Command_SetAttr{SetAttr: &wire.SetAttrOp{Ino: uint64(dfs.MakeIno(1, 4)), Size: proto.Int64(50)}}})
+	w.clock += 1000 << 16
+	w.trim(1, w.clock, 100)
+	do(1, 1, 6, &wire.Command{Op: &wire.Command_Write{Write: &wire.WriteOp{Ino: uint64(dfs.MakeIno(1, 2)), Extents: []*wire.Extent{extent(dfs.MakeIno(1, 2), 3, 50, 100)}}}})
+	do(1, 1, 7, &wire.Command{Op: &wire.Command_Unlink{Unlink: &wire.UnlinkOp{Parent: root, Name: []byte("gone")}}})
+	do(1, 1, 8, &wire.Command{Op: &wire.Command_Create{Create: &wire.CreateOp{Parent: root, Name: []byte("link"), Type: wire.FileType_SYMLINK, Target: []byte("to")}}})
+	do(1, 1, 9, &wire.Command{Op: &wire.Command_Mkdir{Mkdir: &wire.MkdirOp{Parent: root, Name: []byte("dir"), Mode: 0o755}}})
+	dir := uint64(dfs.MakeIno(1, 7))
+	do(1, 1, 10, &wire.Command{Op: &wire.Command_Mkdir{Mkdir: &wire.MkdirOp{Parent: dir, Name: []byte("sub"), Mode: 0o755}}})
+	do(1, 1, 11, &wire.Command{Op: &wire.Command_Link{Link: &wire.LinkOp{Ino: uint64(dfs.MakeIno(1, 2)), Parent: dir, Name: []byte("hard")}}})
+	child := do(2, 2, 1, &wire.Command{Op: &wire.Command_MkdirPrepare{MkdirPrepare: &wire.MkdirPrepareOp{Parent: root, Name: []byte("far")}}})
+	do(1, 2, 1, &wire.Command{Op: &wire.Command_MkdirCommit{MkdirCommit: &wire.MkdirCommitOp{Parent: root, Name: []byte("far"), Child: child.Attr.Ino}}})
+	do(2, 2, 2, &wire.Command{Op: &wire.Command_Resolve{Resolve: &wire.ResolveOp{Child: child.Attr.Ino, Linked: true, Intent: child.Version}}})
+	do(1, 2, 2, &wire.Command{Op: &wire.Command_MkdirPrepare{MkdirPrepare: &wire.MkdirPrepareOp{Parent: child.Attr.Ino, Name: []byte("made")}}})
+	near := do(1, 2, 3, &wire.Command{Op: &wire.Command_MkdirPrepare{MkdirPrepare: &wire.MkdirPrepareOp{Parent: child.Attr.Ino, Name: []byte("near")}}})
+	do(2, 2, 4, &wire.Command{Op: &wire.Command_MkdirCommit{MkdirCommit: &wire.MkdirCommitOp{Parent: child.Attr.Ino, Name: []byte("near"), Child: near.Attr.Ino}}})
+	do(1, 2, 5, &wire.Command{Op: &wire.Command_Resolve{Resolve: &wire.ResolveOp{Child: near.Attr.Ino, Linked: true, Intent: near.Version}}})
+	do(1, 2, 6, &wire.Command{Op: &wire.Command_RmdirFreeze{RmdirFreeze: &wire.RmdirFreezeOp{Child: near.Attr.Ino, Parent: child.Attr.Ino, Name: []byte("near")}}})
+	w.fence(1, 1, 4, 1, 2)
+	w.check(2)
+	return w
+}
+
+// entries are encoded log entries of every kind, for fuzzing to start from.
+func entries(t testing.TB) (out [][]byte) {
+	root, f, dir := uint64(dfs.RootIno), uint64(dfs.MakeIno(1, 2)), uint64(dfs.MakeIno(1, 7))
+	far := uint64(dfs.MakeIno(2, 2))
+	name := []byte("f")
+	block := blockID(dfs.MakeIno(1, 2), 1, 9).Bytes()
+	commands := []*wire.Command{
+		{Op: &wire.Command_LeaseInos{LeaseInos: &wire.LeaseInosOp{Count: 300}}},
+		{Op: &wire.Command_Create{Create: &wire.CreateOp{Parent: root, Name: name, Type: wire.FileType_FILE, Replace: true}}},
+		{Op: &wire.Command_Create{Create: &wire.CreateOp{Parent: root, Name: []byte("new"), Ino: uint64(dfs.MakeIno(1, 5)), Type: wire.FileType_FILE, Size: 9}}},
+		{Op: &wire.Command_Mkdir{Mkdir: &wire.MkdirOp{Parent: root, Name: []byte("new"), Mode: 0o7777}}},
+		{Op: &wire.Command_Unlink{Unlink: &wire.UnlinkOp{Parent: root, Name: name}}},
+		{Op: &wire.Command_Rmdir{Rmdir: &wire.RmdirOp{Parent: dir, Name: []byte("sub")}}},
+		{Op: &wire.Command_Rename{Rename: &wire.RenameOp{Parent: root, Name: []byte("dir"), NewParent: root, NewName: []byte("cut")}}},
+		{Op: &wire.Command_Rename{Rename: &wire.RenameOp{Parent: root, Name: name, NewParent: dir, NewName: name}}},
+		{Op: &wire.Command_Rename{Rename: &wire.RenameOp{Parent: root, Name: []byte("far"), NewParent: root, NewName: name}}},
+		{Op: &wire.Command_Link{Link: &wire.LinkOp{Ino: f, Parent: dir, Name: []byte("x")}}},
+		{Op: &wire.Command_SetAttr{SetAttr: &wire.SetAttrOp{Ino: f, Size: proto.Int64(120), Mode: proto.Uint32(0o600), Mtime: proto.Int64(5)}}},
+		{Op: &wire.Command_Write{Write: &wire.WriteOp{Ino: f, Append: true, Extents: []*wire.Extent{{Length: 5, Block: block, BlockLength: 5}}}}},
+		{Op: &wire.Command_Write{Write: &wire.WriteOp{Ino: f, Extents: []*wire.Extent{{Offset: 20, Length: 5, Block: block, BlockLength: 5}}}}},
+		{Op: &wire.Command_SetPolicy{SetPolicy: &wire.SetPolicyOp{Ino: dir, Class: "rep2"}}},
+		{Op: &wire.Command_MkdirPrepare{MkdirPrepare: &wire.MkdirPrepareOp{Parent: far, Name: name}}},
+		{Op: &wire.Command_MkdirCommit{MkdirCommit: &wire.MkdirCommitOp{Parent: dir, Name: []byte("x"), Child: uint64(dfs.MakeIno(2, 9))}}},
+		{Op: &wire.Command_RmdirFreeze{RmdirFreeze: &wire.RmdirFreezeOp{Child: f, Parent: far, Name: name}}},
+		{Op: &wire.Command_RmdirCommit{RmdirCommit: &wire.RmdirCommitOp{Parent: root, Name: []byte("far"), Child: far}}},
+		{Op: &wire.Command_Resolve{Resolve: &wire.ResolveOp{Child: uint64(dfs.MakeIno(1, 9)), Linked: true, Intent: 1}}},
+		{},
+	}
+	logs := []*wire.LogEntry{
+		{Entry: &wire.LogEntry_Fence{Fence: &wire.FenceOp{Highest: 9, Index: 7, Live: []*wire.InoRange{{First: 1, Count: 1}, {First: 5, Count: 3}}}}},
+		{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: 1 << 60, Limit: 3}}},
+		{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: 1 << 60, Limit: 4096}}},
+		{Entry: &wire.LogEntry_Deleted{Deleted: &wire.DeletedOp{Blocks: [][]byte{block}}}},
+		{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: 1}}},
+		{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{Child: f, Intent: 1}}},
+		{},
+	}
+	for i, cmd := range commands {
+		cmd.Session, cmd.Seq, cmd.Floor = 1, uint64(20+i), 10
+		logs = append(logs, &wire.LogEntry{Version: 3000 << 16, Entry: &wire.LogEntry_Command{Command: cmd}})
+	}
+	for _, le := range logs {
+		data, err := proto.Marshal(le)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, data)
+	}
+	return out
+}
+
+// tryEntry applies an entry to a copy of the world: the result must be sane,
+// the same on another replica, and the same when it is sent again.
+func tryEntry(t *testing.T, w *world, data []byte) *wire.Result {
+	t.Helper()
+	apply := func(b *pebble.Batch) []byte {
+		reply, err := New(1, Options{}).Apply(raftgroup.NewTx(b, prefix(1)), raftgroup.Entry{Index: 9, Term: 1, Data: data})
+		if err != nil {
+			t.Fatalf("apply %x: %v", data, err)
+		}
+		return reply
+	}
+	one, two := w.db.NewIndexedBatch(), w.db.NewIndexedBatch()
+	defer one.Close()
+	defer two.Close()
+	reply, other := apply(one), apply(two)
+	if !bytes.Equal(reply, other) || !bytes.Equal(one.Repr(), two.Repr()) {
+		t.Fatalf("two replicas differ after %x", data)
+	}
+	res := &wire.Result{}
+	if err := proto.Unmarshal(reply, res); err != nil {
+		t.Fatal(err)
+	}
+	if res.Kind == 0 && res.Text != "" || res.Kind != 0 && res.Text == "" {
+		t.Fatalf("result %v", res)
+	}
+	for _, err := range Check(raftgroup.NewTx(one, prefix(1))) {
+		t.Errorf("after %x: %v", data, err)
+	}
+	if kind := dfs.Kind(res.Kind); kind != 0 {
+		for _, tag := range tagsOf(t, one) {
+			if tag != tagFloor && tag != tagReply {
+				t.Errorf("%x was refused (%v) and wrote rows of tag %c", data, kind, tag)
+			}
+		}
+	}
+	le := &wire.LogEntry{}
+	if proto.Unmarshal(data, le) == nil && le.GetCommand() != nil {
+		before := bytes.Clone(one.Repr())
+		if again := apply(one); !bytes.Equal(again, reply) && !dfs.Kind(res.Kind).Retryable() || !bytes.Equal(before, one.Repr()) {
+			t.Errorf("a retry of %x was answered %x, first %x", data, again, reply)
+		}
+	}
+	return res
+}
+
+// TestEntriesMutated is what FuzzApply does, for some inputs on every run.
+func TestEntriesMutated(t *testing.T) {
+	w := populated(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, data := range entries(t) {
+		tryEntry(t, w, data)
+		for range 20 {
+			mutated := bytes.Clone(data)
+			for range 1 + rng.IntN(3) {
+				if len(mutated) > 0 {
+					mutated[rng.IntN(len(mutated))] = byte(rng.IntN(256))
+				}
+			}
+			tryEntry(t, w, mutated[:rng.IntN(len(mutated)+1)])
+			tryEntry(t, w, mutated)
+		}
+	}
+}
+
+// FuzzApply feeds arbitrary entries to a populated group.
+func FuzzApply(f *testing.F) {
+	w := populated(f)
+	for _, data := range entries(f) {
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) { tryEntry(t, w, data) })
+}
+
+// FuzzQuery feeds arbitrary queries to a populated group.
+func FuzzQuery(f *testing.F) {
+	w := populated(f)
+	root := uint64(dfs.RootIno)
+	for _, q := range []*wire.Query{
+		{Query: &wire.Query_Walk{Walk: &wire.WalkQuery{Start: root, Names: [][]byte{[]byte("dir"), []byte("sub")}}}},
+		{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: []uint64{root, 5}}}},
+		{Query: &wire.Query_ReadDir{ReadDir: &wire.ReadDirQuery{Ino: root, After: []byte("a"), Limit: 2, Plus: true}}},
+		{Query: &wire.Query_Extents{Extents: &wire.ExtentsQuery{Ino: uint64(dfs.MakeIno(1, 2)), Offset: 10, Length: 100, Limit: 1}}},
+		{Query: &wire.Query_PlaceDir{PlaceDir: &wire.PlaceDirQuery{Parent: root, Name: []byte("x")}}},
+		{Query: &wire.Query_Child{Child: &wire.ChildQuery{Child: uint64(dfs.MakeIno(2, 2)), Session: 3}}},
+		{},
+	} {
+		data, err := proto.Marshal(q)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		q := &wire.Query{}
+		if proto.Unmarshal(data, q) != nil {
+			return
+		}
+		res, err := w.query(1, q)
+		switch kind := dfs.KindOf(err); {
+		case err == nil && res.Result == nil:
+			t.Fatalf("no answer to %v", q)
+		case err != nil && (kind == dfs.Other || kind == dfs.Corrupt || kind == dfs.Internal):
+			t.Fatalf("%v: %v", q, err)
+		}
+	})
+}
+
+// FuzzRows feeds arbitrary values to the decoders of rows: each gives an error
+// or a row that encodes to the same bytes.
+func FuzzRows(f *testing.F) {
+	for _, row := range populated(f).rows(1, "") {
+		f.Add(row[0], row[1])
+	}
+	f.Fuzz(func(t *testing.T, key, value []byte) {
+		if again, err := recode(key, value); err == nil && !bytes.Equal(again, value) {
+			t.Errorf("%x = %x is written again as %x", key, value, again)
+		}
+	})
+}
+
+// recode decodes a row and encodes it again.
+func recode(key, value []byte) ([]byte, error) {
+	if len(key) == 0 {
+		return value, nil
+	}
+	switch tag := key[0]; {
+	case tag == tagInode && len(key) == 9:
+		n, err := decodeInode(keyIno(key), value)
+		return n.append(nil), err
+	case tag == tagDentry:
+		e, err := decodeDentry(key, value)
+		return e.append(nil), err
+	case tag == tagExtent:
+		e, err := decodeExtent(key, value)
+		return e.append(nil), err
+	case tag == tagBlock:
+		b, err := decodeBlock(key, value)
+		return b.append(nil), err
+	case tag == tagChild:
+		c, err := decodeChild(key, value)
+		return c.append(nil), err
+	case tag == tagIntent:
+		in, err := decodeIntent(key, value)
+		if err != nil {
+			return nil, err
+		}
+		return in.append(nil), nil
+	}
+	return value, nil
+}
