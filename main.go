@@ -8,11 +8,15 @@ import (
 	"syscall"
 
 	"dfsd/cli"
+	"dfsd/node"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Main(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	code := cli.Main(ctx, os.Args[1:], cli.Process{
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Env: os.Environ(), Serve: node.Run,
+	})
 	stop()
 	os.Exit(code)
 }

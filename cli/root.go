@@ -7,33 +7,60 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"dfsd/config"
+	"dfsd/transport"
 )
 
-// Streams are the standard streams of the process.
-type Streams struct {
+// Process is what the program has of its surroundings.
+type Process struct {
 	In       io.Reader
 	Out, Err io.Writer
+	Env      []string // name=value, as os.Environ returns it
+
+	// Serve runs a node until ctx ends: node.Run.
+	Serve func(ctx context.Context, cfg *config.Server, release string, stderr io.Writer) error
+
+	Network transport.Network // nil: TCP
 }
 
-// Main runs the verb that args name, without the program's own name, and
+// Main does what args say, which are without the program's own name, and
 // returns the exit code of the process. It has printed the error, if any.
-func Main(ctx context.Context, args []string, streams Streams) int {
-	root := newRoot()
-	root.SetArgs(args)
-	root.SetIn(streams.In)
-	root.SetOut(streams.Out)
-	root.SetErr(streams.Err)
-	err := root.ExecuteContext(ctx)
+func Main(ctx context.Context, args []string, proc Process) int {
+	a := &app{proc: proc}
+	root := newRoot(a)
+	var err error
+	if isServer(root, args, proc.Env) {
+		err = a.serve(ctx, args)
+	} else {
+		root.SetArgs(args)
+		root.SetIn(proc.In)
+		root.SetOut(proc.Out)
+		root.SetErr(proc.Err)
+		err = root.ExecuteContext(ctx)
+	}
 	if err != nil {
-		fmt.Fprintln(streams.Err, errorLine(err))
+		if ctx.Err() != nil {
+			err = fmt.Errorf("interrupted: %w", err)
+		}
+		a.complain(err)
 	}
 	return int(exitCodeOf(err))
 }
 
-func newRoot() *cobra.Command {
+func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
-		Use:                        "dfsd",
-		Short:                      "A distributed file system in one binary",
+		Use:   "dfsd",
+		Short: "A distributed file system in one binary",
+		Long: `A distributed file system in one binary.
+
+  dfsd --role=meta|storage[,…] --config FILE   run a server; --role=meta --help lists its settings
+  dfsd dev                                     run a whole replicated cluster on this machine
+
+Every other command uses a cluster. Where it is: --meta host:port,…, or DFSD_META, or the
+configuration file, or 127.0.0.1:7400, 7401 and 7402, where dfsd dev listens.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cluster unreachable.`,
 		SilenceErrors:              true, // Main prints them
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2, // letters: one typed wrongly or two swapped
@@ -43,6 +70,23 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withHint(usagef("%v", err), "see "+cmd.CommandPath()+" --help")
 	})
+	a.flags = config.ClientFlags()
+	for _, name := range []string{"retry.base", "retry.factor", "retry.max", "hedge.min", "hedge.factor",
+		"circuit-breaker.request-volume-threshold", "circuit-breaker.error-threshold-percentage", "circuit-breaker.sleep-window"} {
+		if f := a.flags.Lookup(name); f != nil {
+			f.Hidden = true // the documentation has them all
+		}
+	}
+	root.PersistentFlags().AddFlagSet(a.flags)
+	root.AddGroup(&cobra.Group{ID: "files", Title: "Files:"}, &cobra.Group{ID: "cluster", Title: "The cluster:"})
+	add := func(group string, verbs ...*cobra.Command) {
+		for _, v := range verbs {
+			v.GroupID = group
+			root.AddCommand(v)
+		}
+	}
+	add("files", newLs(a), newTree(a), newStat(a), newDu(a), newCat(a), newPut(a), newGet(a), newCp(a), newMv(a), newRm(a), newMkdir(a), newLn(a))
+	add("cluster", newStatus(a), newNode(a), newGroup(a), newPG(a), newExplain(a), newPolicy(a), newDev(a))
 	root.AddCommand(newVersion())
 	return root
 }
@@ -67,4 +111,16 @@ func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// family makes a command that only groups others, such as node ls and node show.
+func family(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: knownVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withHint(usagef("%s: which command of it?", cmd.Name()), "see "+cmd.CommandPath()+" --help")
+		},
+	}
+	cmd.AddCommand(verbs...)
+	return cmd
 }

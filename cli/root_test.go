@@ -25,7 +25,7 @@ func TestMainExitCodesAndErrors(t *testing.T) {
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			code := Main(t.Context(), strings.Fields(c.args), Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+			code := Main(t.Context(), strings.Fields(c.args), Process{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 			if code != c.code || !strings.Contains(stdout.String(), c.stdout) || stderr.String() != c.stderr {
 				t.Errorf("exit code %d, want %d\nstdout: %s\nstderr: %s", code, c.code, &stdout, &stderr)
 			}
@@ -35,7 +35,7 @@ func TestMainExitCodesAndErrors(t *testing.T) {
 
 func TestVersionJSON(t *testing.T) {
 	var stdout bytes.Buffer
-	if code := Main(t.Context(), []string{"version", "--json"}, Streams{Out: &stdout, Err: &stdout}); code != 0 {
+	if code := Main(t.Context(), []string{"version", "--json"}, Process{Out: &stdout, Err: &stdout}); code != 0 {
 		t.Fatalf("exit code %d: %s", code, &stdout)
 	}
 	var got map[string]string

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"dfsd/client"
+	"dfsd/config"
+	"dfsd/dfs"
+	"dfsd/transport"
+)
+
+// app is one run of the program.
+type app struct {
+	proc  Process
+	flags *pflag.FlagSet // of everything that uses a cluster
+}
+
+// config loads the client's configuration.
+func (a *app) config() (*config.Client, error) {
+	return config.LoadClient(config.Input{Flags: a.flags, Env: a.proc.Env, ReadFile: os.ReadFile})
+}
+
+// connect finds the cluster. The caller must call the returned function.
+func (a *app) connect(ctx context.Context) (*client.Client, func(), error) {
+	cfg, err := a.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.connectTo(ctx, cfg)
+}
+
+func (a *app) connectTo(ctx context.Context, cfg *config.Client) (*client.Client, func(), error) {
+	secure, err := loadTLS(cfg.TLS)
+	if err != nil {
+		return nil, nil, &verbError{err: err, code: exitUsage}
+	}
+	pool := transport.PoolOptions{
+		Network: cmp.Or(a.proc.Network, transport.TCP()), TLS: secure,
+		Breaker: transport.BreakerOptions{
+			RequestVolumeThreshold: cfg.Breaker.RequestVolumeThreshold, ErrorThresholdPercentage: cfg.Breaker.ErrorThresholdPercentage,
+			SleepWindow: cfg.Breaker.SleepWindow,
+		},
+	}
+	opts := client.Options{
+		Cluster: cfg.ClusterID, Cred: whoami(), Holder: holder(), Timeout: cfg.Timeout, Hedge: cfg.Hedge.Min,
+		ConnectTimeout: min(cfg.Timeout, client.DefaultConnectTimeout),
+		Logger:         slog.New(slog.NewTextHandler(a.proc.Err, &slog.HandlerOptions{Level: slog.LevelError})),
+	}
+	var addrs []string
+	for _, m := range cfg.Meta {
+		addrs = append(addrs, m.Addr)
+	}
+	opts.Metas = addrs
+	c, done, err := client.Connect(ctx, pool, opts)
+	if err != nil {
+		return nil, nil, unreachable(err, addrs)
+	}
+	return c, done, nil
+}
+
+// unreachable is the error of a cluster that could not be found.
+func unreachable(err error, addrs []string) error {
+	code, hint := exitFailed, ""
+	switch dfs.KindOf(err) {
+	case dfs.Unavailable, dfs.Deadline, dfs.Busy, dfs.NotLeader:
+		code, hint = exitUnreachable, "is it running? name its meta nodes with --meta host:port,… or DFSD_META, or start one here with dfsd dev"
+	case dfs.WrongCluster:
+		hint = "see cluster_id and --meta"
+	case dfs.Permission:
+		hint = "see tls.ca, tls.cert and tls.key"
+	}
+	return &verbError{err: fmt.Errorf("cluster at %s: %w", strings.Join(addrs, ", "), cause(err)), code: code, hint: hint}
+}
+
+// loadTLS reads the PEM files of a configuration; nil without TLS.
+func loadTLS(cfg config.TLS) (*tls.Config, error) {
+	if !cfg.Enabled() {
+		return nil, nil
+	}
+	var pem [3][]byte
+	for i, name := range []string{cfg.CA, cfg.Cert, cfg.Key} {
+		var err error
+		if pem[i], err = os.ReadFile(name); err != nil {
+			return nil, err
+		}
+	}
+	return transport.TLSConfig(pem[0], pem[1], pem[2])
+}
+
+// whoami is the user that runs the process.
+func whoami() client.Cred {
+	cred := client.Cred{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	groups, err := os.Getgroups()
+	if err != nil {
+		return cred
+	}
+	for _, g := range groups {
+		cred.Groups = append(cred.Groups, uint32(g))
+	}
+	return cred
+}
+
+// holder names this process to people who look at sessions.
+func holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s:%d", host, os.Getpid())
+}
+
+// umask is the process's file mode creation mask.
+func umask() uint32 {
+	old := syscall.Umask(0o077) // reading it means setting it
+	syscall.Umask(old)
+	return uint32(old)
+}
+
+// withClient runs fn with a client.
+func (a *app) withClient(ctx context.Context, fn func(*client.Client) error) error {
+	c, done, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return fn(c)
+}

@@ -1,0 +1,264 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dfsd/client"
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+func newExplain(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "explain PATH",
+		Short: "Show where every byte of a file is, how many copies, and which policy says so",
+		Args:  checked(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkRemote("explain", args...); err != nil {
+				return err
+			}
+			return a.withClient(cmd.Context(), func(c *client.Client) error {
+				e, err := explain(cmd.Context(), c, args[0])
+				switch {
+				case err != nil:
+					return failed("explain", args[0], err)
+				case asJSON:
+					return printJSON(a.proc.Out, e)
+				}
+				return e.print(a.proc.Out)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object")
+	return cmd
+}
+
+// explanation says where the bytes of a file are.
+type explanation struct {
+	Version int `json:"version"`
+	jsonPath
+	Type   string `json:"type"`
+	Ino    uint64 `json:"ino"`
+	Group  int    `json:"group"`  // namespace group of the inode
+	Leader string `json:"leader"` // of the group; empty: not known
+	Size   int64  `json:"size"`
+
+	Class       string `json:"class"`        // of the file, or of what is made in the directory
+	Policy      string `json:"policy"`       // what says so
+	LeastCopies int    `json:"least_copies"` // complete copies on stores that are up, of the block with the fewest
+	WantCopies  int    `json:"want_copies"`
+
+	Extents []extentStatus `json:"extents"`
+	PGs     []pgStatus     `json:"pgs"` // those of the extents
+}
+
+type extentStatus struct {
+	Offset      int64  `json:"offset"`
+	Length      int64  `json:"length"`
+	Block       string `json:"block"`
+	BlockOffset uint32 `json:"block_offset"`
+	PG          uint32 `json:"pg"`
+	Copies      int    `json:"copies"`
+}
+
+func explain(ctx context.Context, c *client.Client, path string) (*explanation, error) {
+	a, err := c.Lstat(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	e := &explanation{
+		Version: jsonVersion, jsonPath: toJSONPath(path), Type: a.Type.String(), Ino: uint64(a.Ino), Group: int(a.Ino.Group()), Size: a.Size,
+		Class: a.Class, Extents: []extentStatus{}, PGs: []pgStatus{},
+	}
+	if err := e.policy(ctx, c, path, a); err != nil {
+		return nil, err
+	}
+	reply, err := c.Status(ctx)
+	if err != nil { // what the map alone says is better than nothing
+		reply = &wire.StatusReply{Map: wire.FromMap(c.Map())}
+	}
+	s, err := toStatus(reply, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range s.Groups {
+		if int(g.Group) == e.Group {
+			e.Leader = g.Leader
+		}
+	}
+	if a.Type == client.TypeFile {
+		err = e.extents(ctx, c, s, a)
+	}
+	return e, err
+}
+
+// policy says where the class comes from.
+func (e *explanation) policy(ctx context.Context, c *client.Client, path string, a *client.Attr) error {
+	if class, err := dfs.ParseClass(a.Class); err == nil {
+		e.WantCopies = class.Width()
+	}
+	dir := path
+	if a.Type != client.TypeDir {
+		dir, _ = split(path)
+	}
+	class, from, err := policyOf(ctx, c, dir)
+	switch {
+	case err != nil:
+		return err
+	case a.Type == client.TypeSymlink:
+		e.Policy = "a symlink has no blocks"
+	case a.Type == client.TypeFile && class != a.Class:
+		e.Policy = fmt.Sprintf("fixed when the file was made; what is made in %s now is %s", quote(dir), class)
+	case from == "/":
+		e.Policy = "the root directory: the cluster's default_class, or dfsd policy set /"
+	default:
+		e.Policy = "the policy of " + quote(from)
+	}
+	return nil
+}
+
+func (e *explanation) extents(ctx context.Context, c *client.Client, s *status, a *client.Attr) error {
+	seen := map[dfs.PGID]int{}
+	for x, err := range c.Inode(a.Ino).Extents(ctx) {
+		if err != nil {
+			return err
+		}
+		copies, known := seen[x.Block.PG]
+		if !known {
+			copies = copiesOf(s.m, x.Block.PG)
+			seen[x.Block.PG] = copies
+			if pg := s.m.PG(x.Block.PG); pg != nil {
+				e.PGs = append(e.PGs, s.pg(pg))
+			}
+		}
+		if len(e.Extents) == 0 || copies < e.LeastCopies {
+			e.LeastCopies = copies
+		}
+		e.Extents = append(e.Extents, extentStatus{
+			Offset: x.Offset, Length: x.Length, Block: x.Block.String(), BlockOffset: x.BlockOffset, PG: uint32(x.Block.PG), Copies: copies,
+		})
+	}
+	return nil
+}
+
+func (e *explanation) print(w io.Writer) error {
+	leader := ""
+	if e.Leader != "" {
+		leader = ", led by " + e.Leader
+	}
+	fmt.Fprintf(w, "%s: %s, %s, inode %v of namespace group %d%s\n", quote(e.Path), e.Type, plural(e.Size, sizeNoun(e.Type)), dfs.Ino(e.Ino), e.Group, leader)
+	if e.Class != "" {
+		fmt.Fprintf(w, "class   %s, by %s\n", e.Class, e.Policy)
+	}
+	if e.Type != client.TypeFile.String() {
+		return nil
+	}
+	if len(e.Extents) == 0 {
+		_, err := fmt.Fprintln(w, "blocks  none")
+		return err
+	}
+	fmt.Fprintf(w, "copies  %d of %d complete on stores that are up, for every block at least\n\n", e.LeastCopies, e.WantCopies)
+	pgs := map[uint32]pgStatus{}
+	for _, p := range e.PGs {
+		pgs[p.PG] = p
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(t, "OFFSET\tLENGTH\tBLOCK\tPG\tSTATE\tSTORES\n")
+	for _, x := range e.Extents {
+		p := pgs[x.PG]
+		fmt.Fprintf(t, "%d\t%d\t%s\t%d\t%s\t%s\n", x.Offset, x.Length, x.Block, x.PG, p.State, p.where())
+	}
+	return t.Flush()
+}
+
+func sizeNoun(typ string) string {
+	if typ == client.TypeDir.String() {
+		return "entry"
+	}
+	return "byte"
+}
+
+// where lists the stores of a placement group that matter, with what each has.
+func (p pgStatus) where() string {
+	var out []string
+	for _, m := range p.Members {
+		if !m.Acting && m.State == "up" {
+			continue // it holds no copy that counts, and is on no way to one
+		}
+		what := "complete"
+		switch {
+		case m.State != "up":
+			what = m.State
+		case !m.Complete:
+			what = "incomplete"
+		}
+		out = append(out, fmt.Sprintf("s%d@%s %s", m.Store, m.Node, what))
+	}
+	return strings.Join(out, ", ")
+}
+
+func newPolicy(a *app) *cobra.Command {
+	var asJSON bool
+	get := &cobra.Command{
+		Use: "get PATH", Short: "Show the storage class of what is made in a directory", Args: checked(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkRemote("policy get", args...); err != nil {
+				return err
+			}
+			return a.withClient(cmd.Context(), func(c *client.Client) error {
+				class, from, err := policyOf(cmd.Context(), c, args[0])
+				if err != nil {
+					return failed("policy get", args[0], err)
+				}
+				if asJSON {
+					return printJSON(a.proc.Out, struct {
+						Version int `json:"version"`
+						jsonPath
+						Class string `json:"class"`
+						From  string `json:"from"`
+					}{jsonVersion, toJSONPath(args[0]), class, strings.ToValidUTF8(from, "\uFFFD")})
+				}
+				_, err = fmt.Fprintf(a.proc.Out, "class %s, from %s\n", class, quote(from))
+				return err
+			})
+		},
+	}
+	get.Flags().BoolVar(&asJSON, "json", false, "print an object")
+	set := &cobra.Command{
+		Use:   "set PATH CLASS",
+		Short: "Set the storage class of what is made in a directory from now on",
+		Long: `Set the storage class of files and directories that are made in a directory from now on: rep1 to
+rep16, or inherit for that of the directory above. What exists keeps the class it has.`,
+		Args: checked(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkRemote("policy set", args[0]); err != nil {
+				return err
+			}
+			var class dfs.Class
+			if args[1] != "inherit" {
+				var err error
+				if class, err = dfs.ParseClass(args[1]); err != nil {
+					return usagef("policy set: %v", cause(err))
+				}
+				if class.Erasure() {
+					return usagef("policy set: %v: this release stores replicated classes only, rep1 to rep16", class)
+				}
+			}
+			return a.withClient(cmd.Context(), func(c *client.Client) error {
+				if err := c.SetPolicy(cmd.Context(), args[0], class); err != nil {
+					return failed("policy set", args[0], err)
+				}
+				return nil
+			})
+		},
+	}
+	return family("policy", "Show and set the policies of directories", get, set)
+}

@@ -1,0 +1,354 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// The values of a cluster's health.
+const (
+	healthOK          = "ok"          // reads and writes, and every copy is where it should be
+	healthDegraded    = "degraded"    // reads and writes, and copies are missing or on the move
+	healthUnavailable = "unavailable" // reads or writes are not taken
+)
+
+// status is what dfsd status says; with --json as it is.
+type status struct {
+	Version    int              `json:"version"`
+	Cluster    clusterStatus    `json:"cluster"`
+	Nodes      []nodeStatus     `json:"nodes"`
+	Stores     []storeStatus    `json:"stores"`
+	Groups     []groupStatus    `json:"groups"`
+	Redundancy redundancyStatus `json:"redundancy"`
+	Repair     repairStatus     `json:"repair"`
+
+	m *dfs.Map
+}
+
+type clusterStatus struct {
+	ID           string   `json:"id"`
+	MapEpoch     uint64   `json:"map_epoch"`
+	Health       string   `json:"health"`
+	Problems     []string `json:"problems"` // why reads or writes are not taken
+	DefaultClass string   `json:"default_class"`
+	BlockSize    int      `json:"block_size"`
+	Capacity     uint64   `json:"capacity"` // bytes, of the stores that are up
+	Used         uint64   `json:"used"`
+	Sessions     uint64   `json:"sessions"`
+}
+
+type nodeStatus struct {
+	ID      uint32            `json:"id"`
+	Name    string            `json:"name"`
+	Addr    string            `json:"addr"`
+	Roles   []string          `json:"roles"`
+	State   string            `json:"state"` // up, down, or partly where its roles and stores differ
+	Release string            `json:"release"`
+	Labels  map[string]string `json:"labels"`
+	Stores  []uint32          `json:"stores"`
+}
+
+type storeStatus struct {
+	ID        uint32    `json:"id"`
+	Node      string    `json:"node"`
+	State     string    `json:"state"` // up, down, out
+	Since     time.Time `json:"since"`
+	Suspect   bool      `json:"suspect"`     // a meta node suspects it
+	Current   bool      `json:"current"`     // it has reported under the current map epoch
+	BeatAge   int64     `json:"beat_age_ms"` // since its last report; -1: none yet
+	Condition string    `json:"condition"`   // ok, read-only, failed
+	Capacity  uint64    `json:"capacity"`    // bytes
+	Used      uint64    `json:"used"`
+	Blocks    uint64    `json:"blocks"`
+	PGs       int       `json:"pgs"` // placement groups that it acts for
+}
+
+type groupStatus struct {
+	Group    uint32   `json:"group"`  // 0: the control group
+	Leader   string   `json:"leader"` // name of a node; empty: none
+	Members  []string `json:"members"`
+	Learners []string `json:"learners"`
+	Applied  uint64   `json:"applied"`
+	Inodes   uint64   `json:"inodes"`
+}
+
+type redundancyStatus struct {
+	PGs           uint32 `json:"pgs"`
+	FullPGs       uint32 `json:"full_pgs"`
+	Degraded      uint32 `json:"degraded"`
+	BelowMinimum  uint32 `json:"below_minimum"`
+	Stalled       uint32 `json:"stalled"`
+	BytesToRepair uint64 `json:"bytes_to_repair"`
+	Full          bool   `json:"full"`
+}
+
+type repairStatus struct {
+	Active    bool         `json:"active"`
+	Why       []string     `json:"why"`
+	Refills   []refillJSON `json:"refills"`
+	BytesDone uint64       `json:"bytes_done"`
+	BytesLeft uint64       `json:"bytes_left"`
+	Rate      *float64     `json:"bytes_per_second"` // null: not known from one look
+	ETA       *float64     `json:"eta_seconds"`      // null: not known
+}
+
+type refillJSON struct {
+	Store uint32 `json:"store"`
+	Node  string `json:"node"`
+	PGs   int    `json:"pgs"`
+	Done  uint64 `json:"bytes_done"`
+	Left  uint64 `json:"bytes_left"`
+}
+
+// toStatus puts an answer of the control leader in words.
+func toStatus(r *wire.StatusReply, now time.Time) (*status, error) {
+	m, err := r.GetMap().ToDFS()
+	if err != nil {
+		return nil, err
+	}
+	s := &status{Version: jsonVersion, m: m}
+	s.Cluster = clusterStatus{
+		ID: m.Cluster.String(), MapEpoch: uint64(m.Epoch), DefaultClass: m.DefaultClass.String(), BlockSize: m.BlockSize,
+		Problems: append([]string{}, r.GetProblems()...), Sessions: r.GetSessions(),
+	}
+	s.addStores(r)
+	s.addNodes(r)
+	s.addGroups(r)
+	red := r.GetRedundancy()
+	s.Redundancy = redundancyStatus{
+		PGs: red.GetPgs(), FullPGs: red.GetFull(), Degraded: red.GetDegraded(), BelowMinimum: red.GetBelowMinimum(), Stalled: red.GetStalled(),
+		BytesToRepair: red.GetBytesToRepair(), Full: red.GetAllFull(),
+	}
+	s.addRepair(r, now)
+	switch {
+	case len(s.Cluster.Problems) > 0:
+		s.Cluster.Health = healthUnavailable
+	case !s.Redundancy.Full:
+		s.Cluster.Health = healthDegraded
+	default:
+		s.Cluster.Health = healthOK
+	}
+	return s, nil
+}
+
+// nodeName is a node's name for people, also of one that the map lost.
+func (s *status) nodeName(id dfs.NodeID) string {
+	if n := s.m.Node(id); n != nil {
+		return n.Name
+	}
+	return id.String()
+}
+
+func (s *status) addStores(r *wire.StatusReply) {
+	acts := map[dfs.StoreID]int{}
+	for _, pg := range s.m.PGs {
+		for _, id := range pg.Active.Stores {
+			acts[id]++
+		}
+	}
+	beats := map[uint32]*wire.StoreStatus{}
+	for _, b := range r.GetStores() {
+		beats[b.GetBeat().GetStore()] = b
+	}
+	s.Stores = []storeStatus{}
+	for _, st := range s.m.Stores {
+		b := beats[uint32(st.ID)]
+		out := storeStatus{
+			ID: uint32(st.ID), Node: s.nodeName(st.Node), State: st.State.String(), Since: time.UnixMilli(st.StateSince).UTC(),
+			Suspect: b.GetSuspect(), Current: b.GetCurrent(), BeatAge: -1, Capacity: st.Capacity, PGs: acts[st.ID],
+			Used: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(),
+		}
+		out.Condition = condition(b.GetBeat().GetState())
+		if b != nil {
+			out.BeatAge = b.GetBeatAge()
+			out.Capacity = cmp.Or(b.GetBeat().GetCapacity(), out.Capacity)
+		}
+		if st.State == dfs.StoreUp {
+			s.Cluster.Capacity += out.Capacity
+			s.Cluster.Used += out.Used
+		}
+		s.Stores = append(s.Stores, out)
+	}
+}
+
+// condition names what a store says of itself.
+func condition(state uint32) string {
+	switch state {
+	case 0:
+		return "ok"
+	case 1:
+		return "read-only"
+	}
+	return "failed"
+}
+
+func (s *status) addNodes(r *wire.StatusReply) {
+	s.Nodes = []nodeStatus{}
+	for _, n := range s.m.Nodes {
+		if n.Replaced {
+			continue
+		}
+		out := nodeStatus{
+			ID: uint32(n.ID), Name: n.Name, Addr: n.Addr, Roles: strings.Split(n.Roles.String(), ","), Release: n.Release,
+			Labels: n.Labels, Stores: []uint32{},
+		}
+		if out.Labels == nil {
+			out.Labels = map[string]string{}
+		}
+		up, down := 0, 0
+		count := func(is bool) {
+			if is {
+				up++
+			} else {
+				down++
+			}
+		}
+		if n.Roles.Has(dfs.RoleMeta) {
+			count(slices.Contains(r.GetMetaUp(), uint32(n.ID)))
+		}
+		for _, st := range s.m.Stores {
+			if st.Node == n.ID {
+				out.Stores = append(out.Stores, uint32(st.ID))
+				count(st.State == dfs.StoreUp)
+			}
+		}
+		switch {
+		case down == 0:
+			out.State = "up"
+		case up == 0:
+			out.State = "down"
+		default:
+			out.State = "partly"
+		}
+		s.Nodes = append(s.Nodes, out)
+	}
+}
+
+func (s *status) addGroups(r *wire.StatusReply) {
+	s.Groups = []groupStatus{}
+	known := map[uint32]*wire.GroupStatus{}
+	for _, g := range r.GetGroups() {
+		known[g.GetGroup()] = g
+	}
+	for id := range uint32(s.m.Groups + 1) {
+		g := known[id] // nil: no leader has reported
+		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners())}
+		if g.GetLeader() != 0 {
+			out.Leader = s.nodeName(dfs.NodeID(g.GetLeader()))
+		}
+		s.Groups = append(s.Groups, out)
+	}
+}
+
+func (s *status) names(ids []uint32) []string {
+	out := []string{}
+	for _, id := range ids {
+		out = append(out, s.nodeName(dfs.NodeID(id)))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// addRepair says what is being repaired, and why.
+func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
+	rep := repairStatus{Why: []string{}, Refills: []refillJSON{}}
+	for _, b := range r.GetStores() {
+		if len(b.GetBeat().GetRefills()) == 0 {
+			continue
+		}
+		st := s.m.Store(dfs.StoreID(b.GetBeat().GetStore()))
+		if st == nil {
+			continue
+		}
+		f := refillJSON{Store: uint32(st.ID), Node: s.nodeName(st.Node)}
+		for _, p := range b.GetBeat().GetRefills() {
+			f.PGs++
+			f.Done += p.GetDone()
+			f.Left += p.GetLeft()
+		}
+		rep.BytesDone += f.Done
+		rep.BytesLeft += f.Left
+		rep.Refills = append(rep.Refills, f)
+	}
+	rep.Active = len(rep.Refills) > 0
+	s.Repair = rep
+	s.Repair.Why = s.reasons(now)
+}
+
+// reasons says why not everything is where it should be.
+func (s *status) reasons(now time.Time) []string {
+	out := []string{}
+	for _, st := range s.m.Stores {
+		lacks, wants := 0, 0 // placement groups that should have, and that are getting, a copy here
+		for _, pg := range s.m.PGs {
+			if slices.Contains(pg.Target, st.ID) && !pg.Active.Has(st.ID) {
+				lacks++
+			}
+			if pg.Active.Has(st.ID) && !pg.IsComplete(st.ID) {
+				wants++
+			}
+		}
+		name := fmt.Sprintf("store %v on %s", st.ID, s.nodeName(st.Node))
+		age := ageText(now.Sub(time.UnixMilli(st.StateSince)))
+		switch {
+		case st.State == dfs.StoreDown:
+			out = append(out, fmt.Sprintf("%s has been down for %s: %s wait for it, until the grace period is over", name, age, plural(lacks, "placement group")))
+		case st.State == dfs.StoreOut && (lacks > 0 || !s.Redundancy.Full):
+			out = append(out, fmt.Sprintf("%s has been out for %s: its share goes to other stores", name, age))
+		case wants > 0:
+			out = append(out, fmt.Sprintf("%s pulls what it lacks of %s", name, plural(wants, "placement group")))
+		case lacks > 0:
+			out = append(out, fmt.Sprintf("%s is to take over %s", name, plural(lacks, "placement group")))
+		}
+	}
+	proposed, fresh := 0, 0
+	for _, pg := range s.m.PGs {
+		switch {
+		case pg.Active.Epoch == 0:
+			fresh++
+		case pg.Proposed.Epoch != 0:
+			proposed++
+		}
+	}
+	if fresh > 0 {
+		out = append(out, fmt.Sprintf("%s are new and have no members yet", plural(fresh, "placement group")))
+	}
+	if proposed > 0 {
+		out = append(out, fmt.Sprintf("%s change members: the new ones have not all taken in the map", plural(proposed, "placement group")))
+	}
+	for _, st := range s.Stores {
+		if st.State == "up" && st.Suspect {
+			out = append(out, fmt.Sprintf("store s%d on %s is suspected: its reports are late", st.ID, st.Node))
+		}
+	}
+	return out
+}
+
+// progress estimates how fast repair goes from an earlier look.
+func (s *status) progress(earlier *status, took time.Duration) {
+	if earlier == nil || !s.Repair.Active || took <= 0 {
+		return
+	}
+	before := map[uint32]uint64{}
+	for _, f := range earlier.Repair.Refills {
+		before[f.Store] = f.Done
+	}
+	var moved uint64
+	for _, f := range s.Repair.Refills {
+		if old, ok := before[f.Store]; ok && f.Done > old {
+			moved += f.Done - old
+		}
+	}
+	rate := float64(moved) / took.Seconds()
+	s.Repair.Rate = &rate
+	if rate > 0 {
+		eta := float64(s.Repair.BytesLeft) / rate
+		s.Repair.ETA = &eta
+	}
+}
