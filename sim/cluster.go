@@ -61,6 +61,13 @@ const (
 	simCapacity  = 1 << 30
 	simPGs       = 16
 	simGroups    = 4
+
+	// lostReplies of a thousand answers never arrive: what they answer to has
+	// been done, and is asked for again.
+	lostReplies = 15
+
+	// clientTimeout is shorter than many an outage, so that outcomes stay unknown.
+	clientTimeout = 3 * time.Second
 )
 
 // New makes the nodes' disks and starts all of them.
@@ -133,6 +140,8 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	o.Meta.Groups, o.Meta.PGsPerClass, o.Meta.BlockSize, o.Meta.DefaultClass = simGroups, simPGs, simBlockSize, c.cfg.Class
 	o.Meta.Grace = 30 * time.Second
 	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
+	lose := lockedRand(c.cfg.Seed, ^hash(sn.name)+uint64(sn.lives))
+	o.DropReply = func(transport.Peer, string, error) bool { return lose()%1000 < lostReplies }
 	if c.cfg.Tweak != nil {
 		c.cfg.Tweak(&o)
 	}

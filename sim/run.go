@@ -19,7 +19,7 @@ type Plan struct {
 	Workers    int           // client processes; default 4
 	Operations int           // of all workers together; default 2,000
 	Crashes    int           // at least; default 20
-	Pause      time.Duration // between faults, at most; default 8 s, virtual
+	Pause      time.Duration // between faults, at most; default 4 s, virtual
 	Trace      func(format string, args ...any)
 }
 
@@ -34,7 +34,7 @@ func (p *Plan) setDefaults() {
 		p.Crashes = 20
 	}
 	if p.Pause == 0 {
-		p.Pause = 8 * time.Second
+		p.Pause = 4 * time.Second
 	}
 	if p.Trace == nil {
 		p.Trace = func(string, ...any) {}
@@ -105,26 +105,28 @@ func (r *run) all(ctx context.Context) error {
 	return r.loseCopies(ctx)
 }
 
-// work runs the workers and the faults side by side.
+// work runs the workers and the faults side by side, until both have done
+// enough: no fault meets an idle cluster.
 func (r *run) work(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, len(r.workers))
+	errs := make([]error, len(r.workers)+1)
+	enough := make(chan struct{})
 	for i, w := range r.workers {
 		wg.Go(func() {
-			errs[i] = w.run(ctx, r.plan.Operations/len(r.workers))
-			if errs[i] != nil {
+			if errs[i] = w.run(ctx, r.plan.Operations/len(r.workers), enough); errs[i] != nil {
 				cancel()
 			}
 		})
 	}
-	stop := make(chan struct{})
-	faulty := make(chan error, 1)
-	go func() { faulty <- r.faults(ctx, stop) }()
+	wg.Go(func() {
+		defer close(enough)
+		if errs[len(r.workers)] = r.faults(ctx); errs[len(r.workers)] != nil {
+			cancel()
+		}
+	})
 	wg.Wait()
-	close(stop)
-	errs = append(errs, <-faulty)
 	for _, err := range errs { // the first that is not only a consequence
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
@@ -133,13 +135,10 @@ func (r *run) work(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// faults breaks things until it has done enough and the workers have ended.
-func (r *run) faults(ctx context.Context, stop <-chan struct{}) error {
-	ended := false
-	for !ended || r.counts["crashes"] < r.plan.Crashes {
+// faults breaks things until there were enough crashes.
+func (r *run) faults(ctx context.Context) error {
+	for r.counts["crashes"] < r.plan.Crashes {
 		select {
-		case <-stop:
-			ended, stop = true, nil
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(time.Duration(r.rand.Int64N(int64(r.plan.Pause)))):
@@ -307,4 +306,19 @@ func (r *run) loseCopies(ctx context.Context) error {
 	}
 	time.Sleep(10 * time.Second)
 	return r.verifyFiles(ctx)
+}
+
+func (c Counts) add(other Counts) {
+	for k, n := range other {
+		c[k] += n
+	}
+}
+
+// String lists the counts by name.
+func (c Counts) String() string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(c)) {
+		parts = append(parts, fmt.Sprintf("%s %d", k, c[k]))
+	}
+	return strings.Join(parts, ", ")
 }

@@ -2,8 +2,11 @@ package sim
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,4 +65,48 @@ func TestPutCrashAllGet(t *testing.T) {
 			t.Fatalf("%d bytes came back, want %d", buf.Len(), len(data))
 		}
 	})
+}
+
+// seeds is how many fixed seeds every test run simulates.
+const seeds = 20
+
+// TestRun runs the workload under faults for fixed seeds.
+func TestRun(t *testing.T) {
+	first, n := uint64(1), seeds
+	if s := os.Getenv("DFSD_TEST_SEED"); s != "" {
+		v, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, n = v, 1
+	}
+	var mu sync.Mutex
+	total := Counts{}
+	for seed := first; seed < first+uint64(n); seed++ {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			t.Parallel()
+			counts := simulate(t, Config{Seed: seed}, Plan{})
+			mu.Lock()
+			defer mu.Unlock()
+			total.add(counts)
+		})
+	}
+	t.Cleanup(func() { t.Logf("in all: %v", total) })
+}
+
+// simulate runs one seed in a bubble and fails the test on a broken promise.
+func simulate(t *testing.T, cfg Config, plan Plan) Counts {
+	var counts Counts
+	cfg.Logger = testLogger()
+	if os.Getenv("DFSD_TEST_TRACE") != "" {
+		plan.Trace = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		if counts, err = Run(t.Context(), cfg, plan); err != nil {
+			t.Errorf("seed %d: %v\n%v", cfg.Seed, err, counts)
+		}
+	})
+	t.Logf("seed %d: %v", cfg.Seed, counts)
+	return counts
 }

@@ -110,8 +110,8 @@ func (w *worker) setup(ctx context.Context) error {
 	}
 }
 
-// run does n operations.
-func (w *worker) run(ctx context.Context, n int) error {
+// run does n operations at least, and goes on until more is closed.
+func (w *worker) run(ctx context.Context, n int, more <-chan struct{}) error {
 	ops := []struct {
 		name   string
 		weight int
@@ -124,7 +124,7 @@ func (w *worker) run(ctx context.Context, n int) error {
 	for _, o := range ops {
 		total += o.weight
 	}
-	for i := range n {
+	for i := 0; i < n || !closed(more); i++ {
 		pick := w.rand.IntN(total)
 		for _, o := range ops {
 			if pick -= o.weight; pick < 0 {
@@ -148,9 +148,18 @@ func (w *worker) run(ctx context.Context, n int) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		time.Sleep(time.Duration(w.rand.IntN(100)) * time.Millisecond)
+		time.Sleep(time.Duration(w.rand.IntN(300)) * time.Millisecond)
 	}
 	return nil
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 func (w *worker) pickFile() (string, *entry) {
