@@ -11,8 +11,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// fillChunk is how much is zero-filled by one write.
+// fillChunk is how much is zero-filled by one write and one sync, so that the
+// batches of the writer never queue behind a whole segment of zeros.
 const fillChunk = 1 << 20
+
+// fillPause is the rest after each chunk while another segment is ready.
+const fillPause = 10 * time.Millisecond
 
 // fullRetry is how often a full disk is looked at again.
 const fullRetry = time.Second
@@ -163,14 +167,27 @@ func (s *Store) fill(ctx context.Context) (_ *segment, err error) {
 		}
 	}()
 	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
-	if err := cmp.Or(fillFile(ctx, f, h.page(), g.size), f.Close()); err != nil {
+	if err := cmp.Or(fillFile(f, h.page(), g.size, func() error { return s.fillRest(ctx) }), f.Close()); err != nil {
 		return nil, err
 	}
 	return g, syncDir(fs, s.path(segmentsName))
 }
 
-// fillFile writes the first page and zeros up to size, and syncs.
-func fillFile(ctx context.Context, f vfs.File, first []byte, size int64) error {
+// fillRest gives way to the writer, unless that waits for the segment.
+func (s *Store) fillRest(ctx context.Context) error {
+	if _, ready := s.segs.counts(); ready == 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(fillPause):
+	}
+	return ctx.Err()
+}
+
+// fillFile writes the first page and zeros up to size, durably, and rests
+// after each chunk.
+func fillFile(f vfs.File, first []byte, size int64, rest func() error) error {
 	if err := f.Preallocate(0, size); err != nil && vfs.IsNoSpaceError(err) {
 		return err // any other error only says that this file system cannot
 	}
@@ -179,11 +196,11 @@ func fillFile(ctx context.Context, f vfs.File, first []byte, size int64) error {
 	}
 	zeros := make([]byte, min(fillChunk, size))
 	for at := int64(len(first)); at < size; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		n, err := f.Write(zeros[:min(int64(len(zeros)), size-at)])
 		if err != nil {
+			return err
+		}
+		if err := cmp.Or(f.SyncData(), rest()); err != nil {
 			return err
 		}
 		at += int64(n)
@@ -198,7 +215,7 @@ func PrepareFile(fs vfs.FS, name string, size int64) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cmp.Or(fillFile(context.Background(), f, make([]byte, pageSize), size), f.Close()); err != nil {
+	if err := cmp.Or(fillFile(f, make([]byte, pageSize), size, func() error { return nil }), f.Close()); err != nil {
 		return nil, err
 	}
 	return fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
