@@ -267,7 +267,10 @@ func (s *Service) found(h *raftgroup.Host) error {
 		return err
 	}
 	err = s.insist(func(ctx context.Context) error {
-		_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: s.registration()}})
+		reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: s.registration()}})
+		if n := dfs.NodeID(reply.GetRegister().GetNode()); err == nil && n != s.opts.Identity.Membership().Node {
+			return dfs.Errorf(dfs.Internal, "found cluster", "the founder was registered as node %v", n)
+		}
 		return err
 	})
 	if err != nil {

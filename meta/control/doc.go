@@ -14,6 +14,7 @@
 //
 // # Invariants
 //
+//   - Node 1 is the founder, the first listed meta node: nobody registers before it.
 //   - Node, store, session, placement group numbers and epochs only grow.
 //   - Entries evaluate alike on every replica: time, random numbers and limits
 //     travel in the entry, time never goes back.

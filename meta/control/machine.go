@@ -124,7 +124,7 @@ func (mc *Machine) form(tx raftgroup.Tx, st *wire.ControlState, op *wire.FormOp,
 	if st != nil {
 		return nil, dfs.Errorf(dfs.Exist, "form cluster", "cluster %x exists", st.Form.Cluster)
 	}
-	if len(op.Cluster) != len(dfs.ClusterID{}) || op.Groups == 0 || op.Groups > 1<<15 || op.BlockSize == 0 || op.BlockSize > dfs.MaxBlockSize || op.PgsPerClass == 0 {
+	if len(op.Cluster) != len(dfs.ClusterID{}) || op.Groups == 0 || op.Groups > 1<<15 || op.BlockSize == 0 || op.BlockSize > dfs.MaxBlockSize || op.PgsPerClass == 0 || len(op.Metas) == 0 {
 		return nil, dfs.Errorf(dfs.Invalid, "form cluster", "malformed settings")
 	}
 	if _, err := dfs.ParseClass(op.DefaultClass); err != nil {

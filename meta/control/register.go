@@ -43,6 +43,9 @@ func (ev *entry) register(op *wire.RegisterRequest) (*wire.RegisterReply, error)
 	return reply, nil
 }
 
+// checkRegister refuses what is malformed, of another cluster, or too early:
+// the founder is node 1 in every group before it can register, so it comes
+// first.
 func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 	switch {
 	case len(op.Cluster) > 0 && string(op.Cluster) != string(ev.st.Form.Cluster):
@@ -53,6 +56,8 @@ func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "no role")
 	case op.Incarnation.GetMark() == 0 || op.Incarnation.GetStart() <= op.Found:
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "malformed incarnation")
+	case ev.st.LastNode == 0 && op.Name != ev.st.Form.Metas[0]:
+		return dfs.Errorf(dfs.Unavailable, "register "+op.Name, "%s makes this cluster and has not registered yet", ev.st.Form.Metas[0])
 	case len(op.Stores) > MaxStoresPerNode:
 		return dfs.Errorf(dfs.TooLarge, "register "+op.Name, "%d stores: at most %d", len(op.Stores), MaxStoresPerNode)
 	}
