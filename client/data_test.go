@@ -232,6 +232,7 @@ func TestTooFewStores(t *testing.T) {
 func TestStaleEpoch(t *testing.T) {
 	inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
 		c := w.client(nil)
+		put(t, c, "/warm", []byte("x")) // the client waits for news of the map from here on
 		var refused atomic.Int64
 		for _, s := range w.stores {
 			s.set(func(_ context.Context, _ dfs.BlockID, e dfs.Epoch) error {
