@@ -46,7 +46,7 @@ type cluster struct {
 	nodes  map[string]*node
 	client *transport.Pool // a client's
 	peer   *transport.Pool // a node's
-	rng    *rand.Rand
+	rng    *rand.ChaCha8
 	serial uint64
 	gap    time.Duration // clients pause after a put's head; 0: not
 }
@@ -73,7 +73,7 @@ func bubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{
 			t: t, net: transport.NewMemory(transport.MemoryOptions{Seed: 1, MinLatency: 100 * time.Microsecond}), plane: newPlane(),
-			nodes: map[string]*node{}, rng: rand.New(rand.NewPCG(1, 2)),
+			nodes: map[string]*node{}, rng: rand.NewChaCha8([32]byte{1}),
 		}
 		c.meta = transport.NewServer(transport.ServerOptions{
 			Identity: func() transport.Identity {
@@ -149,7 +149,7 @@ func (n *node) run() {
 	t.Helper()
 	for i, fs := range n.fs {
 		o := engine.Options{
-			FS: fs, Dir: "store", SegmentSize: 1 << 20, CacheSize: 1 << 20, MemTableSize: 128 << 10, Capacity: 1 << 30, ReserveBytes: 4 << 20,
+			FS: fs, Dir: "store", SegmentSize: 512 << 10, CacheSize: 1 << 20, MemTableSize: 128 << 10, Capacity: 1 << 30, ReserveBytes: 4 << 20,
 			NewMark: func() uint64 { return n.mark()*100 + uint64(i) + 1 },
 		}
 		if n.tuneEng != nil {
@@ -183,7 +183,6 @@ func (n *node) run() {
 		Registration: Registration{
 			Name: n.name, Addr: n.name + ":1", Roles: dfs.RoleStorage, Incarnation: dfs.Incarnation{Mark: n.mark(), Start: n.start}, Found: found,
 		},
-		Random: rand.New(rand.NewPCG(7, n.mark())).Float64,
 		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", n.name),
 	}
 	random := rand.New(rand.NewPCG(7, n.mark()))
@@ -249,9 +248,7 @@ func (n *node) store(i int) dfs.StoreID { return n.engines[i].Identity().Store }
 func (c *cluster) block(pg dfs.PGID, size int) (dfs.BlockID, []byte) {
 	c.serial++
 	data := make([]byte, size)
-	for i := range data {
-		data[i] = byte(c.rng.Uint32())
-	}
+	_, _ = c.rng.Read(data)
 	return dfs.BlockID{PG: pg, Ino: dfs.MakeIno(1, 7), Session: 3, Counter: c.serial}, data
 }
 

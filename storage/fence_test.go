@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"dfsd/dfs"
 	"dfsd/engine"
 	"dfsd/transport/wire"
@@ -86,7 +88,7 @@ func TestTheModelSeesASkippedEpochCheck(t *testing.T) {
 func raceEpochs(t *testing.T, hooks engine.Hooks) (violations int) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		a := c.newNode("a", 1)
-		a.tuneEng = func(_ int, o *engine.Options) { o.Hooks = hooks }
+		a.tuneEng = func(_ int, o *engine.Options) { o.FS, o.Hooks = vfs.NewMem(), hooks } // it does not crash
 		a.run()
 		a.ready()
 		c.plane.create(1, dfs.Replicated(1))
@@ -119,7 +121,7 @@ func raceEpochs(t *testing.T, hooks engine.Hooks) (violations int) {
 
 		stop := make(chan struct{})
 		var writers sync.WaitGroup
-		for range 4 {
+		for range 2 {
 			writers.Go(func() {
 				for {
 					select {
@@ -142,13 +144,13 @@ func raceEpochs(t *testing.T, hooks engine.Hooks) (violations int) {
 				}
 			})
 		}
-		for range 30 {
-			time.Sleep(7 * time.Millisecond)
+		for range 20 {
+			time.Sleep(3 * time.Millisecond)
 			c.plane.activate(t, 1, a.store(0))
 		}
 		close(stop)
 		writers.Wait()
-		if len(acks) < 50 || len(seen) < 20 {
+		if len(acks) < 50 || len(seen) < 15 {
 			t.Errorf("%d puts and %d epochs: too few to mean anything", len(acks), len(seen))
 		}
 		for newest, had := range seen {

@@ -75,18 +75,24 @@ func (f *follower) poll() {
 func (f *follower) pollOnce(addr string) error {
 	ctx, cancel := context.WithTimeout(f.s.ctx, pollWait+metas.AttemptTimeout)
 	defer cancel()
+	start, known := time.Now(), f.epoch()
 	c := wire.NewDRPCMetaClient(f.s.opts.Dial(addr))
-	reply, err := c.GetMap(ctx, &wire.GetMapRequest{Known: uint64(f.epoch()), Wait: uint32(pollWait.Milliseconds())})
-	if err != nil || reply.Map == nil {
-		return err
-	}
-	m, err := reply.Map.ToDFS()
+	reply, err := c.GetMap(ctx, &wire.GetMapRequest{Known: uint64(known), Wait: uint32(pollWait.Milliseconds())})
 	if err != nil {
 		return err
 	}
 	f.s.opts.Metas.SetLeader(dfs.ControlGroup, dfs.NodeID(reply.Leader))
-	f.offer(m)
-	return nil
+	if reply.Map == nil || dfs.Epoch(reply.Map.Epoch) <= known {
+		if time.Since(start) < pollWait/2 { // it ends, or does not wait: no reason to hurry
+			return dfs.Errorf(dfs.Unavailable, "get map", "nothing newer than epoch %d, at once", known)
+		}
+		return nil
+	}
+	m, err := reply.Map.ToDFS()
+	if err == nil {
+		f.offer(m)
+	}
+	return err
 }
 
 // fetch reads the map linearizably when someone wants it, one read at a time

@@ -94,7 +94,7 @@ func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32
 // the newest map says so, and it is about this start of the store.
 func (st *store) knowsAll(id dfs.PGID) bool {
 	m, _ := st.s.maps.current.get()
-	if at := st.registered.Load(); m == nil || at == 0 || uint64(m.Epoch) < at || st.DamagedUnnamed() {
+	if !st.inMap(m) || st.DamagedUnnamed() {
 		return false
 	}
 	pg := m.PG(id)

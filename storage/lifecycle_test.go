@@ -318,6 +318,44 @@ func TestAHangingDiskDelaysItsOwnStoreOnly(t *testing.T) {
 	})
 }
 
+// A disk that does not say how big it is keeps the others waiting for a while
+// only, and joins when it does.
+func TestAStoreThatIsMeasuredLateJoinsLater(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		release := make(chan struct{})
+		heal := sync.OnceFunc(func() { close(release) })
+		defer heal()
+		a := c.newNode("a", 2)
+		a.tune = func(o *Options) {
+			slow := o.Engines[0]
+			o.Capacity = func(e *engine.Store) (uint64, uint64) {
+				if e == slow {
+					<-release
+				}
+				return 1000, 500
+			}
+		}
+		a.run()
+		eventually(t, "the other store is registered", func() bool { return len(c.plane.current().Stores) == 1 })
+		c.plane.create(1, dfs.Replicated(1))
+		c.plane.activate(t, 1, a.store(1))
+		id, data := c.block(1, 1000)
+		if err := c.putAll(id, data); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(20 * time.Second)
+		heal()
+		a.ready()
+		c.plane.activate(t, 1, a.store(1), a.store(0)) // numbered in the order of registration
+		eventually(t, "it is refilled", func() bool { return c.plane.complete(1, a.store(0)) })
+		c.holds(a.store(0), id, data)
+		b := c.plane.beat(a.store(0))
+		if got := c.plane.current().Store(a.store(0)).Capacity; got != 1000 || b.Capacity != 1000 || b.Used != 500 {
+			t.Errorf("registered with %d bytes, the beat says %d of %d", got, b.Used, b.Capacity)
+		}
+	})
+}
+
 // A meta node that does not answer delays no heartbeat to another.
 func TestHeartbeatsGoToEveryMetaNode(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {

@@ -98,7 +98,8 @@ type Hooks struct {
 // its default.
 type Options struct {
 	// Node and Cluster say what the node's directory knows: 0 and the zero
-	// value before the control group has answered a registration. SaveNode
+	// value before the control group has answered a registration of it (the
+	// number that a founding meta node gives itself is none yet). SaveNode
 	// stores what it answered, durably.
 	Node     func() dfs.NodeID
 	Cluster  func() dfs.ClusterID

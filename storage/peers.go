@@ -36,6 +36,13 @@ func (b *blockServer) Delete(ctx context.Context, req *wire.DeleteRequest) (*wir
 	if err != nil {
 		return nil, err
 	}
+	newest := dfs.Epoch(0)
+	for _, item := range req.Items {
+		newest = max(newest, dfs.Epoch(item.Epoch))
+	}
+	if _, err := st.judged(ctx, newest); err != nil { // once for all items
+		return nil, err
+	}
 	reply := &wire.DeleteReply{Kinds: make([]uint32, len(req.Items))}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, deletesAtOnce)

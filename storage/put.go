@@ -53,14 +53,14 @@ func (s *Service) put(ctx context.Context, stream wire.DRPCBlock_PutStream) erro
 	}
 	defer s.memory.Release(int64(size))
 	req.Payload = s.buffers.get(size)
+	defer s.buffers.put(req.Payload)
 	if err := receivePayload(stream, frame.Data, req.Payload); err != nil {
 		return err
 	}
 	if !received() {
-		return dfs.Errorf(dfs.Deadline, "receive block", "it took longer than %v", receiveLimit)
+		return &dfs.Error{Kind: dfs.Deadline, Op: "receive block", Object: req.ID.String(), Err: ctx.Err()}
 	}
 	err = st.writing.do(func() error { return st.Put(ctx, req) })
-	s.buffers.put(req.Payload)
 	if dfs.KindOf(err) == dfs.Exist {
 		st.log().Error("a block was put again with other bytes", "pg", req.ID.PG, "block", req.ID, "cause", err)
 	}
@@ -109,7 +109,7 @@ func blockID(raw []byte, shard uint32) (dfs.BlockID, error) {
 // mayWrite reports whether a request under an epoch may change blocks of a PG
 // here: the epoch is the newest that the PG has in the applied map, and this
 // store is in the set that was proposed or activated under it. The engine
-// checks the epoch again. Errors: Stale, Unavailable.
+// checks the epoch again. Errors: Stale, Unavailable, Unsupported.
 func (st *store) mayWrite(ctx context.Context, id dfs.PGID, epoch dfs.Epoch) error {
 	m, err := st.judged(ctx, epoch)
 	if err != nil {
@@ -119,6 +119,8 @@ func (st *store) mayWrite(ctx context.Context, id dfs.PGID, epoch dfs.Epoch) err
 	switch {
 	case pg == nil:
 		return dfs.Errorf(dfs.Stale, "check epoch", "%v is not in the map of epoch %d", id, m.Epoch)
+	case pg.Class.Erasure():
+		return dfs.Errorf(dfs.Unsupported, "check epoch", "%v is of class %v: only whole blocks are stored", id, pg.Class)
 	case epoch != pg.Newest():
 		return dfs.Errorf(dfs.Stale, "check epoch", "%v is at epoch %d, the request at %d", id, pg.Newest(), epoch)
 	}

@@ -113,7 +113,7 @@ func (r *refiller) derive() {
 	asked := map[refillKey]bool{}
 	for _, st := range r.s.stores {
 		m, _ := st.applied.get()
-		if at := st.registered.Load(); m == nil || at == 0 || uint64(m.Epoch) < at {
+		if m == nil {
 			continue
 		}
 		for _, pg := range m.PGs {

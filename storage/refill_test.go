@@ -147,7 +147,7 @@ func TestRefillOfManyGroups(t *testing.T) {
 }
 
 // slowRefill makes a refill take long enough to meddle with it.
-func slowRefill(o *Options) { o.RefillRate = 50_000 }
+func slowRefill(o *Options) { o.RefillRate = 25_000 }
 
 // halfway waits until about half of a refill's bytes were pulled.
 func (c *cluster) halfway(n *node, total int) {
@@ -159,8 +159,8 @@ func (c *cluster) halfway(n *node, total int) {
 }
 
 const (
-	slowBlocks = 300
-	slowSize   = 4000 // in all 1.2 MB: some 20 s at 50 kB/s after the first burst
+	slowBlocks = 200
+	slowSize   = 4000 // in all 800 kB: some 20 s at 25 kB/s after the first burst
 )
 
 func TestRefillSurvivesItsSource(t *testing.T) {

@@ -45,13 +45,19 @@ func (s *Service) register() (dfs.Epoch, bool) {
 	}
 }
 
-// isRegistered reports whether the newest map has this start of the node, and
-// each of its healthy stores as up: there is nothing to register then, though a
-// meta node may ask for it. One that knows a newer map asks again.
+// isRegistered reports whether there is nothing to register: every store that
+// could be measured was entered in this start, and the newest map has the node's
+// incarnation and each healthy store as up. A meta node that asks for a
+// registration and knows a newer map asks again.
 func (s *Service) isRegistered() bool {
+	for _, st := range s.stores {
+		if st.registered.Load() == 0 && st.sample.Load() != nil {
+			return false
+		}
+	}
 	m, _ := s.maps.current.get()
 	if m == nil || uint64(m.Epoch) < s.registered.Load() {
-		return true // as the map says that is on its way
+		return true // as the map will say that is on its way
 	}
 	n := m.Node(s.opts.Node())
 	if n == nil || n.Incarnation != s.opts.Registration.Incarnation {
@@ -59,7 +65,7 @@ func (s *Service) isRegistered() bool {
 	}
 	for _, st := range s.stores {
 		x := m.Store(st.ID())
-		if st.healthy() && (x == nil || x.State != dfs.StoreUp || x.Incarnation != st.Identity().Incarnation) {
+		if st.registered.Load() != 0 && st.healthy() && (x == nil || x.State != dfs.StoreUp || x.Incarnation != st.Identity().Incarnation) {
 			return false
 		}
 	}
@@ -134,7 +140,9 @@ func (s *Service) accept(reply *wire.RegisterReply, asked []*store) error {
 		if err := st.accept(cluster, dfs.NodeID(reply.Node), dfs.StoreID(reply.Stores[i])); err != nil {
 			return err
 		}
-		st.registered.CompareAndSwap(0, reply.Epoch)
+		if st.registered.CompareAndSwap(0, reply.Epoch) {
+			poke(st.entered)
+		}
 	}
 	s.registered.Store(max(s.registered.Load(), reply.Epoch))
 	s.log.Info("registered", "node", dfs.NodeID(reply.Node), "epoch", reply.Epoch)

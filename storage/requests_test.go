@@ -61,7 +61,7 @@ func TestMalformedPutsAreRefusedWithoutEffect(t *testing.T) {
 		wantKind(t, "the block", err, dfs.NotExist)
 
 		// All memory came back: the greatest block still finds room.
-		big, bigData := c.block(1, 700_000)
+		big, bigData := c.block(1, 400_000)
 		if err := c.put(a.store(0), big, e, bigData); err != nil {
 			t.Error(err)
 		}

@@ -12,7 +12,7 @@ func TestPutAndGetOverTheWire(t *testing.T) {
 		a, b := c.node("a", 1), c.node("b", 2)
 		c.plane.create(1, dfs.Replicated(2))
 		e := c.plane.activate(t, 1, a.store(0), b.store(1))
-		for _, size := range []int{1, 4096, dfs.ChunkSize, dfs.ChunkSize + 1, dfs.FrameSize, dfs.FrameSize + 7, 700_001} {
+		for _, size := range []int{1, 4096, dfs.ChunkSize, dfs.ChunkSize + 1, dfs.FrameSize, dfs.FrameSize + 7, 400_001} {
 			id, data := c.block(1, size)
 			if err := c.putAll(id, data); err != nil {
 				t.Fatalf("%d bytes: %v", size, err)

@@ -22,6 +22,7 @@ type store struct {
 	// registered is the map epoch that holds the first registration of this
 	// start, 0 before there is one: an older map tells nothing about the store.
 	registered atomic.Uint64
+	entered    chan struct{} // registered was set
 
 	measured chan struct{} // closed once there is a first sample
 	weight   uint64        // the capacity in it, in bytes: what is registered; set before measured is closed
@@ -38,7 +39,7 @@ type sample struct {
 }
 
 func newStore(s *Service, e *engine.Store) *store {
-	st := &store{Store: e, s: s, applied: newLatest(), measured: make(chan struct{})}
+	st := &store{Store: e, s: s, applied: newLatest(), entered: make(chan struct{}, 1), measured: make(chan struct{})}
 	st.id.Store(uint32(e.Identity().Store))
 	return st
 }
@@ -87,7 +88,7 @@ func (st *store) follow() {
 	failures := 0
 	for {
 		m, next := st.s.maps.current.get()
-		if old, _ := st.applied.get(); m != nil && (old == nil || m.Epoch > old.Epoch) {
+		if old, _ := st.applied.get(); st.inMap(m) && (old == nil || m.Epoch > old.Epoch) {
 			err := st.writing.do(func() error { return st.SetEpochs(m.Epoch, newestEpochs(m)) })
 			if err == nil {
 				failures = 0
@@ -107,10 +108,18 @@ func (st *store) follow() {
 		}
 		select {
 		case <-next:
+		case <-st.entered:
 		case <-st.s.ctx.Done():
 			return
 		}
 	}
+}
+
+// inMap reports whether a map holds the registration of this start: what was
+// decided while the store was away is in it.
+func (st *store) inMap(m *dfs.Map) bool {
+	at := st.registered.Load()
+	return m != nil && at != 0 && uint64(m.Epoch) >= at
 }
 
 func newestEpochs(m *dfs.Map) []engine.PGEpoch {
@@ -126,13 +135,14 @@ func newestEpochs(m *dfs.Map) []engine.PGEpoch {
 // is not registered with the others, but as soon as it is.
 func (st *store) measure() {
 	for n := 0; ; n++ {
-		x := &sample{Stats: st.Stats(), at: time.Now()}
+		x := &sample{Stats: st.Stats()}
 		if old := st.sample.Load(); old != nil && n%capacityEvery != 0 {
 			x.capacity, x.used = old.capacity, old.used
 		} else {
 			total, available := st.s.opts.Capacity(st.Store)
 			x.capacity, x.used = total, total-min(total, available)
 		}
+		x.at = time.Now()
 		st.sample.Store(x)
 		if n == 0 {
 			st.weight = x.capacity
