@@ -341,7 +341,11 @@ func refusePlain(err error) {
 func (s *Server) serve(c *serverConn) {
 	conn, peer, err := s.handshake(c.net, nil)
 	if err != nil {
-		s.log.Info("connection refused", "peer", peer.Addr, "err", err)
+		level := slog.LevelInfo
+		if errors.Is(err, io.EOF) {
+			level = slog.LevelDebug // the other side thought better of it
+		}
+		s.log.Log(s.ctx, level, "connection refused", "peer", peer.Addr, "err", err)
 		linger(c.net, err)
 		return
 	}

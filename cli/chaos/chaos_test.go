@@ -75,10 +75,8 @@ func TestCompareSees(t *testing.T) {
 					_ = os.Chtimes(filepath.Join(d, pair), when, when)
 				}
 			}
-			r := &Runner{opts: Options{Dir: filepath.Dir(a)}}
-			rb := &Runner{opts: Options{Dir: filepath.Dir(b)}}
-			defer r.makeWritable()
-			defer rb.makeWritable()
+			defer makeWritable(a)
+			defer makeWritable(b)
 			if err := change(b); err != nil {
 				t.Fatal(err)
 			}

@@ -58,7 +58,7 @@ func Run(ctx context.Context, s *Scenario, opts Options) (err error) {
 			r.logTails()
 		}
 		r.killAll()
-		r.makeWritable()
+		makeWritable(r.opts.Dir)
 	}()
 	for i, st := range s.Steps {
 		begun := time.Now()
@@ -371,9 +371,9 @@ func (r *Runner) tree(ctx context.Context, name string) (string, error) {
 	})
 }
 
-// makeWritable lets whoever made Dir remove it.
-func (r *Runner) makeWritable() {
-	_ = filepath.WalkDir(r.opts.Dir, func(p string, d fs.DirEntry, err error) error {
+// makeWritable lets whoever made a tree remove it.
+func makeWritable(dir string) {
+	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			_ = os.Chmod(p, 0o755)
 		}

@@ -138,7 +138,7 @@ func (r *Runner) get(ctx context.Context, t *Transfer) (int64, error) {
 		return 0, err
 	}
 	r.opts.Log("  %d entries are equal", files)
-	r.makeWritable()
+	makeWritable(back)
 	return size, os.RemoveAll(back)
 }
 
