@@ -1,8 +1,6 @@
 package namespace
 
 import (
-	"bytes"
-	"encoding/binary"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -18,7 +16,7 @@ import (
 
 var (
 	lifeSeeds = flag.Int("life.seeds", 12, "random lives to play")
-	lifeSteps = flag.Int("life.steps", 700, "steps of each")
+	lifeSteps = flag.Int("life.steps", 1200, "steps of each")
 	lifeSeed  = flag.Uint64("life.seed", 0, "play this one alone")
 )
 
@@ -31,6 +29,7 @@ func TestLives(t *testing.T) {
 	if *lifeSeed != 0 {
 		first, n = *lifeSeed, 1
 	}
+	did := map[string]int{}
 	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			l := newLife(t, seed)
@@ -38,8 +37,30 @@ func TestLives(t *testing.T) {
 				l.step()
 			}
 			l.settle()
+			for what, n := range l.did {
+				did[what] += n
+			}
 		})
 	}
+	if t.Failed() || *lifeSeed != 0 {
+		return
+	}
+	for _, what := range lifeMust {
+		if did[what] == 0 {
+			t.Errorf("no life has done this: %s; they have done %v", what, did)
+		}
+	}
+	t.Logf("done: %v", did)
+}
+
+// lifeMust lists what lives must have done to prove anything.
+var lifeMust = []string{
+	"create", "mkdir", "unlink", "rmdir", "link", "write", "setattr", "prepare", "freeze", "trim",
+	"rename", "rename a directory to a new parent", "rename a DIR over a DIR", "rename a FILE over a FILE",
+	"decide mkdir", "decide rmdir", "resolve too late",
+	"resolve mkdir linked=true", "resolve mkdir linked=false", "resolve rmdir linked=true", "resolve rmdir linked=false",
+	"resolve mkdir for another linked=true", "resolve mkdir for another linked=false",
+	"resolve rmdir for another linked=true", "resolve rmdir for another linked=false",
 }
 
 // TestLivesNoticeForgottenReplies proves that the lives would notice a machine
@@ -77,6 +98,7 @@ type life struct {
 	sent    []sent
 	answers []answer
 	blocks  map[dfs.BlockID]bool // every block ever committed
+	did     map[string]int       // what has been carried out, how often
 	hinder  bool                 // a failed comparison is noted, not fatal
 	noticed bool
 }
@@ -117,7 +139,7 @@ type answer struct {
 }
 
 func newLife(t *testing.T, seed uint64) *life {
-	l := &life{t: t, rng: rand.New(rand.NewPCG(seed, 1)), w: newWorld(t, lifeGroups), seed: seed, blocks: map[dfs.BlockID]bool{}}
+	l := &life{t: t, rng: rand.New(rand.NewPCG(seed, 1)), w: newWorld(t, lifeGroups), seed: seed, blocks: map[dfs.BlockID]bool{}, did: map[string]int{}}
 	l.m = newModel(int64(l.w.clock>>16) * 1e6)
 	for g := range l.fencedAt {
 		l.fencedAt[g] = map[uint64]bool{}
@@ -146,7 +168,7 @@ func (l *life) fatalf(format string, args ...any) {
 
 // node picks something that exists, or sometimes something that did.
 func (l *life) node() *mnode {
-	if l.rng.IntN(12) == 0 {
+	if l.rng.IntN(20) == 0 {
 		return pick(l, l.m.ever)
 	}
 	return pick(l, l.m.sortedNodes())
@@ -162,7 +184,7 @@ func (l *life) dir() *mnode {
 	return l.node()
 }
 
-func (l *life) name() string { return string(rune('a' + l.rng.IntN(6))) }
+func (l *life) name() string { return string(rune('a' + l.rng.IntN(8))) }
 
 // used picks a name that is there, mostly.
 func (l *life) used(p *mnode) string {
@@ -219,39 +241,44 @@ func (l *life) expect(res *wire.Result, what string, kinds ...dfs.Kind) bool {
 	if !slices.Contains(kinds, kind) {
 		l.fatalf("%s: %v %q, the model says %v", what, kind, res.Text, kinds)
 	}
+	if kind == done {
+		l.did[what]++
+	}
 	return kind == done
 }
 
 func (l *life) step() {
 	s := pick(l, l.sessions)
-	switch l.rng.IntN(26) {
-	case 0, 1, 2, 3:
+	switch n := l.rng.IntN(42); {
+	case n < 5:
 		l.create(s)
-	case 4, 5:
+	case n < 8:
 		l.mkdir(s)
-	case 6, 7:
+	case n < 11:
 		l.unlink(s)
-	case 8:
+	case n < 12:
 		l.rmdir(s)
-	case 9, 10, 11:
+	case n < 16:
 		l.rename(s)
-	case 12:
+	case n < 17:
 		l.link(s)
-	case 13, 14, 15:
+	case n < 20:
 		l.write(s)
-	case 16:
+	case n < 21:
 		l.truncate(s)
-	case 17, 18:
+	case n < 27:
 		l.beginTask(s)
-	case 19, 20, 21:
+	case n < 35:
 		l.advance(s)
-	case 22:
+	case n < 37:
+		l.interfere(s)
+	case n < 38:
 		l.resolver()
-	case 23:
+	case n < 39:
 		l.retries(false)
-	case 24:
+	case n < 40:
 		l.trim()
-	case 25:
+	case n < 41:
 		l.mortality()
 	}
 	if l.rng.IntN(100) == 0 {
@@ -343,8 +370,9 @@ func (l *life) create(s *mortal) {
 	l.m.created(p, name, n, now)
 }
 
-func (l *life) mkdir(s *mortal) {
-	p, name := l.dir(), l.name()
+func (l *life) mkdir(s *mortal) { l.mkdirAt(s, l.dir(), l.name()) }
+
+func (l *life) mkdirAt(s *mortal, p *mnode, name string) {
 	want := l.m.create(p, name, false)
 	op := &wire.MkdirOp{Parent: uint64(p.ino), Name: []byte(name), Mode: uint32(l.rng.IntN(0o2000))}
 	res, now := l.send(s, p.group(), &wire.Command{Op: &wire.Command_Mkdir{Mkdir: op}})
@@ -389,11 +417,20 @@ func (l *life) rename(s *mortal) {
 	if l.rng.IntN(3) == 0 {
 		q = p
 	}
-	name, name2 := l.used(p), l.name()
+	l.renameAt(s, p, l.used(p), q, l.used(q))
+}
+
+func (l *life) renameAt(s *mortal, p *mnode, name string, q *mnode, name2 string) {
 	op := &wire.RenameOp{Parent: uint64(p.ino), Name: []byte(name), NewParent: uint64(q.ino), NewName: []byte(name2), NoReplace: l.rng.IntN(4) == 0}
 	want := l.m.renameKinds(p, name, q, name2, op.NoReplace)
 	res, now := l.send(s, p.group(), &wire.Command{Op: &wire.Command_Rename{Rename: op}})
-	if l.expect(res, fmt.Sprintf("rename %v/%s to %v/%s", p.ino, name, q.ino, name2), want...) {
+	what := "rename"
+	if n, old := p.entries[name], q.entries[name2]; n != nil && old != nil && n != old {
+		what = fmt.Sprintf("rename a %v over a %v", n.typ, old.typ)
+	} else if n != nil && n.isDir() && p != q {
+		what = "rename a directory to a new parent"
+	}
+	if l.expect(res, what, want...) {
 		l.m.renamed(p, name, q, name2, now)
 	}
 }
@@ -447,7 +484,7 @@ func (l *life) truncate(s *mortal) {
 	op := &wire.SetAttrOp{Ino: uint64(n.ino)}
 	want := fileKind(n)
 	if l.rng.IntN(3) > 0 {
-		op.Size = proto.Int64(int64(l.rng.IntN(1500)))
+		op.Size = proto.Int64(l.size(n))
 	} else if want != dfs.NotExist {
 		want = done
 	}
@@ -468,395 +505,11 @@ func (l *life) truncate(s *mortal) {
 	}
 }
 
-// beginTask takes the first step of a mkdir or rmdir over a boundary.
-func (l *life) beginTask(s *mortal) {
-	p := l.dir()
-	if l.rng.IntN(3) > 0 {
-		l.prepare(s, p)
-		return
+// size picks a file's new size, now and then next to the one it has.
+func (l *life) size(n *mnode) int64 {
+	if l.rng.IntN(3) == 0 {
+		return max(0, n.size+int64(l.rng.IntN(3)-1))
 	}
-	name := l.used(p)
-	child := p.entries[name]
-	if child == nil || !child.isDir() || child.group() == p.group() {
-		return
-	}
-	op := &wire.RmdirFreezeOp{Child: uint64(child.ino), Parent: uint64(p.ino), Name: []byte(name)}
-	res, _ := l.send(s, child.group(), &wire.Command{Op: &wire.Command_RmdirFreeze{RmdirFreeze: op}})
-	if l.fenced(res) {
-		return
-	}
-	if l.expect(res, "freeze", l.m.freeze(child)) {
-		s.tasks = append(s.tasks, &task{kind: IntentRmdir, parent: p, name: name, child: child, intent: res.Version, step: 1})
-	}
+	return int64(l.rng.IntN(1500))
 }
 
-func (l *life) prepare(s *mortal, p *mnode) {
-	g := dfs.GroupID(1 + l.rng.IntN(lifeGroups))
-	if g == p.group() || !p.isDir() {
-		return
-	}
-	name := l.name()
-	op := &wire.MkdirPrepareOp{Parent: uint64(p.ino), Name: []byte(name), Mode: uint32(l.rng.IntN(0o2000)), Class: p.class}
-	res, now := l.send(s, g, &wire.Command{Op: &wire.Command_MkdirPrepare{MkdirPrepare: op}})
-	if !l.expect(res, "prepare", done) {
-		return
-	}
-	n := l.newDir(dfs.Ino(res.Attr.Ino), op.Mode, res.Attr, p, now)
-	n.held = IntentMkdir
-	l.m.add(n)
-	s.tasks = append(s.tasks, &task{kind: IntentMkdir, parent: p, name: name, child: n, intent: res.Version, step: 1})
-}
-
-// advance takes the next step of one of the session's tasks.
-func (l *life) advance(s *mortal) {
-	if len(s.tasks) == 0 {
-		return
-	}
-	t := pick(l, s.tasks)
-	if t.step == 1 {
-		l.decide(s, t)
-		return
-	}
-	op := &wire.ResolveOp{Child: uint64(t.child.ino), Linked: t.linked, Intent: t.intent}
-	pending := t.child.held != 0 && !t.child.dead
-	res, _ := l.send(s, t.child.group(), &wire.Command{Op: &wire.Command_Resolve{Resolve: op}})
-	if l.expect(res, "resolve", done) {
-		if pending { // nobody else can have begun another: this one is still held
-			l.m.resolved(t.child, t.linked)
-		}
-		s.tasks = slices.DeleteFunc(s.tasks, func(x *task) bool { return x == t })
-	}
-}
-
-func (l *life) decide(s *mortal, t *task) {
-	var cmd *wire.Command
-	if t.kind == IntentMkdir {
-		cmd = &wire.Command{Op: &wire.Command_MkdirCommit{MkdirCommit: &wire.MkdirCommitOp{Parent: uint64(t.parent.ino), Name: []byte(t.name), Child: uint64(t.child.ino)}}}
-	} else {
-		cmd = &wire.Command{Op: &wire.Command_RmdirCommit{RmdirCommit: &wire.RmdirCommitOp{Parent: uint64(t.parent.ino), Name: []byte(t.name), Child: uint64(t.child.ino)}}}
-	}
-	res, now := l.send(s, t.parent.group(), cmd)
-	if l.fenced(res) {
-		return // the resolver's business
-	}
-	var want dfs.Kind
-	if t.kind == IntentMkdir {
-		want = l.m.commitMkdir(t.parent, t.name, t.child, now)
-		t.linked = want == done
-	} else {
-		want = l.m.commitRmdir(t.parent, t.name, t.child, now)
-		t.linked = want != done
-	}
-	l.expect(res, "decide", want)
-	t.step = 2
-}
-
-// resolver asks the parents' groups about intents, and acts on what they said,
-// now or later, once or twice.
-func (l *life) resolver() {
-	g := dfs.GroupID(1 + l.rng.IntN(lifeGroups))
-	list, err := Intents(l.w.reader(g), 100)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	for _, in := range list {
-		if dfs.MakeIno(g, in.Child.Local()) != in.Child {
-			l.t.Fatalf("intent of %v in group %v", in.Child, g)
-		}
-		q := &wire.Query{Query: &wire.Query_Child{Child: &wire.ChildQuery{Child: uint64(in.Child), Session: uint64(in.Session), Parent: uint64(in.Parent)}}}
-		res, err := l.w.query(in.Parent.Group(), q)
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		if got, want := res.GetChild().Fenced, l.fencedAt[in.Parent.Group()][uint64(in.Session)]; got != want {
-			l.fatalf("session %d fenced in %v: %v, want %v", in.Session, in.Parent.Group(), got, want)
-		}
-		if res.GetChild().Fenced {
-			l.answers = append(l.answers, answer{in, res.GetChild().Linked})
-		}
-	}
-	for range 2 {
-		if len(l.answers) > 0 {
-			l.actOn(pick(l, l.answers))
-		}
-	}
-}
-
-func (l *life) actOn(a answer) {
-	g := a.in.Child.Group()
-	pending := false
-	if in, err := readIntent(l.w.reader(g), a.in.Child); err != nil {
-		l.t.Fatal(err)
-	} else if in != nil {
-		pending = in.Version == a.in.Version
-	}
-	op := &wire.ResolveOp{Child: uint64(a.in.Child), Linked: a.linked, Intent: uint64(a.in.Version)}
-	var res *wire.Result
-	owner := false
-	if s := pick(l, l.sessions); l.rng.IntN(2) == 0 {
-		owner = s.id == uint64(a.in.Session)
-		res, _ = l.send(s, g, &wire.Command{Op: &wire.Command_Resolve{Resolve: op}})
-	} else {
-		res = l.w.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Resolve{Resolve: op}})
-	}
-	if l.fenced(res) {
-		return
-	}
-	want := done
-	if pending && !owner && !l.fencedAt[g][uint64(a.in.Session)] {
-		want = dfs.Frozen
-	}
-	if l.expect(res, "resolve for another", want) && pending {
-		l.m.resolved(l.m.nodes[a.in.Child], a.linked)
-	}
-}
-
-// retries sends commands again: the answer is the same bytes and nothing
-// changes, or it is refused because the floor or a fence has passed it.
-func (l *life) retries(planted bool) {
-	l.hinder = planted
-	for range 3 {
-		if len(l.sent) == 0 {
-			return
-		}
-		c := pick(l, l.sent)
-		if l.rng.IntN(2) == 0 {
-			c = l.sent[len(l.sent)-1-l.rng.IntN(min(8, len(l.sent)))]
-		}
-		floor, _, err := readFloor(l.w.reader(c.g), dfs.SessionID(c.session))
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		reply := l.w.applyBytes(c.g, c.entry)
-		res := &wire.Result{}
-		if err := proto.Unmarshal(reply, res); err != nil {
-			l.t.Fatal(err)
-		}
-		switch kind := dfs.Kind(res.Kind); {
-		case l.fencedAt[c.g][c.session]:
-			if kind != dfs.Fenced {
-				l.fatalf("a retry of a fenced session: %v", kind)
-			}
-		case c.seq < floor:
-			if kind != dfs.Stale {
-				l.fatalf("a retry below the floor: %v", kind)
-			}
-		case !bytes.Equal(reply, c.reply):
-			l.fatalf("a retry was answered\n%x, first\n%x", reply, c.reply)
-		}
-		if l.w.wrote != "" {
-			l.fatalf("a retry wrote rows %q", l.w.wrote)
-		}
-		if l.noticed {
-			return
-		}
-	}
-}
-
-// trim drops some history; what it releases is looked at in settle.
-func (l *life) trim() {
-	g := dfs.GroupID(1 + l.rng.IntN(lifeGroups))
-	oldest, err := HistoryOldest(l.w.reader(g))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if oldest == 0 {
-		return
-	}
-	res := l.w.trim(g, oldest+dfs.Version(l.rng.IntN(100_000_000)), uint32(1+l.rng.IntN(60)))
-	l.expect(res, "trim", done)
-}
-
-// mortality ends the lease of a session, or brings a fence to a group.
-func (l *life) mortality() {
-	if l.rng.IntN(2) == 0 {
-		pick(l, l.sessions).dying = true
-		return
-	}
-	l.bringFence(dfs.GroupID(1 + l.rng.IntN(lifeGroups)))
-}
-
-func (l *life) bringFence(g dfs.GroupID) {
-	var live []uint64
-	for _, s := range l.sessions {
-		if !s.dying && !l.fencedAt[g][s.id] {
-			live = append(live, s.id)
-		}
-	}
-	l.fenceIdx++
-	if res := l.w.fence(g, l.fenceIdx, l.lastID, live...); res.Kind != 0 {
-		l.fatalf("fence: %v", res)
-	}
-	for id := uint64(1); id <= l.lastID; id++ {
-		if !slices.Contains(live, id) {
-			l.fencedAt[g][id] = true
-		}
-	}
-	l.sessions = slices.DeleteFunc(l.sessions, func(s *mortal) bool {
-		for h := 1; h <= lifeGroups; h++ {
-			if !l.fencedAt[h][s.id] {
-				return false
-			}
-		}
-		return true
-	})
-	for len(l.sessions) < 3 {
-		l.open()
-	}
-}
-
-// settle lets every session die, resolves everything, compares the tree with
-// the model, trims all history and compares what was released.
-func (l *life) settle() {
-	for _, s := range l.sessions {
-		s.dying = true
-	}
-	for g := range lifeGroups {
-		l.bringFence(dfs.GroupID(g + 1))
-	}
-	for range 1000 {
-		left := 0
-		for g := range lifeGroups {
-			list, err := Intents(l.w.reader(dfs.GroupID(g+1)), 1)
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			left += len(list)
-		}
-		if left == 0 {
-			break
-		}
-		l.answers = nil
-		l.resolver()
-	}
-	l.w.check(lifeGroups)
-	l.compare(l.m.root)
-	for _, n := range l.m.nodes {
-		if n.held != 0 {
-			l.fatalf("%v is still held", n.ino)
-		}
-	}
-	l.release()
-}
-
-// compare walks the tree below a directory beside the model.
-func (l *life) compare(dir *mnode) {
-	seen := 0
-	var cursor []byte
-	for more := true; more; {
-		q := &wire.ReadDirQuery{Ino: uint64(dir.ino), After: cursor, Limit: 2, Plus: true}
-		res, err := l.w.query(dir.group(), &wire.Query{Query: &wire.Query_ReadDir{ReadDir: q}})
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		page := res.GetReadDir()
-		if got := wireAttr(page.Dir); got != dir.attr() {
-			l.fatalf("directory\n%s, the model says\n%s", got, dir.attr())
-		}
-		for _, e := range page.Entries {
-			seen++
-			cursor = e.Name
-			n := dir.entries[string(e.Name)]
-			if n == nil || n.ino != dfs.Ino(e.Ino) || n.typ != e.Type {
-				l.fatalf("entry %v of %v, the model says %+v", e, dir.ino, n)
-			}
-			if n.isDir() {
-				l.compare(n)
-				continue
-			}
-			if got := wireAttr(e.Attr); got != n.attr() {
-				l.fatalf("inode\n%s, the model says\n%s", got, n.attr())
-			}
-			if n.typ == wire.FileType_FILE {
-				l.compareData(n)
-			}
-		}
-		more = page.More
-	}
-	if seen != len(dir.entries) {
-		l.fatalf("directory %v has %d entries, the model says %d", dir.ino, seen, len(dir.entries))
-	}
-}
-
-func (l *life) compareData(n *mnode) {
-	got := &mnode{}
-	for at, more := int64(0), true; more; {
-		res, err := l.w.query(n.group(), &wire.Query{Query: &wire.Query_Extents{Extents: &wire.ExtentsQuery{Ino: uint64(n.ino), Offset: at, Limit: 2}}})
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		more = res.GetExtents().More
-		for _, e := range res.GetExtents().Extents {
-			id, _ := dfs.ParseBlockID(e.Block)
-			got.put(e.Offset, int(e.Length), int(e.BlockOffset), id.Counter)
-			at = e.Offset + e.Length
-		}
-	}
-	for i := range max(len(got.data), len(n.data)) {
-		var a, b cell
-		if i < len(got.data) {
-			a = got.data[i]
-		}
-		if i < len(n.data) {
-			b = n.data[i]
-		}
-		if a != b {
-			l.fatalf("byte %d of %v is %+v, the model says %+v", i, n.ino, a, b)
-		}
-	}
-}
-
-// release trims everything: exactly the blocks that no file names are in the
-// delete queues.
-func (l *life) release() {
-	want := map[dfs.BlockID]bool{}
-	for id := range l.blocks {
-		want[id] = true
-	}
-	for _, n := range l.m.nodes {
-		for _, c := range n.counters() {
-			for id := range l.blocks {
-				if id.Ino == n.ino && id.Counter == c {
-					delete(want, id)
-				}
-			}
-		}
-	}
-	for g := dfs.GroupID(1); g <= lifeGroups; g++ {
-		for {
-			oldest, err := HistoryOldest(l.w.reader(g))
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			if oldest == 0 {
-				break
-			}
-			l.expect(l.w.trim(g, oldest+1, 50), "trim", done)
-		}
-		var cursor []byte
-		for {
-			blocks, next, err := DeleteQueue(l.w.reader(g), cursor, 7)
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			for _, id := range blocks {
-				if !want[id] {
-					l.fatalf("block %v was released and is named, or released twice", id)
-				}
-				delete(want, id)
-			}
-			if cursor = next; len(next) == 0 {
-				break
-			}
-		}
-		for _, row := range l.w.rows(g, "bcdefiqs") {
-			if tag := row[0][0]; tag != tagFloor && tag != tagReply && tag != tagLease || l.fencedAt[g][binary.BigEndian.Uint64(row[0][1:])] {
-				l.fatalf("%v is left with a row of key %x", g, row[0])
-			}
-		}
-	}
-	if len(want) > 0 {
-		l.fatalf("%d blocks that nothing names were not released", len(want))
-	}
-	l.w.check(lifeGroups)
-}
