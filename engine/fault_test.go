@@ -282,7 +282,7 @@ func TestDeadSegments(t *testing.T) {
 		o := testOptions(fs)
 		s := openPGs(t, o, 1)
 		r, err := (*Read)(nil), error(nil)
-		for round := range uint64(20) {
+		for round := range uint64(10) {
 			for n := range uint64(20) {
 				mustPut(t, s, round*100+n, 20_000, 1)
 			}
@@ -296,7 +296,7 @@ func TestDeadSegments(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if st := s.Stats(); st.SegmentsGiven < 20 || st.Segments > 8 || st.Tombstones != 400 || st.Blocks != 0 {
+		if st := s.Stats(); st.SegmentsGiven < 10 || st.Segments > 8 || st.Tombstones != 200 || st.Blocks != 0 {
 			t.Errorf("%+v", st)
 		}
 		if len(r.Data) != 20_000 {
@@ -311,7 +311,7 @@ func TestDeadSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 		s = openPGs(t, o, 1)
-		if st := s.Stats(); st.Tombstones != 400 || st.Blocks != 0 || s.DamagedUnnamed() {
+		if st := s.Stats(); st.Tombstones != 200 || st.Blocks != 0 || s.DamagedUnnamed() {
 			t.Errorf("after a rebuild: %+v", st)
 		}
 		wantKind(t, s.Put(t.Context(), putRequest(5, 20_000, 1)), dfs.Stale)

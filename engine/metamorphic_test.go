@@ -470,7 +470,7 @@ func (w *world) run(steps int) (err error) {
 }
 
 func TestMetamorphic(t *testing.T) {
-	const seeds, steps = 20, 80
+	const seeds, steps = 20, 50
 	total := map[string]int{}
 	for seed := range uint64(seeds) {
 		var err error

@@ -38,7 +38,8 @@ type DeleteRequest struct {
 // has other bytes, TooLarge when no segment can hold it, NoSpace when the
 // store is full, Deadline when ctx ended while the queue was full, and
 // Unavailable when the store has failed or is closed; after the last of these
-// the block may or may not be stored.
+// the block may or may not be stored. A put that has its place in the queue is
+// not cut short by ctx.
 func (s *Store) Put(ctx context.Context, req PutRequest) error {
 	if err := s.enter(); err != nil {
 		return err

@@ -27,6 +27,7 @@ type segmentScan struct {
 	foot    *footer
 	limit   int64 // no batch reaches beyond it
 
+	small     [batchHeaderLen]byte // for a look ahead that leaves the window where it is
 	window    []byte
 	windowAt  int64
 	windowLen int
@@ -179,8 +180,13 @@ func (s *segmentScan) pastBad(off int64, begun bool) (group, error) {
 
 // batchAt decodes the batch header at off; false when there is none that fits.
 func (s *segmentScan) batchAt(off int64) (batchHeader, bool, error) {
-	p, ok := s.read(off, batchHeaderLen)
-	if !ok {
+	p := s.small[:]
+	if at := off - s.windowAt; at >= 0 && at+batchHeaderLen <= int64(s.windowLen) {
+		p = s.window[at:]
+	} else if off+batchHeaderLen > s.size {
+		return batchHeader{}, false, nil
+	} else if _, err := s.file.ReadAt(p, off); err != nil {
+		s.unreadable(off, err)
 		return batchHeader{}, false, nil
 	}
 	h, ok, err := decodeBatch(p, place{s.mark, s.segment, off})
@@ -325,10 +331,16 @@ func (s *segmentScan) read(off int64, n int) ([]byte, bool) {
 	s.windowLen = n
 	if _, err := s.file.ReadAt(s.window[:n], off); err != nil {
 		s.windowLen = 0
-		if off >= s.synced && err != io.EOF {
-			s.readErr = err
-		}
+		s.unreadable(off, err)
 		return nil, false
 	}
 	return s.window[:n], true
+}
+
+// unreadable notes a failed read where a torn tail would have to be told from
+// a sick disk. The end of the file is neither.
+func (s *segmentScan) unreadable(off int64, err error) {
+	if off >= s.synced && err != io.EOF {
+		s.readErr = err
+	}
 }

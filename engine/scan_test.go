@@ -256,7 +256,7 @@ func checkFlip(t *testing.T, m *image, at int, sealed bool) {
 }
 
 // FuzzScan feeds a scan any bytes: it neither panics nor reports what lies
-// outside the segment.
+// outside the segment. Inputs are big: run it with -fuzzminimizetime 10x.
 func FuzzScan(f *testing.F) {
 	m := sampleImage()
 	f.Add(bytes.Clone(m.p), false)

@@ -211,7 +211,8 @@ func (s *Store) exit() {
 }
 
 // Close finishes every call that was begun, makes the index durable, and gives
-// the directory up. It may be called more than once.
+// the directory up. It returns the failure of a store that has failed. It may
+// be called more than once.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
