@@ -40,7 +40,7 @@ type cluster struct {
 	stopped bool
 
 	chunks     func(from, to dfs.NodeID, n int) error // may fail a snapshot's n-th chunk
-	snapshots  int                                   // streams opened
+	snapshots  int                                    // streams opened
 	unexpected error
 }
 
@@ -450,4 +450,16 @@ func (c *cluster) all() []dfs.NodeID {
 func bubble(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, fn)
+}
+
+// chunkList is a recv over chunks in memory.
+func chunkList(chunks *[][]byte) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		if len(*chunks) == 0 {
+			return nil, io.EOF
+		}
+		next := (*chunks)[0]
+		*chunks = (*chunks)[1:]
+		return next, nil
+	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	crashSeeds = flag.Int("crash.seeds", 24, "how many seeds TestCrashes runs")
+	crashSeeds = flag.Int("crash.seeds", 20, "how many seeds TestCrashes runs")
 	crashSeed  = flag.Uint64("crash.seed", 1, "the first of them")
 )
 
@@ -37,19 +37,24 @@ func (a *tally) add(b tally) {
 func crashRun(t *testing.T, seed uint64, tune func(*Options)) (sum tally, err error) {
 	bubble(t, func(t *testing.T) {
 		c := newCluster(t, seed, 3, testGroups(3)...)
-		c.tune = tune
+		c.tune = func(o *Options) {
+			o.KeepEntries, o.LogBytes = 8, 2<<10 // so that sleepers need snapshots
+			if tune != nil {
+				tune(o)
+			}
+		}
 		defer c.stop()
 		c.boot()
 		h := newHistory()
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
-		for i := range 5 {
+		for i := range 4 {
 			rng := rand.New(rand.NewPCG(seed, uint64(100+i)))
 			wg.Go(func() { c.client(h, i, rng.IntN, 3, stop) })
 		}
 		rng := rand.New(rand.NewPCG(seed, 3))
-		for range 14 {
-			time.Sleep(time.Duration(200+rng.IntN(2500)) * time.Millisecond)
+		for range 9 {
+			time.Sleep(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
 			if err = c.misfortune(rng, &sum); err != nil {
 				break
 			}

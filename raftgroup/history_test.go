@@ -157,7 +157,7 @@ func (c *cluster) client(h *history, id int, rnd func(n int) int, keys int, stop
 			}
 			time.Sleep(time.Duration(1+rnd(100)) * time.Millisecond)
 		}
-		time.Sleep(time.Duration(rnd(20)) * time.Millisecond)
+		time.Sleep(time.Duration(rnd(100)) * time.Millisecond)
 	}
 }
 

@@ -3,7 +3,6 @@ package raftgroup
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -76,7 +75,7 @@ func Open(o Options) (*Host, error) {
 	h.writer = newLogWriter(h)
 	if err := h.openStores(); err != nil {
 		h.cancel()
-		return nil, errors.Join(err, h.closeStores())
+		return nil, firstError(err, h.closeStores())
 	}
 	h.start()
 	return h, nil
@@ -224,10 +223,10 @@ func (h *Host) closeStores() error {
 		if h.failure() == nil {
 			err = wrapStore("close raft state", "", h.state.Flush()) // spares the next start the replay
 		}
-		err = errors.Join(err, wrapStore("close raft state", "", h.state.Close()))
+		err = firstError(err, wrapStore("close raft state", "", h.state.Close()))
 	}
 	if h.store != nil {
-		err = errors.Join(err, h.store.close())
+		err = firstError(err, h.store.close())
 	}
 	return err
 }

@@ -53,7 +53,7 @@ func openLogStore(o *Options, fail func(error)) (*logStore, error) {
 		return nil, err
 	}
 	if err := s.start(o, marked, path, fail); err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, firstError(err, s.close())
 	}
 	return s, nil
 }
@@ -176,7 +176,7 @@ func (s *logStore) close() error {
 		err = s.mark.close()
 	}
 	if s.db != nil {
-		err = errors.Join(err, s.db.Close())
+		err = firstError(err, s.db.Close())
 	}
 	return wrapStore("close raft log", "", err)
 }

@@ -42,7 +42,7 @@ func createMark(f vfs.FS, dir, path string) error {
 	if err == nil {
 		err = file.Sync()
 	}
-	if err = errors.Join(err, file.Close()); err != nil {
+	if err = firstError(err, file.Close()); err != nil {
 		return err
 	}
 	return syncDir(f, dir)
@@ -76,7 +76,7 @@ func openMark(f vfs.FS, path string) (*mark, error) {
 	for slot := range 2 {
 		buf := make([]byte, markLen)
 		if _, err := file.ReadAt(buf, int64(slot)*markSlot); err != nil && !errors.Is(err, io.EOF) {
-			return nil, errors.Join(err, file.Close())
+			return nil, firstError(err, file.Close())
 		}
 		if n, ok := decodeMark(buf); ok {
 			m.noted = max(m.noted, n)
@@ -85,7 +85,7 @@ func openMark(f vfs.FS, path string) (*mark, error) {
 	}
 	if whole == 0 {
 		err := dfs.Errorf(dfs.Corrupt, "read mark file", "%s: neither slot is whole", path)
-		return nil, errors.Join(err, file.Close())
+		return nil, firstError(err, file.Close())
 	}
 	m.synced = m.noted
 	return m, nil
@@ -123,4 +123,4 @@ func (m *mark) sync() error {
 	return nil
 }
 
-func (m *mark) close() error { return errors.Join(m.sync(), m.file.Close()) }
+func (m *mark) close() error { return firstError(m.sync(), m.file.Close()) }

@@ -100,7 +100,7 @@ func syncDir(f vfs.FS, path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return firstError(d.Sync(), d.Close())
 }
 
 // makeDir makes a directory and the missing ones above it, durably.
@@ -135,4 +135,15 @@ func closeInto(err *error, c io.Closer) {
 	if cerr := c.Close(); *err == nil {
 		*err = cerr
 	}
+}
+
+// firstError returns the first error that is one, as it is: a joined error
+// would hide its kind.
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -72,7 +72,7 @@ func (h *Host) removeSnapFiles(names []string) error {
 		}
 		errs = append(errs, h.opts.FS.Remove(path))
 	}
-	return wrapStore("clean snapshots", h.snapDir(), errors.Join(errs...))
+	return wrapStore("clean snapshots", h.snapDir(), firstError(errs...))
 }
 
 // ReceiveSnapshot takes a stream that a peer's SnapshotSink sent, chunk by
@@ -108,7 +108,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, recv func()
 	_, _ = sum.Write(first[1:])
 	in := &chunkReader{h: h, recv: recv, sum: sum}
 	if err := h.storeSnapshot(r, inst, in); err != nil {
-		return errors.Join(err, h.removeSnapFiles(inst.files))
+		return firstError(err, h.removeSnapFiles(inst.files))
 	}
 	return r.offer(ctx, inst)
 }
@@ -166,7 +166,8 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 		}
 		chunk, err := c.recv()
 		if err != nil {
-			return 0, &dfs.Error{Kind: dfs.Unavailable, Op: "receive snapshot", Text: "torn stream", Err: err}
+			// Not wrapped: io.EOF here is no end of the data.
+			return 0, dfs.Errorf(dfs.Unavailable, "receive snapshot", "torn stream: %v", err)
 		}
 		if len(chunk) == 0 || len(chunk) > SnapshotChunk {
 			return 0, dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of %d bytes", len(chunk))
@@ -353,5 +354,5 @@ func (r *replica) dropInstallLocked(inst *install) {
 		return
 	}
 	r.state.forget(inst)
-	inst.done <- errors.Join(inst.notNeeded(r.id), r.h.removeSnapFiles(inst.files))
+	inst.done <- firstError(inst.notNeeded(r.id), r.h.removeSnapFiles(inst.files))
 }

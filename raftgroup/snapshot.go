@@ -119,7 +119,7 @@ func (h *Host) streamSnapshot(r *replica, to dfs.NodeID, term uint64) (err error
 	}
 	defer closeInto(&err, it)
 	if !it.First() || it.Key()[len(lower)] != stateApplied {
-		return wrapStore("send snapshot", r.id.String(), cmpErr(it.Error(), errors.New("no state")))
+		return wrapStore("send snapshot", r.id.String(), firstError(it.Error(), errors.New("no state")))
 	}
 	at, err := decodeApplied(it.Value(), r.id)
 	if err != nil {
@@ -143,13 +143,6 @@ func (h *Host) streamSnapshot(r *replica, to dfs.NodeID, term uint64) (err error
 		err = werr
 	}
 	return err
-}
-
-func cmpErr(err, fallback error) error {
-	if err != nil {
-		return err
-	}
-	return fallback
 }
 
 func isMember(c *pb.ConfState, n dfs.NodeID) bool {
