@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -17,6 +18,10 @@ import (
 	"dfsd/dfs"
 	"dfsd/transport"
 )
+
+// connectTimeout is how long a command looks for any meta node that answers:
+// one who mistyped an address learns it soon.
+const connectTimeout = 5 * time.Second
 
 // app is one run of the program.
 type app struct {
@@ -52,22 +57,21 @@ func (a *app) connectTo(ctx context.Context, cfg *config.Client) (*client.Client
 	}
 	opts := client.Options{
 		Cluster: cfg.ClusterID, Cred: whoami(), Holder: holder(), Timeout: cfg.Timeout, Hedge: cfg.Hedge.Min,
-		ConnectTimeout: min(cfg.Timeout, client.DefaultConnectTimeout),
+		ConnectTimeout: min(cfg.Timeout, connectTimeout),
 		Logger:         slog.New(slog.NewTextHandler(a.proc.Err, &slog.HandlerOptions{Level: slog.LevelError})),
 	}
-	var addrs []string
 	for _, m := range cfg.Meta {
-		addrs = append(addrs, m.Addr)
+		opts.Metas = append(opts.Metas, m.Addr)
 	}
-	opts.Metas = addrs
 	c, done, err := client.Connect(ctx, pool, opts)
 	if err != nil {
-		return nil, nil, unreachable(err, addrs)
+		return nil, nil, unreachable(err, opts.Metas)
 	}
 	return c, done, nil
 }
 
-// unreachable is the error of a cluster that could not be found.
+// unreachable is the error of a cluster that could not be found. It names every
+// address that was tried, and why it was no use.
 func unreachable(err error, addrs []string) error {
 	code, hint := exitFailed, ""
 	switch dfs.KindOf(err) {
@@ -78,7 +82,11 @@ func unreachable(err error, addrs []string) error {
 	case dfs.Permission:
 		hint = "see tls.ca, tls.cert and tls.key"
 	}
-	return &verbError{err: fmt.Errorf("cluster at %s: %w", strings.Join(addrs, ", "), cause(err)), code: code, hint: hint}
+	text := cause(err).Error()
+	for _, a := range addrs { // each layer below names the address
+		text = strings.ReplaceAll(text, a+": connect to "+a+": dial tcp "+a+": connect: ", a+": ")
+	}
+	return &verbError{err: &dfs.Error{Kind: dfs.KindOf(err), Op: "reach the cluster", Text: text}, code: code, hint: hint}
 }
 
 // loadTLS reads the PEM files of a configuration; nil without TLS.

@@ -100,6 +100,9 @@ func kindHint(err error) string {
 // faults of a configuration.
 func errorLine(err error) string {
 	line := "dfsd: " + err.Error()
+	if faults := (config.Faults)(nil); !errors.As(err, &faults) {
+		line, _, _ = strings.Cut(line, "\n")
+	}
 	for v := (*verbError)(nil); errors.As(err, &v); err = v.err {
 		if v.hint != "" {
 			line += "; " + v.hint

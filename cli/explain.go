@@ -102,25 +102,27 @@ func explain(ctx context.Context, c *client.Client, path string) (*explanation, 
 
 // policy says where the class comes from.
 func (e *explanation) policy(ctx context.Context, c *client.Client, path string, a *client.Attr) error {
-	if class, err := dfs.ParseClass(a.Class); err == nil {
-		e.WantCopies = class.Width()
-	}
 	dir := path
 	if a.Type != client.TypeDir {
 		dir, _ = split(path)
 	}
-	class, from, err := policyOf(ctx, c, dir)
-	switch {
-	case err != nil:
+	p, err := policyOf(ctx, c, dir)
+	if err != nil {
 		return err
-	case a.Type == client.TypeSymlink:
+	}
+	e.Policy = p.String()
+	switch a.Type {
+	case client.TypeDir:
+		e.Class = p.class
+	case client.TypeSymlink:
 		e.Policy = "a symlink has no blocks"
-	case a.Type == client.TypeFile && class != a.Class:
-		e.Policy = fmt.Sprintf("fixed when the file was made; what is made in %s now is %s", quote(dir), class)
-	case from == "/":
-		e.Policy = "the root directory: the cluster's default_class, or dfsd policy set /"
 	default:
-		e.Policy = "the policy of " + quote(from)
+		if p.class != a.Class {
+			e.Policy = fmt.Sprintf("what was in force when the file was made; what is made in %s now is %s", quote(dir), p.class)
+		}
+	}
+	if class, err := dfs.ParseClass(e.Class); err == nil {
+		e.WantCopies = class.Width()
 	}
 	return nil
 }
@@ -203,62 +205,4 @@ func (p pgStatus) where() string {
 		out = append(out, fmt.Sprintf("s%d@%s %s", m.Store, m.Node, what))
 	}
 	return strings.Join(out, ", ")
-}
-
-func newPolicy(a *app) *cobra.Command {
-	var asJSON bool
-	get := &cobra.Command{
-		Use: "get PATH", Short: "Show the storage class of what is made in a directory", Args: checked(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkRemote("policy get", args...); err != nil {
-				return err
-			}
-			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				class, from, err := policyOf(cmd.Context(), c, args[0])
-				if err != nil {
-					return failed("policy get", args[0], err)
-				}
-				if asJSON {
-					return printJSON(a.proc.Out, struct {
-						Version int `json:"version"`
-						jsonPath
-						Class string `json:"class"`
-						From  string `json:"from"`
-					}{jsonVersion, toJSONPath(args[0]), class, strings.ToValidUTF8(from, "\uFFFD")})
-				}
-				_, err = fmt.Fprintf(a.proc.Out, "class %s, from %s\n", class, quote(from))
-				return err
-			})
-		},
-	}
-	get.Flags().BoolVar(&asJSON, "json", false, "print an object")
-	set := &cobra.Command{
-		Use:   "set PATH CLASS",
-		Short: "Set the storage class of what is made in a directory from now on",
-		Long: `Set the storage class of files and directories that are made in a directory from now on: rep1 to
-rep16, or inherit for that of the directory above. What exists keeps the class it has.`,
-		Args: checked(cobra.ExactArgs(2)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkRemote("policy set", args[0]); err != nil {
-				return err
-			}
-			var class dfs.Class
-			if args[1] != "inherit" {
-				var err error
-				if class, err = dfs.ParseClass(args[1]); err != nil {
-					return usagef("policy set: %v", cause(err))
-				}
-				if class.Erasure() {
-					return usagef("policy set: %v: this release stores replicated classes only, rep1 to rep16", class)
-				}
-			}
-			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				if err := c.SetPolicy(cmd.Context(), args[0], class); err != nil {
-					return failed("policy set", args[0], err)
-				}
-				return nil
-			})
-		},
-	}
-	return family("policy", "Show and set the policies of directories", get, set)
 }

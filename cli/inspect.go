@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -300,40 +299,4 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
-}
-
-// policyOf finds the storage class that a directory gives to what is made in it,
-// and the topmost directory of those above that have the same without a break:
-// the one that says so, as far as can be told.
-func policyOf(ctx context.Context, c *client.Client, path string) (class, from string, err error) {
-	a, err := c.Stat(ctx, path)
-	if err != nil {
-		return "", "", err
-	}
-	if a.Type != client.TypeDir {
-		return "", "", dfs.NotDir
-	}
-	names := []string{} // from the directory up
-	class = a.Class
-	for a.Ino != dfs.RootIno {
-		above, err := c.Inode(a.Parent).Attr(ctx)
-		if err != nil {
-			return "", "", err
-		}
-		if above.Class != class {
-			break
-		}
-		names = append(names, "..")
-		a = above
-	}
-	if a.Ino == dfs.RootIno {
-		return class, "/", nil
-	}
-	from = strings.TrimRight(path, "/")
-	for range names {
-		if from, _ = split(from); from == "" || strings.HasSuffix(from, "..") {
-			return class, join(path, strings.Join(names, "/")), nil // the path leads over links
-		}
-	}
-	return class, from, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -85,20 +86,30 @@ func (a *app) serve(ctx context.Context, args []string) error {
 }
 
 // untilClosed returns a context that ends when the other end of a pipe is
-// closed. The returned function waits for what watches it.
+// closed. The returned function, to be called when the work is done, waits for
+// what watches the pipe. Nobody is left who could kill a process that then does
+// not end, so it ends by itself after devStop.
 func untilClosed(ctx context.Context, fd int) (context.Context, func(), error) {
 	if err := syscall.SetNonblock(fd, true); err != nil { // so that Close wakes the reader
 		return nil, nil, err
 	}
 	pipe := os.NewFile(uintptr(fd), "parent")
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
+	done, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		_, _ = io.Copy(io.Discard, pipe)
 		cancel()
+		late := time.NewTimer(devStop)
+		defer late.Stop()
+		select {
+		case <-stopped:
+		case <-late.C:
+			os.Exit(int(exitFailed))
+		}
 	}()
 	return ctx, func() {
+		close(stopped)
 		_ = pipe.Close()
 		<-done
 		cancel()
