@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"errors"
+	"io"
 	"math/bits"
 	"sync"
 
@@ -74,7 +76,7 @@ func receivePayload(in drpc.Stream, first, buf []byte) error {
 	for n < len(buf) {
 		f.Data = buf[n:n:len(buf)]
 		switch err := recvFrame(in, &f); {
-		case isEOF(err):
+		case errors.Is(err, io.EOF):
 			return dfs.Errorf(dfs.Invalid, "receive block", "%d bytes came, the head says %d", n, len(buf))
 		case err != nil:
 			return err
@@ -89,7 +91,7 @@ func receivePayload(in drpc.Stream, first, buf []byte) error {
 	switch err := recvFrame(in, &f); {
 	case err == nil:
 		return tooMuch(len(buf))
-	case !isEOF(err):
+	case !errors.Is(err, io.EOF):
 		return err
 	}
 	return nil

@@ -28,6 +28,7 @@ type plane struct {
 	beats     map[dfs.StoreID]*wire.StoreBeat
 	refuse    error // of registrations
 	registers int
+	reports   int  // of refills
 	noDone    bool // reports of refills are refused
 	held      bool // proposals are not activated
 	deaf      bool // as mute, and heartbeats tell of no epoch
@@ -213,6 +214,7 @@ func (p *plane) RefillDone(_ context.Context, req *wire.RefillDoneRequest) (*wir
 	if p.noDone {
 		return nil, dfs.Errorf(dfs.Unavailable, "refill", "not now")
 	}
+	p.reports++
 	if p.onDone != nil {
 		p.onDone(req)
 	}

@@ -2,8 +2,6 @@ package storage
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	"google.golang.org/protobuf/proto"
 
@@ -11,8 +9,6 @@ import (
 	"dfsd/engine"
 	"dfsd/transport/wire"
 )
-
-func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
 // Put implements the block service: it answers when the block is durable.
 func (b *blockServer) Put(stream wire.DRPCBlock_PutStream) error {

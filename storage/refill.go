@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// refillPause is the longest pause after a failed pass: sources return by
-	// themselves, and a map that changes ends the pause.
+	// refillPause is the longest pause after a failed pass: a source that
+	// returns is used soon, and one that does not costs little.
 	refillPause = 10 * time.Second
 
 	// reportAgain is how long a reported refill may stay incomplete in the map

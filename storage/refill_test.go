@@ -143,6 +143,11 @@ func TestRefillOfManyGroups(t *testing.T) {
 		for id, data := range all.blocks {
 			c.holds(x.store(int(id.PG-1)%2), id, data)
 		}
+		c.plane.mu.Lock()
+		defer c.plane.mu.Unlock()
+		if c.plane.reports >= 40 {
+			t.Errorf("%d reports for 40 refills", c.plane.reports)
+		}
 	})
 }
 

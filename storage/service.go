@@ -189,13 +189,11 @@ func (s *Service) run() {
 
 // sleep waits for a time or the end of the service, and reports whether the
 // service goes on.
-func (s *Service) sleep(d time.Duration) bool { return sleep(s.ctx, d) }
-
-func sleep(ctx context.Context, d time.Duration) bool {
+func (s *Service) sleep(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-ctx.Done():
+	case <-s.ctx.Done():
 		return false
 	case <-t.C:
 		return true
