@@ -196,4 +196,3 @@ func (l *life) actOn(a answer) {
 		l.m.resolved(l.m.nodes[a.in.Child], a.linked)
 	}
 }
-

@@ -512,4 +512,3 @@ func (l *life) size(n *mnode) int64 {
 	}
 	return int64(l.rng.IntN(1500))
 }
-
