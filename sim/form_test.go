@@ -1,0 +1,541 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/client"
+	"dfsd/dfs"
+	"dfsd/node"
+	"dfsd/transport"
+	"dfsd/transport/wire"
+)
+
+// unstarted makes the nodes of a cluster and starts none, on a network with
+// latency, so that starts at the same moment still interleave.
+func unstarted(cfg Config) *Cluster {
+	cfg.Metas, cfg.Class, cfg.Logger = 3, dfs.Replicated(3), testLogger()
+	c := &Cluster{
+		cfg: cfg, rand: rand.New(rand.NewPCG(cfg.Seed, 1)),
+		net: transport.NewMemory(transport.MemoryOptions{Seed: cfg.Seed, MinLatency: time.Millisecond, MaxLatency: 30 * time.Millisecond}),
+	}
+	for i := range cfg.Metas {
+		c.nodes = append(c.nodes, &simNode{name: fmt.Sprintf("meta%d", i+1), roles: dfs.RoleMeta, fs: vfs.NewCrashableMem()})
+	}
+	for range cfg.Stores {
+		c.AddStorage()
+	}
+	return c
+}
+
+func start(t *testing.T, c *Cluster, nodes ...int) {
+	t.Helper()
+	for _, i := range nodes {
+		if err := c.Start(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// waiting is why a meta node is not part of a cluster.
+func waiting(t *testing.T, c *Cluster, i int) string {
+	t.Helper()
+	m := c.nodes[i].node.Meta()
+	if m.Map() != nil {
+		t.Fatalf("%s has a map of cluster %v", c.nodes[i].name, m.Map().Cluster)
+	}
+	_, err := m.Status(t.Context(), &wire.StatusRequest{})
+	if err == nil {
+		t.Fatalf("%s answers", c.nodes[i].name)
+	}
+	return err.Error()
+}
+
+func TestFormationWaitsForAllListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := unstarted(Config{Seed: 1, Stores: 3})
+		defer c.Close()
+		start(t, c, 0, 1, 3, 4, 5)
+		time.Sleep(time.Minute)
+		for i := range 2 {
+			if why := waiting(t, c, i); !strings.Contains(why, "meta3 at meta3:7400") {
+				t.Errorf("%s waits, and says: %s", c.nodes[i].name, why)
+			}
+		}
+		start(t, c, 2)
+		p := open(t, c, "client")
+		defer p.Close()
+		t.Logf("ready after %v", awaitReady(t, p))
+	})
+}
+
+func TestDifferingListsFormNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wrong := true
+		c := unstarted(Config{Seed: 1, Stores: 2, Tweak: func(o *node.Options) {
+			if o.Name == "meta2" && wrong {
+				o.Peers[2].Addr = "meta9:7400"
+			}
+		}})
+		defer c.Close()
+		start(t, c, 0, 1, 2, 3, 4)
+		time.Sleep(time.Minute)
+		for i := range 3 {
+			if why := waiting(t, c, i); !strings.Contains(why, "configurations differ") || !strings.Contains(why, "meta9:7400") {
+				t.Errorf("%s waits, and says: %s", c.nodes[i].name, why)
+			}
+		}
+		wrong = false
+		c.Crash(1)
+		start(t, c, 1)
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+	})
+}
+
+// TestCrashesWhileForming crashes meta nodes, mostly the founder, at random
+// moments of the formation: in the end there is one cluster of all.
+func TestCrashesWhileForming(t *testing.T) {
+	for seed := uint64(1); seed <= 8; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := unstarted(Config{Seed: seed, Stores: 3})
+				defer c.Close()
+				start(t, c, 0, 1, 2, 3, 4, 5)
+				random := rand.New(rand.NewPCG(seed, 3))
+				for range 6 {
+					time.Sleep(time.Duration(random.IntN(1200)) * time.Millisecond)
+					victims := []int{0}
+					if random.IntN(3) == 0 {
+						victims = []int{random.IntN(6)}
+					}
+					if random.IntN(5) == 0 {
+						victims = []int{0, 1, 2}
+					}
+					for _, v := range victims {
+						c.Crash(v)
+					}
+					time.Sleep(time.Duration(random.IntN(700)) * time.Millisecond)
+					start(t, c, victims...)
+				}
+				p := open(t, c, "client")
+				defer p.Close()
+				awaitReady(t, p)
+				oneCluster(t, c, p)
+			})
+		})
+	}
+}
+
+// oneCluster checks that all nodes are different members of the same cluster,
+// and that all listed meta nodes vote in every group.
+func oneCluster(t *testing.T, c *Cluster, p *Peer) {
+	t.Helper()
+	seen := map[dfs.NodeID]string{}
+	var cluster dfs.ClusterID
+	for _, sn := range c.nodes {
+		if sn.node == nil {
+			continue
+		}
+		await(t, time.Minute, func() string {
+			if !sn.node.Ready() || sn.node.Err() != nil {
+				return fmt.Sprintf("%s is not ready: %v", sn.name, sn.node.Err())
+			}
+			return ""
+		})
+		id := membershipOf(t, sn)
+		if other := seen[id.Node]; other != "" || id.Node == 0 {
+			t.Errorf("%s and %s are both node %v", sn.name, other, id.Node)
+		}
+		seen[id.Node] = sn.name
+		if !cluster.IsZero() && id.Cluster != cluster {
+			t.Errorf("%s is of cluster %v, others of %v", sn.name, id.Cluster, cluster)
+		}
+		cluster = id.Cluster
+	}
+	m, err := p.Refresh(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, name := range seen {
+		if n := m.Node(id); n == nil || n.Name != name || n.Replaced {
+			t.Errorf("%s is node %v, the map says %+v", name, id, n)
+		}
+	}
+	if voters := votersOf(t, c); len(voters) != 3 || slices.ContainsFunc(voters, func(v dfs.NodeID) bool { return !strings.HasPrefix(seen[v], "meta") }) {
+		t.Errorf("voters %v, nodes %v", voters, seen)
+	}
+}
+
+// membershipOf reads what a running node's directory says of its cluster.
+func membershipOf(t *testing.T, sn *simNode) (out transport.Identity) {
+	t.Helper()
+	copied := sn.fs.CrashClone(vfs.CrashCloneCfg{})
+	id, err := node.OpenIdentity(copied, "data", sn.name, 1, func() uint64 { return 1 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer id.Close()
+	m := id.Membership()
+	return transport.Identity{Cluster: m.Cluster, Node: m.Node}
+}
+
+// votersOf waits until every group has the same voters and no learners, and
+// returns them.
+func votersOf(t *testing.T, c *Cluster) (voters []dfs.NodeID) {
+	t.Helper()
+	await(t, time.Minute, func() string {
+		voters = nil
+		groups := 0
+		for _, i := range c.Up() {
+			m := c.nodes[i].node.Meta()
+			if m == nil {
+				continue
+			}
+			for _, st := range m.Groups() {
+				if len(st.Peers) == 0 {
+					continue // not the leader
+				}
+				groups++
+				if voters == nil {
+					voters = st.Voters
+				}
+				if !slices.Equal(voters, st.Voters) || len(st.Learners) > 0 || st.Joint {
+					return fmt.Sprintf("%v has the voters %v and learners %v, another group the voters %v", st.Group, st.Voters, st.Learners, voters)
+				}
+			}
+		}
+		if groups < simGroups+1 {
+			return fmt.Sprintf("%d groups have a leader", groups)
+		}
+		return ""
+	})
+	return voters
+}
+
+func put(t *testing.T, p *Peer, path, data string) {
+	t.Helper()
+	if _, err := p.PutFile(t.Context(), path, client.PutOptions{Mode: 0o644, Replace: true}, strings.NewReader(data)); err != nil {
+		t.Fatalf("put %s: %v", path, err)
+	}
+}
+
+// idOf is the number that the newest map has for a name.
+func idOf(t *testing.T, p *Peer, name string) dfs.NodeID {
+	t.Helper()
+	m, err := p.Refresh(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range m.Nodes {
+		if n.Name == name && !n.Replaced {
+			return n.ID
+		}
+	}
+	return 0
+}
+
+// TestWipedMetaJoinsAnew empties a meta node's disk: it joins under a new number
+// as a learner, is promoted, and its old number is gone. The old disk, put back,
+// is refused and has no vote.
+func TestWipedMetaJoinsAnew(t *testing.T) {
+	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		put(t, p, "/f", "before")
+		old := idOf(t, p, "meta3")
+		voters := votersOf(t, c)
+		c.Crash(2)
+		disk := c.nodes[2].fs
+		c.Wipe(2)
+		start(t, c, 2)
+		var id dfs.NodeID
+		took := await(t, time.Minute, func() string {
+			if id = idOf(t, p, "meta3"); id == old {
+				return "not registered anew"
+			}
+			return ""
+		})
+		await(t, time.Minute, func() string {
+			if now := votersOf(t, c); slices.Contains(now, old) || !slices.Contains(now, id) || len(now) != 3 {
+				return fmt.Sprintf("voters %v, were %v; %v is the old number and %v the new", now, voters, old, id)
+			}
+			return ""
+		})
+		t.Logf("node %v is node %v after %v", old, id, took)
+		if m, _ := p.Refresh(t.Context()); !m.Node(old).Replaced {
+			t.Errorf("the old node is not replaced: %+v", m.Node(old))
+		}
+
+		// It really votes: the group works with it and one other.
+		c.Crash(0)
+		put(t, p, "/f", "between")
+		start(t, c, 0)
+		awaitReady(t, p)
+
+		// The old disk: refused, and no member of anything.
+		c.Crash(2)
+		fresh := c.nodes[2].fs
+		c.nodes[2].fs = disk
+		start(t, c, 2)
+		await(t, time.Minute, func() string {
+			if err := c.nodes[2].node.Err(); !errors.Is(err, dfs.Stale) {
+				return fmt.Sprintf("the old disk: %v", err)
+			}
+			return ""
+		})
+		t.Log(c.nodes[2].node.Err())
+		time.Sleep(5 * time.Second)
+		for _, st := range c.nodes[2].node.Meta().Groups() {
+			if len(st.Peers) > 0 {
+				t.Errorf("the old disk leads %v", st.Group)
+			}
+		}
+		c.Crash(2)
+		c.nodes[2].fs = fresh
+		start(t, c, 2)
+		awaitReady(t, p)
+		if now := votersOf(t, c); slices.Contains(now, old) || len(now) != 3 {
+			t.Errorf("voters %v", now)
+		}
+		if got := string(content(t, p, "/f")); got != "between" {
+			t.Errorf("the file holds %q", got)
+		}
+		time.Sleep(3 * time.Second)
+		sound(t, c)
+	})
+}
+
+// TestJoiningMetaSaysNothing asks a meta node that belongs to a cluster and has
+// none of its state yet: it cannot say that something does not exist.
+func TestJoiningMetaSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := unstarted(Config{Seed: 1, Stores: 3})
+		defer c.Close()
+		start(t, c, 0, 1, 2, 3, 4, 5)
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		c.Crash(2)
+		c.Wipe(2)
+		start(t, c, 2)
+		for membershipOf(t, c.nodes[2]).Node == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		c.Crash(2)
+		c.net.Partition([]string{"meta3"}, []string{"meta1", "meta2"})
+		start(t, c, 2)
+		time.Sleep(10 * time.Second)
+		id := membershipOf(t, c.nodes[2])
+		pool := transport.NewPool(transport.PoolOptions{Network: c.net.Host("asker"), Identity: func() transport.Identity {
+			return transport.Identity{Kind: transport.KindClient, Cluster: id.Cluster}
+		}})
+		defer pool.Close()
+		meta3 := wire.NewDRPCMetaClient(pool.Conn("meta3:7400"))
+		for g := range uint32(simGroups) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			q := &wire.Query{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: []uint64{uint64(dfs.MakeIno(dfs.GroupID(g+1), 1))}}}}
+			if _, err := meta3.Read(ctx, &wire.ReadRequest{Group: g + 1, Query: q}); dfs.KindOf(err) != dfs.Unavailable {
+				t.Errorf("a read of group %d: %v", g+1, err)
+			}
+			if _, err := meta3.Mutate(ctx, &wire.MutateRequest{Group: g + 1}); dfs.KindOf(err) != dfs.Unavailable {
+				t.Errorf("a change of group %d: %v", g+1, err)
+			}
+			cancel()
+		}
+		c.net.Heal()
+		oneCluster(t, c, p)
+	})
+}
+
+// TestWipedStorageJoinsAnew empties a storage node's disk: the name is taken over
+// once the old node is down, and its share is filled anew.
+func TestWipedStorageJoinsAnew(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		for i := range 20 {
+			put(t, p, fmt.Sprintf("/f%d", i), strings.Repeat("x", 100_000+i))
+		}
+		old := idOf(t, p, "store1")
+		c.Crash(3)
+		c.Wipe(3)
+		start(t, c, 3)
+		took := await(t, time.Minute, func() string {
+			if id := idOf(t, p, "store1"); id == old || id == 0 {
+				return "not registered anew"
+			}
+			return ""
+		})
+		t.Logf("the name was taken over after %v, full again after %v more", took, awaitFull(t, c, p, 2*time.Minute))
+		complete(t, c, p)
+	})
+}
+
+// complete checks that every block of every file below / is on every complete
+// member of its placement group.
+func complete(t *testing.T, c *Cluster, p *Peer) {
+	t.Helper()
+	m, err := p.Refresh(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{c: c, counts: Counts{}}
+	stores := r.engines()
+	blocks := 0
+	for d, err := range p.ReadDir(t.Context(), "/", false) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Type != client.TypeFile {
+			continue
+		}
+		for e, err := range p.Inode(d.Ino).Extents(t.Context()) {
+			if err == nil {
+				blocks++
+				err = checkCopies(m, stores, d.Name, e.Block)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if blocks == 0 {
+		t.Error("there is no block to check")
+	}
+}
+
+// TestForeignDisksAreRefused starts nodes on disks that are not theirs: of
+// another cluster, of another name, in use, and of something else.
+func TestForeignDisksAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := unstarted(Config{Seed: 1, Stores: 3}), unstarted(Config{Seed: 2, Stores: 3})
+		defer a.Close()
+		defer b.Close()
+		for _, c := range []*Cluster{a, b} {
+			start(t, c, 0, 1, 2, 3, 4, 5)
+			p := open(t, c, "client")
+			defer p.Close()
+			awaitReady(t, p)
+		}
+		p := open(t, a, "other")
+		defer p.Close()
+		before, err := p.Refresh(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		// A store of cluster b among a's: its own disk is in a safe place.
+		a.Crash(5)
+		b.Crash(5)
+		own := a.nodes[5].fs
+		a.nodes[5].fs = b.nodes[5].fs
+		start(t, a, 5)
+		await(t, time.Minute, func() string {
+			if err := a.nodes[5].node.Err(); !errors.Is(err, dfs.WrongCluster) {
+				return fmt.Sprintf("a disk of another cluster: %v", err)
+			}
+			return ""
+		})
+		t.Log(a.nodes[5].node.Err())
+		m, err := p.Refresh(t.Context())
+		if err != nil || len(m.Stores) != len(before.Stores) || len(m.Nodes) != len(before.Nodes) || m.Cluster != before.Cluster {
+			t.Errorf("%d nodes, %d stores of %v, %v", len(m.Nodes), len(m.Stores), m.Cluster, err)
+		}
+		a.Crash(5)
+		b.nodes[5].fs = a.nodes[5].fs // back where it belongs, unharmed
+		a.nodes[5].fs = own
+		start(t, a, 5)
+		start(t, b, 5)
+		for _, c := range []*Cluster{a, b} {
+			await(t, time.Minute, func() string {
+				if n := c.nodes[5].node; !n.Ready() {
+					return fmt.Sprintf("not ready: %v", n.Err())
+				}
+				return ""
+			})
+		}
+
+		refused := func(what string, kind dfs.Kind, text string, o node.Options) {
+			t.Helper()
+			n, err := node.Start(o)
+			if err == nil {
+				_ = n.Close()
+			}
+			if dfs.KindOf(err) != kind || !strings.Contains(fmt.Sprint(err), text) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		o := a.options(a.nodes[5])
+		o.PID = 2
+		refused("a second process", dfs.Busy, "(PID 1)", o)
+		a.Crash(5)
+		o = a.options(a.nodes[5])
+		o.Name = "store9"
+		o.Listen = "store3:7400"
+		refused("another name", dfs.Invalid, `it belongs to node "store3", the configuration says "store9"`, o)
+		o = a.options(a.nodes[5])
+		o.Cluster = b.clusterID()
+		refused("a pinned cluster", dfs.WrongCluster, "the configuration says", o)
+
+		o = a.options(a.nodes[5])
+		o.FS = vfs.NewCrashableMem()
+		if err := o.FS.MkdirAll("data/photos", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		refused("a directory of something else", dfs.Invalid, "not a data directory", o)
+		start(t, a, 5) // all of that has changed nothing
+		await(t, time.Minute, func() string {
+			if n := a.nodes[5].node; !n.Ready() {
+				return fmt.Sprintf("not ready: %v", n.Err())
+			}
+			return ""
+		})
+	})
+}
+
+// clusterID is the cluster that the first meta node belongs to.
+func (c *Cluster) clusterID() dfs.ClusterID { return c.nodes[0].node.Meta().Map().Cluster }
+
+// TestClientsOfAnotherClusterAreRefused speaks to one cluster as a client of
+// another: nothing is done.
+func TestClientsOfAnotherClusterAreRefused(t *testing.T) {
+	bubble(t, Config{Stores: 2, Class: dfs.Replicated(2)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		pool := transport.NewPool(transport.PoolOptions{Network: c.net.Host("stranger"), Identity: func() transport.Identity {
+			return transport.Identity{Kind: transport.KindClient, Cluster: dfs.ClusterID{1}}
+		}})
+		defer pool.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := wire.NewDRPCMetaClient(pool.Conn("meta1:7400")).OpenSession(ctx, &wire.OpenSessionRequest{Mark: 7})
+		if dfs.KindOf(err) != dfs.WrongCluster {
+			t.Errorf("a session of another cluster's client: %v", err)
+		}
+		// A client may not speak for a node.
+		clients := transport.NewPool(transport.PoolOptions{Network: c.net.Host("impostor"), Identity: func() transport.Identity {
+			return transport.Identity{Kind: transport.KindClient, Cluster: c.clusterID()}
+		}})
+		defer clients.Close()
+		for i := range 3 {
+			_, err := wire.NewDRPCMetaClient(clients.Conn(fmt.Sprintf("meta%d:7400", i+1))).Register(ctx, &wire.RegisterRequest{Name: "x", Addr: "x:1", Roles: 2})
+			if k := dfs.KindOf(err); k != dfs.Permission && k != dfs.NotLeader {
+				t.Errorf("a client registers a node: %v", err)
+			}
+		}
+	})
+}
