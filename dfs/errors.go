@@ -127,6 +127,7 @@ func Wrap(op, object string, err error) error {
 }
 
 // KindOf returns the outermost kind in err's chain, Other when there is none.
+// Of joined errors the first that has a kind counts.
 func KindOf(err error) Kind {
 	for err != nil {
 		switch e := err.(type) {
@@ -136,6 +137,13 @@ func KindOf(err error) Kind {
 			}
 		case Kind:
 			return e
+		case interface{ Unwrap() []error }:
+			for _, err := range e.Unwrap() {
+				if k := KindOf(err); k != Other {
+					return k
+				}
+			}
+			return Other
 		}
 		err = errors.Unwrap(err)
 	}

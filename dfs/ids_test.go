@@ -56,6 +56,13 @@ func TestErrorKinds(t *testing.T) {
 	if KindOf(nil) != Other || KindOf(errors.New("x")) != Other {
 		t.Error("kind of a foreign error")
 	}
+	joined := fmt.Errorf("start: %w", errors.Join(errors.New("x"), Wrap("open", "disk", Busy), Stale))
+	if k := KindOf(joined); k != Busy {
+		t.Errorf("kind of joined errors: %v", k)
+	}
+	if k := KindOf(errors.Join(errors.New("x"), errors.New("y"))); k != Other {
+		t.Errorf("kind of joined foreign errors: %v", k)
+	}
 	for k := Kind(0); k < numKinds; k++ {
 		if kindText[k] == "" {
 			t.Errorf("kind %d has no text", k)
