@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -41,9 +42,6 @@ func (s *Service) enter() error {
 			return s.ctx.Err()
 		}
 	}
-	if !id.Membership().Founding {
-		s.learnMap()
-	}
 	h, err := s.openHost()
 	if err != nil {
 		return err
@@ -60,10 +58,19 @@ func (s *Service) enter() error {
 	if ms.Hosted && len(h.Statuses()) == 0 {
 		return dfs.Errorf(dfs.Corrupt, "start", "%s held replicas of cluster %v and is empty now: empty the node's whole data directory to join anew", s.opts.Dir, ms.Cluster)
 	}
-	if err := s.joinGroups(h); err != nil {
+	if err := s.joinGroup(h, dfs.ControlGroup); err != nil {
 		return err
 	}
+	s.publish()
 	s.wg.Go(s.publishLoop)
+	if !ms.Founding && !s.awaitMap() {
+		return s.ctx.Err()
+	}
+	for g := range s.groupCount() {
+		if err := s.joinGroup(h, dfs.GroupID(g+1)); err != nil {
+			return err
+		}
+	}
 	if ms.Founding {
 		if err := s.found(h); err != nil {
 			return err
@@ -159,14 +166,19 @@ func (s *Service) join() (bool, error) {
 	return true, s.opts.Identity.SaveMembership(Membership{Cluster: cluster, Node: dfs.NodeID(reply.Node)})
 }
 
-// register asks the control leader to enter this start of this node.
+// register asks the control leader to enter this start of this node. Stale is
+// a definite answer to it: no other meta node has another one.
 func (s *Service) register(ctx context.Context) (*wire.RegisterReply, error) {
 	var reply *wire.RegisterReply
+	var refused error
 	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) (err error) {
 		reply, err = c.Register(ctx, s.registration())
+		if dfs.KindOf(err) == dfs.Stale {
+			refused, err = err, nil
+		}
 		return err
 	})
-	return reply, err
+	return reply, cmp.Or(refused, err)
 }
 
 func (s *Service) registration() *wire.RegisterRequest {
@@ -199,15 +211,37 @@ func (s *Service) registerLoop() {
 	}
 }
 
-// learnMap fetches the map from a peer, for the addresses in it; a replica that
-// has applied the control group's state does not need it.
-func (s *Service) learnMap() {
-	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+// awaitMap waits until there is a map, from the local replica or from another
+// meta node: without one this node knows neither its peers' addresses, so that
+// it cannot even acknowledge what a leader sends, nor how many groups there
+// are. It reports false when the service ends.
+//
+// A node that has applied a map before does not wait here, whatever the others
+// are doing: after a power loss of all, nobody could answer anybody.
+func (s *Service) awaitMap() bool {
+	for s.maps.current() == nil {
+		if err := s.learnMap(); err != nil {
+			s.setWaiting(fmt.Sprintf("for the cluster map: %v", err))
+			s.log.Info("no map from the other meta nodes", "cause", err)
+		}
+		if s.maps.current() == nil && !s.sleep(formationPause) {
+			return false
+		}
+	}
+	return s.ctx.Err() == nil
+}
+
+// learnMap fetches the map from a peer.
+func (s *Service) learnMap() error {
+	ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
 	defer cancel()
-	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
-		reply, err := c.GetMap(ctx, &wire.GetMapRequest{Wait: 1000})
-		if err != nil || reply.Map == nil {
+	return s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		reply, err := c.GetMap(ctx, &wire.GetMapRequest{})
+		if err != nil {
 			return err
+		}
+		if reply.Map == nil {
+			return dfs.Errorf(dfs.Unavailable, "get map", "it has none yet")
 		}
 		m, err := reply.Map.ToDFS()
 		if err == nil && s.maps.set(m, false) {
@@ -215,34 +249,21 @@ func (s *Service) learnMap() {
 		}
 		return err
 	})
-	if err != nil {
-		s.log.Info("no map from the other meta nodes", "cause", err)
-	}
 }
 
-// joinGroups makes sure that this node hosts a replica of every group.
-func (s *Service) joinGroups(h *raftgroup.Host) error {
+// joinGroup makes sure that this node hosts a replica of a group.
+func (s *Service) joinGroup(h *raftgroup.Host, g dfs.GroupID) error {
+	if _, ok := h.Status(g); ok {
+		return nil
+	}
 	ms := s.opts.Identity.Membership()
-	have := map[dfs.GroupID]bool{}
-	for _, st := range h.Statuses() {
-		have[st.Group] = true
+	var err error
+	if ms.Founding {
+		err = h.CreateGroup(g, []dfs.NodeID{ms.Node})
+	} else {
+		err = h.JoinGroup(g)
 	}
-	for g := range s.groupCount() + 1 {
-		g := dfs.GroupID(g)
-		if have[g] {
-			continue
-		}
-		var err error
-		if ms.Founding {
-			err = h.CreateGroup(g, []dfs.NodeID{ms.Node})
-		} else {
-			err = h.JoinGroup(g)
-		}
-		if err != nil {
-			return dfs.Wrap("open replica", g.String(), err)
-		}
-	}
-	return nil
+	return dfs.Wrap("open replica", g.String(), err)
 }
 
 // found gives the new cluster's groups their first state. Every step is

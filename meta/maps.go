@@ -153,6 +153,9 @@ func (s *Service) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.Ge
 	}
 	known, floor := dfs.Epoch(req.Known), dfs.Epoch(req.Floor)
 	if req.Linearizable {
+		if err := opened(h, dfs.ControlGroup); err != nil {
+			return nil, err
+		}
 		err := h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) error {
 			st, err := control.ReadState(r)
 			if st != nil {

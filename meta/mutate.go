@@ -27,15 +27,27 @@ func (s *Service) namespaceLeader(group uint32) (dfs.GroupID, *raftgroup.Host, e
 	if err != nil {
 		return 0, nil, err
 	}
-	g := dfs.GroupID(group)
-	st, ok := h.Status(g)
-	if !ok || group == 0 || group > uint32(s.groupCount()) {
+	if group == 0 || group > uint32(s.groupCount()) {
 		return 0, nil, dfs.Errorf(dfs.Invalid, "ask group", "there is no namespace group %d", group)
 	}
+	g := dfs.GroupID(group)
+	if err := opened(h, g); err != nil {
+		return 0, nil, err
+	}
+	st, _ := h.Status(g)
 	if st.Leader != s.opts.Identity.Membership().Node {
 		return 0, nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
 	}
 	return g, h, nil
+}
+
+// opened refuses while this node, which has just started or joined, has no
+// replica of the group: raftgroup's NotExist would read as that of a file.
+func opened(h *raftgroup.Host, g dfs.GroupID) error {
+	if _, ok := h.Status(g); !ok {
+		return dfs.Errorf(dfs.Unavailable, "ask group", "this node has not opened its replica of %v yet", g)
+	}
+	return nil
 }
 
 // Mutate implements the meta service.
@@ -114,6 +126,9 @@ func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadRe
 	g := dfs.GroupID(req.Group)
 	if req.Group == 0 || req.Group > uint32(s.groupCount()) || req.Query == nil {
 		return nil, dfs.Errorf(dfs.Invalid, "read", "there is no namespace group %d, or no query", req.Group)
+	}
+	if err := opened(h, g); err != nil {
+		return nil, err
 	}
 	place := req.Query.GetPlaceDir()
 	if place != nil { // counts what it placed, so one node answers
