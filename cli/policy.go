@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,7 +60,7 @@ rep16, or inherit for that of the directory above. What exists keeps the class i
 				}
 			}
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				if err := c.SetPolicy(cmd.Context(), args[0], class); err != nil {
+				if err := setPolicy(cmd.Context(), c, args[0], class); err != nil {
 					return failed("policy set", args[0], err)
 				}
 				return nil
@@ -67,6 +68,31 @@ rep16, or inherit for that of the directory above. What exists keeps the class i
 		},
 	}
 	return family("policy", "Show and set the policies of directories", get, set)
+}
+
+// setPolicy sets the class of a directory; the zero class is that of the
+// directory above. One that no file could be stored in is refused.
+func setPolicy(ctx context.Context, c *client.Client, path string, class dfs.Class) error {
+	m := c.Map()
+	if class.IsZero() {
+		a, err := c.Stat(ctx, path)
+		if err != nil {
+			return err
+		}
+		up, err := c.Inode(a.Parent).Attr(ctx)
+		if err != nil {
+			return err
+		}
+		if class = m.DefaultClass; a.Ino != dfs.RootIno && up.Class != "" {
+			if class, err = dfs.ParseClass(up.Class); err != nil {
+				return err
+			}
+		}
+	}
+	if !slices.ContainsFunc(m.PGs, func(pg *dfs.PG) bool { return pg.Class == class }) {
+		return fmt.Errorf("nothing could be stored: this cluster has no placement groups of class %v, only of its default_class, %v", class, m.DefaultClass)
+	}
+	return c.SetPolicy(ctx, path, class)
 }
 
 // policy is the storage class of what is made in a directory.

@@ -174,7 +174,7 @@ func (t *transfer) finish(ctx context.Context) error {
 			Errors  []jsonError `json:"errors"`
 		}{jsonVersion, t.sum, took.Seconds(), failures})
 		err = cmpErr(err, jerr)
-	} else if !t.flags.quiet {
+	} else if !t.flags.quiet && t.sum.entries() > 0 {
 		fmt.Fprintf(t.a.proc.Err, "%s in %.2f s, %s\n", t.sum, took.Seconds(), rateText(t.sum.Bytes, took))
 	}
 	switch {
