@@ -15,7 +15,7 @@ func choosePG(m *dfs.Map, class dfs.Class, avoid map[dfs.StoreID]bool, random fu
 	const ranks = 3
 	var found [ranks][]*dfs.PG // best first
 	for _, p := range m.PGs {
-		if p.Class == class && takesWrites(p) {
+		if p.Class == class && takesWrites(m, p) {
 			r := rankPG(p, avoid)
 			found[r] = append(found[r], p)
 		}
@@ -33,8 +33,19 @@ func choosePG(m *dfs.Map, class dfs.Class, avoid map[dfs.StoreID]bool, random fu
 }
 
 // takesWrites reports whether the members accept blocks under the group's active
-// epoch: one that has seen a later proposal refuses them.
-func takesWrites(p *dfs.PG) bool { return p.Writable() && p.Proposed.Epoch <= p.Active.Epoch }
+// epoch: one that has seen a later proposal refuses them, and one that is down
+// answers nothing, while every member must.
+func takesWrites(m *dfs.Map, p *dfs.PG) bool {
+	if !p.Writable() || p.Proposed.Epoch > p.Active.Epoch {
+		return false
+	}
+	for _, id := range p.Active.Stores {
+		if s := m.Store(id); id != 0 && (s == nil || s.State != dfs.StoreUp) {
+			return false
+		}
+	}
+	return true
+}
 
 func rankPG(p *dfs.PG, avoid map[dfs.StoreID]bool) int {
 	for _, s := range p.Active.Stores {

@@ -31,6 +31,12 @@ func TestChoosePG(t *testing.T) {
 	fresh := testPG(6, rep3, 1, 4, 7)
 	fresh.Active.Epoch = 0
 	other := testPG(7, rep2, 1, 2)
+	gone := testPG(8, rep3, 1, 2, 13)
+	var stores []*dfs.Store
+	for id := dfs.StoreID(1); id <= 13; id++ {
+		stores = append(stores, &dfs.Store{ID: id, State: dfs.StoreUp})
+	}
+	stores[12].State = dfs.StoreDown
 	for _, tc := range []struct {
 		name  string
 		pgs   []*dfs.PG
@@ -45,6 +51,7 @@ func TestChoosePG(t *testing.T) {
 		{"too few members", []*dfs.PG{single}, nil, nil, false},
 		{"a later proposal", []*dfs.PG{proposed}, nil, nil, false},
 		{"never activated", []*dfs.PG{fresh}, nil, nil, false},
+		{"a member that is down", []*dfs.PG{gone}, nil, nil, false},
 		{"another class", []*dfs.PG{other}, nil, nil, false},
 	} {
 		avoid := map[dfs.StoreID]bool{}
@@ -54,7 +61,7 @@ func TestChoosePG(t *testing.T) {
 		found := map[dfs.PGID]bool{}
 		for n := range uint64(40) {
 			next := n
-			pg, clean := choosePG(&dfs.Map{PGs: tc.pgs}, rep3, avoid, func() uint64 { next = next*7 + 3; return next >> 1 }, func(a, b *dfs.PG) bool { return false })
+			pg, clean := choosePG(&dfs.Map{Stores: stores, PGs: tc.pgs}, rep3, avoid, func() uint64 { next = next*7 + 3; return next >> 1 }, func(a, b *dfs.PG) bool { return false })
 			if pg == nil {
 				found[0] = true
 			} else {
@@ -75,7 +82,7 @@ func TestChoosePG(t *testing.T) {
 	}
 	busy := func(a, b *dfs.PG) bool { return a.ID == 2 && b.ID == 1 } // 2 is less busy
 	picks := []uint64{0, 1}
-	pg, _ := choosePG(&dfs.Map{PGs: []*dfs.PG{whole, whole2}}, rep3, nil, func() uint64 { n := picks[0]; picks = picks[1:]; return n }, busy)
+	pg, _ := choosePG(&dfs.Map{Stores: stores, PGs: []*dfs.PG{whole, whole2}}, rep3, nil, func() uint64 { n := picks[0]; picks = picks[1:]; return n }, busy)
 	if pg.ID != 2 {
 		t.Errorf("chose %v, the busier of two", pg.ID)
 	}

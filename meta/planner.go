@@ -126,8 +126,9 @@ func (s *Service) planOnce(ctx context.Context) error {
 	return err
 }
 
-func (s *Service) planInput(m *dfs.Map) repair.Input {
-	now := time.Now()
+// tally counts who suspects whom, by what the voters of the control group said
+// lately.
+func (s *Service) tally() repair.Tally {
 	var voters []dfs.NodeID
 	if st, ok := s.host.Load().Status(dfs.ControlGroup); ok {
 		voters = st.Voters
@@ -136,10 +137,14 @@ func (s *Service) planInput(m *dfs.Map) repair.Input {
 	for id, v := range s.beats.freshVotes() {
 		votes = append(votes, repair.Vote{Voter: id, Suspects: v.suspects, At: v.at})
 	}
+	return repair.Count(voters, votes, time.Now(), voteFresh)
+}
+
+func (s *Service) planInput(m *dfs.Map) repair.Input {
 	set := s.opts.Planner
 	set.Grace, set.PGsPerClass = s.opts.Grace, s.opts.PGsPerClass
 	in := repair.Input{
-		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: repair.Count(voters, votes, now, voteFresh), Now: now, Settings: set,
+		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: repair.Count(s.controlVoters(), votes, now, voteFresh), Now: now, Settings: set,
 	}
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
@@ -152,16 +157,24 @@ func (s *Service) planInput(m *dfs.Map) repair.Input {
 	return in
 }
 
+// controlVoters lists the voters of the control group, as this node knows them.
+func (s *Service) controlVoters() []dfs.NodeID {
+	st, _ := s.host.Load().Status(dfs.ControlGroup)
+	return st.Voters
+}
+
 // encode turns a decision into the form of the log.
 func (s *Service) encode(d repair.Decision) *wire.Decision {
 	switch d := d.(type) {
 	case repair.MarkDown:
 		return &wire.Decision{Decision: &wire.Decision_State{State: &wire.StateDecision{
 			Store: uint32(d.Store), State: uint32(dfs.StoreDown), Incarnation: wire.FromIncarnation(d.Incarnation), Voters: wire.Ints(d.Voters),
+			Electorate: wire.Ints(s.controlVoters()),
 		}}}
 	case repair.MarkOut:
 		return &wire.Decision{Decision: &wire.Decision_State{State: &wire.StateDecision{
 			Store: uint32(d.Store), State: uint32(dfs.StoreOut), Incarnation: wire.FromIncarnation(d.Incarnation),
+			Grace: s.opts.Grace.Milliseconds(),
 		}}}
 	case repair.SetTarget:
 		return &wire.Decision{Decision: &wire.Decision_Target{Target: &wire.TargetDecision{Pg: uint32(d.PG), Stores: wire.Ints(d.Target)}}}

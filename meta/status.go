@@ -40,6 +40,9 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	s.statusStores(reply, m)
 	s.statusRedundancy(reply, m)
 	reply.Problems = s.problems(reply, m)
+	s.plan.mu.Lock()
+	reply.Notes = slices.Clone(s.plan.notes)
+	s.plan.mu.Unlock()
 	return reply, nil
 }
 
@@ -58,9 +61,9 @@ func (s *Service) statusGroups(reply *wire.StatusReply) {
 }
 
 func (s *Service) statusStores(reply *wire.StatusReply, m *dfs.Map) {
-	tally := s.planInput(m).Tally
+	tally := s.tally()
 	for _, st := range m.Stores {
-		ss := &wire.StoreStatus{Beat: &wire.StoreBeat{Store: uint32(st.ID)}, BeatAge: -1, Suspect: tally.Suspected(st.ID)}
+		ss := &wire.StoreStatus{Beat: &wire.StoreBeat{Store: uint32(st.ID)}, BeatAge: -1, Suspect: st.State == dfs.StoreUp && tally.Suspected(st.ID)}
 		if b, ok := s.beats.beat(st.ID); ok && b.Incarnation.GetMark() == st.Incarnation.Mark {
 			ss.Beat, ss.BeatAge = b.StoreBeat, time.Since(b.at).Milliseconds()
 			ss.Current = st.State == dfs.StoreUp && dfs.Epoch(b.Persisted) >= m.Epoch && b.Incarnation.ToDFS() == st.Incarnation
@@ -130,11 +133,6 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 	}
 	if writable == 0 {
 		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: it needs %d stores up, %d are", m.DefaultClass, m.DefaultClass.MinActing(), up))
-	}
-	s.plan.mu.Lock()
-	defer s.plan.mu.Unlock()
-	if len(out) > 0 {
-		out = append(out, s.plan.notes...)
 	}
 	return out
 }

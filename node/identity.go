@@ -184,6 +184,18 @@ func (id *Identity) Membership() meta.Membership {
 func (id *Identity) SaveMembership(m meta.Membership) error {
 	id.mu.Lock()
 	defer id.mu.Unlock()
+	return id.saveLocked(m)
+}
+
+// SaveNode stores what a registration gave, durably; the rest of the membership
+// stays as it is.
+func (id *Identity) SaveNode(cluster dfs.ClusterID, node dfs.NodeID) error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.saveLocked(meta.Membership{Cluster: cluster, Node: node, Founding: id.doc.Founding, Hosted: id.doc.Hosted})
+}
+
+func (id *Identity) saveLocked(m meta.Membership) error {
 	if id.doc.Cluster != "" && id.doc.Cluster != m.Cluster.String() || id.doc.Node != 0 && dfs.NodeID(id.doc.Node) != m.Node {
 		return dfs.Errorf(dfs.WrongCluster, "save identity", "%s is node %d of cluster %s, not node %d of %v", id.dir, id.doc.Node, id.doc.Cluster, m.Node, m.Cluster)
 	}

@@ -161,7 +161,12 @@ func (n *Node) wire() error {
 	if o.Roles.Has(dfs.RoleStorage) {
 		so := o.Storage
 		inc, found := n.id.Incarnation()
-		so.Node = func() dfs.NodeID { return n.id.Membership().Node }
+		so.Node = func() dfs.NodeID {
+			if m := n.id.Membership(); !m.Founding { // its number is not on record yet
+				return m.Node
+			}
+			return 0
+		}
 		so.Cluster = func() dfs.ClusterID { return n.id.Membership().Cluster }
 		so.Engines, so.Dial, so.Metas, so.Logger = n.engines, dial, book, n.log
 		so.Registration = storage.Registration{
@@ -185,9 +190,7 @@ func (n *Node) saveNode(cluster dfs.ClusterID, id dfs.NodeID) error {
 	if !n.opts.Cluster.IsZero() && cluster != n.opts.Cluster {
 		return dfs.Errorf(dfs.WrongCluster, "register", "the meta nodes are of cluster %v, the configuration says %v", cluster, n.opts.Cluster)
 	}
-	m := n.id.Membership()
-	m.Cluster, m.Node = cluster, id
-	return n.id.SaveMembership(m)
+	return n.id.SaveNode(cluster, id)
 }
 
 func (n *Node) identity() transport.Identity {

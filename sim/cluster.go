@@ -66,6 +66,10 @@ const (
 	// been done, and is asked for again.
 	lostReplies = 15
 
+	// lostMaps of a thousand maps never reach a client, so that many a write goes
+	// out under an epoch that is over.
+	lostMaps = 600
+
 	// clientTimeout is shorter than many an outage, so that outcomes stay unknown.
 	clientTimeout = 3 * time.Second
 )
@@ -141,7 +145,12 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	o.Meta.Grace = 30 * time.Second
 	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
 	lose := lockedRand(c.cfg.Seed, ^hash(sn.name)+uint64(sn.lives))
-	o.DropReply = func(transport.Peer, string, error) bool { return lose()%1000 < lostReplies }
+	o.DropReply = func(peer transport.Peer, method string, _ error) bool {
+		if peer.Kind == transport.KindClient && method == "/dfsd.wire.Meta/GetMap" {
+			return lose()%1000 < lostMaps
+		}
+		return lose()%1000 < lostReplies
+	}
 	if c.cfg.Tweak != nil {
 		c.cfg.Tweak(&o)
 	}

@@ -168,7 +168,17 @@ func (r *run) fault() error {
 		r.c.CrashAll()
 		r.rest(5 * time.Second)
 		return r.c.StartAll()
-	case pick < 88:
+	case pick < 84:
+		i := metas + r.rand.IntN(stores)
+		r.counts["store without metas"]++
+		r.trace("fault: %s and the meta nodes do not reach each other", r.c.nodes[i].name)
+		for m := range metas {
+			r.c.net.Block(r.c.nodes[i].name, r.c.nodes[m].name)
+			r.c.net.Block(r.c.nodes[m].name, r.c.nodes[i].name)
+		}
+		r.rest(15 * time.Second)
+		r.c.net.Heal()
+	case pick < 92:
 		i := r.rand.IntN(len(r.c.nodes))
 		r.counts["partition"]++
 		r.trace("fault: %s is cut off", r.c.nodes[i].name)

@@ -53,11 +53,11 @@ func (ev *entry) setState(d *wire.StateDecision) error {
 	}
 	switch to := dfs.StoreState(d.State); {
 	case to == dfs.StoreDown && s.State == dfs.StoreUp:
-		if err := ev.checkMajority(d.Voters); err != nil {
+		if err := ev.checkMajority(d); err != nil {
 			return err
 		}
 	case to == dfs.StoreOut && s.State == dfs.StoreDown:
-		if ev.now-s.StateSince < ev.st.Form.Grace {
+		if ev.now-s.StateSince < d.Grace {
 			return dfs.Errorf(dfs.Unavailable, "declare store", "s%d is down for less than the grace period", d.Store)
 		}
 	default:
@@ -68,18 +68,20 @@ func (ev *entry) setState(d *wire.StateDecision) error {
 	return nil
 }
 
-// checkMajority holds a verdict to a majority of the cluster's meta nodes,
-// which are the voters of the control group.
-func (ev *entry) checkMajority(voters []uint32) error {
-	metas := ev.m.MetaNodes()
+// checkMajority holds a verdict to a majority of the control group's voters,
+// all of which must be meta nodes of the cluster.
+func (ev *entry) checkMajority(d *wire.StateDecision) error {
 	n := 0
-	for _, m := range metas {
-		if slices.Contains(voters, uint32(m.ID)) {
+	for _, id := range d.Electorate {
+		if m := ev.m.Node(dfs.NodeID(id)); m == nil || !m.Roles.Has(dfs.RoleMeta) {
+			return dfs.Errorf(dfs.Invalid, "declare store", "voter n%d is no meta node", id)
+		}
+		if slices.Contains(d.Voters, id) {
 			n++
 		}
 	}
-	if n <= len(metas)/2 {
-		return dfs.Errorf(dfs.Unavailable, "declare store", "%d of %d meta nodes suspect it: no majority", n, len(metas))
+	if n <= len(d.Electorate)/2 {
+		return dfs.Errorf(dfs.Unavailable, "declare store", "%d of %d voters suspect it: no majority", n, len(d.Electorate))
 	}
 	return nil
 }

@@ -167,6 +167,7 @@ func decision(line string) *wire.Decision {
 		}
 		return &wire.Decision{Decision: &wire.Decision_State{State: &wire.StateDecision{
 			Store: uint32(f.num("store")), State: uint32(state), Incarnation: f.incarnation(), Voters: f.list("voters"),
+			Electorate: f.list("of"), Grace: int64(f.num("grace")),
 		}}}
 	case "target":
 		return &wire.Decision{Decision: &wire.Decision_Target{Target: &wire.TargetDecision{Pg: pg, Stores: f.list("stores")}}}

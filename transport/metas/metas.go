@@ -130,7 +130,7 @@ func (b *Book) Call(ctx context.Context, g dfs.GroupID, again bool, fn func(cont
 				}
 				maybe = true
 				b.SetLeader(g, 0)
-			case !kind.Retryable():
+			case !kind.Retryable() || kind == dfs.Stale: // Stale is what no other node would say otherwise
 				return err
 			}
 			failures[addr] = err

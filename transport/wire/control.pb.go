@@ -632,8 +632,10 @@ type StateDecision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
 	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
-	Incarnation   *Incarnation           `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // that was watched: a later start is not meant
-	Voters        []uint32               `protobuf:"varint,4,rep,packed,name=voters,proto3" json:"voters,omitempty"`   // that suspect it
+	Incarnation   *Incarnation           `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`       // that was watched: a later start is not meant
+	Voters        []uint32               `protobuf:"varint,4,rep,packed,name=voters,proto3" json:"voters,omitempty"`         // that suspect it
+	Electorate    []uint32               `protobuf:"varint,5,rep,packed,name=electorate,proto3" json:"electorate,omitempty"` // all voters of the control group, as its leader knows them
+	Grace         int64                  `protobuf:"varint,6,opt,name=grace,proto3" json:"grace,omitempty"`                  // out: how long it must have been down, milliseconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -694,6 +696,20 @@ func (x *StateDecision) GetVoters() []uint32 {
 		return x.Voters
 	}
 	return nil
+}
+
+func (x *StateDecision) GetElectorate() []uint32 {
+	if x != nil {
+		return x.Electorate
+	}
+	return nil
+}
+
+func (x *StateDecision) GetGrace() int64 {
+	if x != nil {
+		return x.Grace
+	}
+	return 0
 }
 
 type TargetDecision struct {
@@ -1354,12 +1370,16 @@ const file_control_proto_rawDesc = "" +
 	"\bactivate\x18\x04 \x01(\v2\x1b.dfsd.wire.ActivateDecisionH\x00R\bactivate\x126\n" +
 	"\x06create\x18\x05 \x01(\v2\x1c.dfsd.wire.CreatePGsDecisionH\x00R\x06createB\n" +
 	"\n" +
-	"\bdecision\"\x8d\x01\n" +
+	"\bdecision\"\xc3\x01\n" +
 	"\rStateDecision\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x128\n" +
 	"\vincarnation\x18\x03 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x16\n" +
-	"\x06voters\x18\x04 \x03(\rR\x06voters\"8\n" +
+	"\x06voters\x18\x04 \x03(\rR\x06voters\x12\x1e\n" +
+	"\n" +
+	"electorate\x18\x05 \x03(\rR\n" +
+	"electorate\x12\x14\n" +
+	"\x05grace\x18\x06 \x01(\x03R\x05grace\"8\n" +
 	"\x0eTargetDecision\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
 	"\x06stores\x18\x02 \x03(\rR\x06stores\"Q\n" +

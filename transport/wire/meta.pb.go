@@ -1957,6 +1957,7 @@ type StatusReply struct {
 	MetaUp        []uint32               `protobuf:"varint,7,rep,packed,name=meta_up,json=metaUp,proto3" json:"meta_up,omitempty"` // meta nodes heard of lately
 	Problems      []string               `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`                   // why reads or writes are not taken; empty: they are
 	Sessions      uint64                 `protobuf:"varint,9,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"` // what the planner could not have, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2052,6 +2053,13 @@ func (x *StatusReply) GetSessions() uint64 {
 		return x.Sessions
 	}
 	return 0
+}
+
+func (x *StatusReply) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
 }
 
 type GroupStatus struct {
@@ -2445,7 +2453,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\";\n" +
 	"\tReadReply\x12.\n" +
 	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\"\x0f\n" +
-	"\rStatusRequest\"\xce\x02\n" +
+	"\rStatusRequest\"\xe4\x02\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12.\n" +
@@ -2457,7 +2465,9 @@ const file_meta_proto_rawDesc = "" +
 	"\x06formed\x18\x06 \x01(\bR\x06formed\x12\x17\n" +
 	"\ameta_up\x18\a \x03(\rR\x06metaUp\x12\x1a\n" +
 	"\bproblems\x18\b \x03(\tR\bproblems\x12\x1a\n" +
-	"\bsessions\x18\t \x01(\x04R\bsessions\"\xa1\x01\n" +
+	"\bsessions\x18\t \x01(\x04R\bsessions\x12\x14\n" +
+	"\x05notes\x18\n" +
+	" \x03(\tR\x05notes\"\xa1\x01\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
