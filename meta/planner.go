@@ -129,22 +129,18 @@ func (s *Service) planOnce(ctx context.Context) error {
 // tally counts who suspects whom, by what the voters of the control group said
 // lately.
 func (s *Service) tally() repair.Tally {
-	var voters []dfs.NodeID
-	if st, ok := s.host.Load().Status(dfs.ControlGroup); ok {
-		voters = st.Voters
-	}
 	var votes []repair.Vote
 	for id, v := range s.beats.freshVotes() {
 		votes = append(votes, repair.Vote{Voter: id, Suspects: v.suspects, At: v.at})
 	}
-	return repair.Count(voters, votes, time.Now(), voteFresh)
+	return repair.Count(s.controlVoters(), votes, time.Now(), voteFresh)
 }
 
 func (s *Service) planInput(m *dfs.Map) repair.Input {
 	set := s.opts.Planner
 	set.Grace, set.PGsPerClass = s.opts.Grace, s.opts.PGsPerClass
 	in := repair.Input{
-		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: repair.Count(s.controlVoters(), votes, now, voteFresh), Now: now, Settings: set,
+		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: s.tally(), Now: time.Now(), Settings: set,
 	}
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()

@@ -73,7 +73,7 @@ func (r *registry) suspects(m *dfs.Map) []dfs.StoreID {
 	defer r.mu.Unlock()
 	var out []dfs.StoreID
 	for _, s := range m.Stores {
-		if s.State == dfs.StoreUp && r.detect.Suspect(s.ID, now) {
+		if r.detect.Suspect(s.ID, now) { // of those that are down too, see mayReturn
 			out = append(out, s.ID)
 		}
 	}
@@ -135,7 +135,11 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 	if err := nodesOnly(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.beats.admit(s.maps.current(), req); err != nil {
+	m := s.maps.current()
+	if err := s.beats.admit(m, req); err != nil {
+		return nil, err
+	}
+	if err := s.mayReturn(m, req); err != nil {
 		return nil, err
 	}
 	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: req}})
@@ -143,6 +147,24 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 		return nil, err
 	}
 	return reply.GetRegister(), nil
+}
+
+// mayReturn refuses, for now, to call up a store that was declared down and has
+// not started anew since, while a majority still suspects it: a node that
+// reaches the leader alone would be up and down for ever. A new start is called
+// up, and given the time to be heard.
+func (s *Service) mayReturn(m *dfs.Map, req *wire.RegisterRequest) error {
+	if m == nil {
+		return nil
+	}
+	tally := s.tally()
+	for _, op := range req.Stores {
+		st := m.Store(dfs.StoreID(op.Store))
+		if st != nil && st.State != dfs.StoreUp && st.Incarnation == op.Incarnation.ToDFS() && tally.Majority(st.ID) {
+			return dfs.Errorf(dfs.Unavailable, "register "+req.Name, "store %v is %v, and the meta nodes %v still suspect it", st.ID, st.State, tally.By[st.ID])
+		}
+	}
+	return nil
 }
 
 // admit refuses, for now, a meta node that takes over the name of one that was
