@@ -111,8 +111,26 @@ func (h *Host) openStores() error {
 	return h.cleanSnapDir()
 }
 
+// openStateStore opens the state store. One that is damaged is put aside and
+// begun anew: the log or another node has everything that was in it.
 func (h *Host) openStateStore() (*pebble.DB, error) {
-	return openStore(&h.opts, h.opts.FS.PathJoin(h.opts.Dir, "raft-state"), false, h.fail)
+	fs, dir := h.opts.FS, h.opts.FS.PathJoin(h.opts.Dir, "raft-state")
+	db, err := openStore(&h.opts, dir, false, h.fail)
+	if dfs.KindOf(err) != dfs.Corrupt {
+		return db, err
+	}
+	aside := dir + "-damaged"
+	h.log.Error("state store damaged; it is put aside and fetched anew", "store", dir, "aside", aside, "cause", err)
+	if err := fs.RemoveAll(aside); err != nil {
+		return nil, wrapStore("put raft state aside", aside, err)
+	}
+	if err := fs.Rename(dir, aside); err != nil {
+		return nil, wrapStore("put raft state aside", dir, err)
+	}
+	if err := syncDir(fs, h.opts.Dir); err != nil {
+		return nil, wrapStore("put raft state aside", dir, err)
+	}
+	return openStore(&h.opts, dir, false, h.fail)
 }
 
 func (h *Host) start() {
@@ -199,7 +217,7 @@ func (h *Host) shutdown() {
 		h.tasks.Wait()
 		err := h.failure()
 		if err == nil {
-			err = errClosing("raft", 0)
+			err = errClosing("raft")
 		}
 		for _, r := range h.sorted() {
 			r.mu.Lock()
@@ -232,8 +250,8 @@ func (h *Host) closeStores() error {
 }
 
 // errClosing says that the host is on its way out.
-func errClosing(op string, g dfs.GroupID) error {
-	return dfs.Errorf(dfs.Unavailable, op, "%v: this node is shutting down", g)
+func errClosing(op string) error {
+	return dfs.Errorf(dfs.Unavailable, op, "this node is shutting down")
 }
 
 // enter registers a caller that uses the stores; false once Close has begun.
@@ -366,7 +384,7 @@ func (h *Host) Step(from dfs.NodeID, batch []byte) error {
 		return err
 	}
 	if !h.enter() {
-		return errClosing("step", 0)
+		return errClosing("step")
 	}
 	defer h.leave()
 	for _, f := range frames {

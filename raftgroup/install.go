@@ -56,7 +56,7 @@ func (h *Host) startInstall(lw *logWrite) {
 		}
 	})
 	if !ok {
-		lw.install.done <- errClosing("install snapshot", lw.r.id)
+		lw.install.done <- errClosing("install snapshot")
 	}
 }
 

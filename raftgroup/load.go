@@ -21,7 +21,7 @@ func confState(voters []uint64) *pb.ConfState { return &pb.ConfState{Voters: vot
 // addReplica writes the beginning of a group's log, synced, and starts it.
 func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error {
 	if !h.enter() {
-		return errClosing("add replica", g)
+		return errClosing("add replica")
 	}
 	defer h.leave()
 	h.adding.Lock()

@@ -1,7 +1,6 @@
 package raftgroup
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -169,7 +168,7 @@ func (h *Host) TransferLeader(ctx context.Context, g dfs.GroupID, to dfs.NodeID)
 			return dfs.Errorf(dfs.Unavailable, "move leader", "%v: node %v did not take over in the time given", g, to)
 		case <-h.closing:
 			t.Stop()
-			return errClosing("move leader", g)
+			return errClosing("move leader")
 		}
 		t.Stop()
 	}
@@ -220,14 +219,15 @@ func (h *Host) TransferAll(ctx context.Context) {
 	}
 }
 
-// successor is the other voter with the longest log, 0 when there is none.
+// successor is the other voter with the longest log that is known, 0 when
+// there is no other voter.
 func successor(st *Status, self dfs.NodeID) dfs.NodeID {
 	if st.Role != RoleLeader {
 		return 0
 	}
 	var best Progress
 	for _, p := range st.Peers {
-		if p.Node != self && !p.Learner && p.Active && cmp.Compare(p.Match, best.Match) > 0 {
+		if p.Node != self && !p.Learner && (best.Node == 0 || p.Match > best.Match) {
 			best = p
 		}
 	}

@@ -80,7 +80,7 @@ func wrapStore(op, object string, err error) error {
 	switch {
 	case dfs.KindOf(err) != dfs.Other:
 		kind = dfs.KindOf(err)
-	case errors.Is(err, pebble.ErrCorruption):
+	case pebble.IsCorruptionError(err):
 		kind = dfs.Corrupt
 	}
 	return &dfs.Error{Kind: kind, Op: op, Object: object, Err: err}

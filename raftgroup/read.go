@@ -178,7 +178,7 @@ func (h *Host) Read(ctx context.Context, g dfs.GroupID, fn func(Reader) error) e
 	case <-ctx.Done():
 		return dfs.Errorf(dfs.Unavailable, "read", "%v: no leader confirmed it in the time given", g)
 	case <-h.closing:
-		return errClosing("read", g)
+		return errClosing("read")
 	}
 	return r.view(fn)
 }

@@ -117,7 +117,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, recv func()
 // needs it. On success the caller must call endReceiving.
 func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	if !h.enter() {
-		return nil, errClosing("receive snapshot", head.group)
+		return nil, errClosing("receive snapshot")
 	}
 	defer h.leave()
 	r, err := h.accept(head.group)
@@ -265,7 +265,7 @@ type tableWriter struct {
 
 func (w *tableWriter) add(key, value []byte) error {
 	if !w.h.enter() {
-		return errClosing("receive snapshot", w.group)
+		return errClosing("receive snapshot")
 	}
 	defer w.h.leave()
 	if w.last != nil && bytes.Compare(key, w.last) <= 0 {
@@ -324,7 +324,7 @@ func (r *replica) offer(ctx context.Context, inst *install) error {
 	case <-ctx.Done():
 		return dfs.Errorf(dfs.Unavailable, "receive snapshot", "%v: not installed in the time given", r.id)
 	case <-r.h.closing:
-		return errClosing("receive snapshot", r.id)
+		return errClosing("receive snapshot")
 	}
 }
 

@@ -178,14 +178,19 @@ func (r *replica) tickLocked(rd *round) {
 	for _, key := range r.reads.overdue(r.ticks) {
 		r.raw.ReadIndex(key)
 	}
-	if r.passive {
+	missing := r.state.missing()
+	if !r.passive && !missing {
+		r.raw.Tick()
 		return
 	}
-	if r.state.missing() {
+	// The library's clock stands still, or it would campaign. So it has to be
+	// told that its leader is silent: it votes for no other before.
+	if r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) {
+		_ = r.raw.ForgetLeader()
+	}
+	if missing {
 		r.wantStateLocked(rd)
-		return
 	}
-	r.raw.Tick()
 }
 
 // stepFrameLocked steps one message of a peer, after it has been checked

@@ -149,7 +149,7 @@ func (h StateHash) extend(e *pb.Entry, writes uint64, reply []byte) StateHash {
 // view calls fn with the visible state.
 func (r *replica) view(fn func(Reader) error) (err error) {
 	if !r.h.enter() {
-		return errClosing("read", r.id)
+		return errClosing("read")
 	}
 	defer r.h.leave()
 	s := &r.state
