@@ -44,9 +44,11 @@ generate:
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 0 ./...
 
-# The simulator with fresh seeds for as long as SOAK says.
+# The simulator with fresh seeds for as long as SOAK says; then the proof that
+# it finds what it should.
 soak:
-	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v ./sim
+	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoak' ./sim
+	DFSD_TEST_PLANTED=all go test -count=1 -timeout 0 -v -run 'TestPlanted' ./sim
 
 lint:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted by gofmt:"; echo "$$files"; exit 1; fi

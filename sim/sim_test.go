@@ -94,6 +94,18 @@ func TestRun(t *testing.T) {
 	t.Cleanup(func() { t.Logf("in all: %v", total) })
 }
 
+// TestSoak runs fresh seeds for as long as DFSD_TEST_SOAK says, and prints each.
+func TestSoak(t *testing.T) {
+	limit, err := time.ParseDuration(os.Getenv("DFSD_TEST_SOAK"))
+	if err != nil {
+		t.Skip("DFSD_TEST_SOAK does not say how long: see make soak")
+	}
+	begun := time.Now()
+	for seed := uint64(begun.UnixNano()); time.Since(begun) < limit && !t.Failed(); seed++ {
+		simulate(t, Config{Seed: seed}, Plan{})
+	}
+}
+
 // simulate runs one seed in a bubble and fails the test on a broken promise.
 func simulate(t *testing.T, cfg Config, plan Plan) Counts {
 	var counts Counts

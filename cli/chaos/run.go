@@ -246,7 +246,18 @@ func (r *Runner) must(ctx context.Context, args ...string) (string, error) {
 	return res.out, err
 }
 
+// wait waits until the cluster is ready or full. Full counts only once what was
+// killed is known to be gone: nobody notices in the first moments.
 func (r *Runner) wait(ctx context.Context, what string) error {
+	for deadline := time.Now().Add(HangGuard); what == "full"; time.Sleep(200 * time.Millisecond) {
+		st, err := r.status(ctx)
+		if err == nil && !slices.ContainsFunc(st.Stores, func(s storeState) bool { return s.State == "up" && !r.isRunning(s.Node) }) {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("a killed store still counts as up after %v: %+v, %v", HangGuard, st.Stores, err)
+		}
+	}
 	_, err := r.must(ctx, "status", "--wait", what, "--timeout", HangGuard.String())
 	return err
 }
@@ -258,6 +269,12 @@ type status struct {
 		Leader string `json:"leader"`
 		Inodes int    `json:"inodes"`
 	} `json:"groups"`
+	Stores []storeState `json:"stores"`
+}
+
+type storeState struct {
+	Node  string `json:"node"`
+	State string `json:"state"`
 }
 
 func (r *Runner) status(ctx context.Context) (status, error) {
