@@ -31,12 +31,17 @@
 // # Invariants
 //
 //   - An entry is refused before its first change or carried out whole. What is
-//     refused leaves no trace but, when the refusal is final, its own reply.
+//     refused leaves no trace but the session's floor and, when the refusal is
+//     final, its own reply.
 //   - A command of a session and sequence number takes effect at most once, and
 //     each retry of it gets the same bytes, until the session's floor passes
 //     it; from then on, and once the session is fenced, it is refused.
 //   - A refusal whose kind is Retryable is not remembered: the same command may
 //     succeed later.
+//   - From the rows that stand and those in history follows the tree at every
+//     version that no trim has passed. The extents of a removed file stand until
+//     the last history row of its inode is trimmed; they count only where the
+//     inode does.
 //   - A block row counts the extents and history rows that name the block. Only
 //     a trim takes a count to zero; the same commit moves the block to the
 //     delete queue.

@@ -63,7 +63,9 @@ func (l *life) trim() {
 	if oldest == 0 {
 		return
 	}
-	res := l.w.trim(g, oldest+dfs.Version(l.rng.IntN(100_000_000)), uint32(1+l.rng.IntN(60)))
+	before := oldest + dfs.Version(l.rng.IntN(100_000_000))
+	l.trimmed[g] = max(l.trimmed[g], before)
+	res := l.w.trim(g, before, uint32(1+l.rng.IntN(60)))
 	l.expect(res, "trim", done)
 }
 
@@ -130,6 +132,9 @@ func (l *life) settle() {
 		l.resolver()
 	}
 	l.w.check(lifeGroups)
+	for len(l.pasts) > 0 {
+		l.recall()
+	}
 	l.compare(l.m.root)
 	for _, n := range l.m.nodes {
 		if n.held != 0 {

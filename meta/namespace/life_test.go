@@ -55,7 +55,7 @@ func TestLives(t *testing.T) {
 
 // lifeMust lists what lives must have done to prove anything.
 var lifeMust = []string{
-	"create", "mkdir", "unlink", "rmdir", "link", "write", "setattr", "prepare", "freeze", "trim",
+	"create", "mkdir", "unlink", "rmdir", "link", "write", "setattr", "prepare", "freeze", "trim", "recall",
 	"rename", "rename a directory to a new parent", "rename a DIR over a DIR", "rename a FILE over a FILE",
 	"decide mkdir", "decide rmdir", "resolve too late",
 	"resolve mkdir linked=true", "resolve mkdir linked=false", "resolve rmdir linked=true", "resolve rmdir linked=false",
@@ -97,9 +97,11 @@ type life struct {
 
 	sent    []sent
 	answers []answer
-	blocks  map[dfs.BlockID]bool // every block ever committed
-	did     map[string]int       // what has been carried out, how often
-	hinder  bool                 // a failed comparison is noted, not fatal
+	pasts   []past
+	trimmed [lifeGroups + 1]dfs.Version // history that ended before is not whole
+	blocks  map[dfs.BlockID]bool        // every block ever committed
+	did     map[string]int              // what has been carried out, how often
+	hinder  bool                        // a failed comparison is noted, not fatal
 	noticed bool
 }
 
@@ -280,6 +282,12 @@ func (l *life) step() {
 		l.trim()
 	case n < 41:
 		l.mortality()
+	default:
+		if l.rng.IntN(3) == 0 {
+			l.recall()
+		} else {
+			l.remember()
+		}
 	}
 	if l.rng.IntN(100) == 0 {
 		l.w.check(lifeGroups)

@@ -59,7 +59,7 @@ func (d *decoder) u64() uint64 {
 
 func (d *decoder) uvarint() uint64 {
 	v, n := binary.Uvarint(d.b)
-	if d.bad || n <= 0 {
+	if d.bad || n <= 0 || n > 1 && d.b[n-1] == 0 { // a row is written in one way only
 		d.bad = true
 		return 0
 	}

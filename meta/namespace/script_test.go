@@ -14,7 +14,7 @@ import (
 	"dfsd/transport/wire"
 )
 
-// TestScripts plays the log books of testdata. A command is given by its
+// TestScripts plays the log books of testdata/scripts. A command is given by its
 // fields; lines of a script share one world:
 //
 //	world groups=N                   begin anew
@@ -25,7 +25,7 @@ import (
 //	walk, attr, readdir, extents, place, child
 //	rows tags=… · intents · queue · check
 func TestScripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		s := &script{t: t}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			s.t, s.d = t, d
