@@ -360,6 +360,11 @@ func TestPartialPartitionDoesNotFlap(t *testing.T) {
 			since := stores["store1"].StateSince
 			for range 20 { // less than the grace period
 				time.Sleep(time.Second)
+				x := time.Now()
+				storesOf(t, p)
+				if d := time.Since(x); d > 100*time.Millisecond {
+					t.Log("refresh", d)
+				}
 				if m, stores := storesOf(t, p); stores["store1"].State != dfs.StoreDown || stores["store1"].StateSince != since {
 					t.Fatalf("only %s hears it (leader: %v): %v since %d, was down since %d; epochs %d to %d", c.nodes[hears].name, leads,
 						stores["store1"].State, stores["store1"].StateSince, since, before.Epoch, m.Epoch)

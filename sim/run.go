@@ -274,7 +274,10 @@ func (r *run) verify(ctx context.Context) error {
 	if err := r.verifyFiles(ctx); err != nil {
 		return err
 	}
-	time.Sleep(3 * time.Minute) // history is trimmed and deletes are done
+	time.Sleep(3 * time.Minute) // history is trimmed
+	if err := r.waitReleased(); err != nil {
+		return err
+	}
 	if err := r.waitFull(ctx); err != nil {
 		return err
 	}

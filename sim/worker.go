@@ -24,8 +24,9 @@ type worker struct {
 	peer  *Peer
 	lives int
 
-	files  map[string]*entry // by path
-	dirs   map[string]*entry // by path; a file stands for the directory
+	named  map[dfs.BlockID]bool // blocks that files were seen to name, at any time
+	files  map[string]*entry    // by path
+	dirs   map[string]*entry    // by path; a file stands for the directory
 	counts Counts
 	trace  func(format string, args ...any)
 }
@@ -42,7 +43,7 @@ var aDir = &file{contents: [][]byte{nil}}
 func newWorker(c *Cluster, n int, trace func(string, ...any)) *worker {
 	w := &worker{
 		c: c, name: fmt.Sprintf("w%d", n), rand: rand.New(rand.NewPCG(c.cfg.Seed, uint64(1000+n))),
-		files: map[string]*entry{}, dirs: map[string]*entry{}, counts: Counts{}, trace: trace,
+		named: map[dfs.BlockID]bool{}, files: map[string]*entry{}, dirs: map[string]*entry{}, counts: Counts{}, trace: trace,
 	}
 	for i := range workerNames {
 		w.files[w.path(fmt.Sprintf("f%d", i))] = &entry{may: []*file{nil}}
@@ -187,15 +188,29 @@ func (w *worker) fault(path, format string, args ...any) error {
 	return fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...))
 }
 
+// sample notes the blocks of some files, to look for them when they are gone.
+func (w *worker) sample(ctx context.Context, ino dfs.Ino) {
+	if w.rand.IntN(3) > 0 {
+		return
+	}
+	for e, err := range w.peer.Inode(ino).Extents(ctx) {
+		if err != nil {
+			return
+		}
+		w.named[e.Block] = true
+	}
+}
+
 func (w *worker) put(ctx context.Context) error {
 	path, e := w.pickFile()
 	data := w.content()
-	_, err := w.peer.PutFile(ctx, path, client.PutOptions{Mode: 0o644, Replace: true}, bytes.NewReader(data))
+	attr, err := w.peer.PutFile(ctx, path, client.PutOptions{Mode: 0o644, Replace: true}, bytes.NewReader(data))
 	w.trace("%s put %s %d bytes: %v", w.name, path, len(data), err)
 	f := &file{contents: [][]byte{data}}
 	switch w.judge(err) {
 	case done:
 		e.set(f)
+		w.sample(ctx, attr.Ino)
 	case unknown:
 		e.add(f)
 	case refused:
