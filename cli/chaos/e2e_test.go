@@ -36,9 +36,22 @@ func TestFirstLight(t *testing.T) {
 			if err := os.Chmod(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := Run(t.Context(), s, Options{Binary: binary, Dir: dir, Log: t.Logf, UID: uid, GID: uid}); err != nil {
+			// The ordinary user may not reach where the binary was built.
+			mine := filepath.Join(dir, "dfsd")
+			if err := copyFile(binary, mine); err != nil {
+				t.Fatal(err)
+			}
+			if err := Run(t.Context(), s, Options{Binary: mine, Dir: dir, Log: t.Logf, UID: uid, GID: uid}); err != nil {
 				t.Fatal(err)
 			}
 		})
 	}
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
 }
