@@ -104,6 +104,9 @@ func openDev(a *app, dir string, want devPlan, given func(flag string) bool) (_ 
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", quote(d.dir), cause(err))
 	}
+	if _, err := d.load(); err != nil { // before anything is written into a directory of somebody else
+		return nil, fmt.Errorf("%s: %w", quote(d.dir), err)
+	}
 	if err := d.takeLock(); err != nil {
 		return nil, err
 	}

@@ -116,7 +116,7 @@ func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 // family makes a command that only groups others, such as node ls and node show.
 func family(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: use, Short: short, Args: knownVerb,
+		Use: use, Short: short, Args: knownVerb, SuggestionsMinimumDistance: 2,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withHint(usagef("%s: which command of it?", cmd.Name()), "see "+cmd.CommandPath()+" --help")
 		},

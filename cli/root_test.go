@@ -2,14 +2,30 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"dfsd/config"
+	"dfsd/dfs"
 )
 
-func TestMainExitCodesAndErrors(t *testing.T) {
+// run runs a command line and returns what came of it.
+func run(ctx context.Context, p Process, args ...string) (code int, stdout, stderr string) {
+	var out, errOut bytes.Buffer
+	if p.In == nil {
+		p.In = strings.NewReader("")
+	}
+	p.Out, p.Err = &out, &errOut
+	code = Main(ctx, args, p)
+	return code, out.String(), errOut.String()
+}
+
+func TestUsage(t *testing.T) {
 	for _, c := range []struct {
 		args   string
 		code   int
@@ -22,57 +38,135 @@ func TestMainExitCodesAndErrors(t *testing.T) {
 		{"version --jsn", 2, "", "dfsd: unknown flag: --jsn; see dfsd version --help\n"},
 		{"versoin", 2, "", "dfsd: \"versoin\": there is no such command; did you mean version?\n"},
 		{"frobnicate /a", 2, "", "dfsd: \"frobnicate\": there is no such command; see dfsd --help\n"},
+		{"node", 2, "", "dfsd: node: which command of it?; see dfsd node --help\n"},
+		{"node sl", 2, "", "dfsd: \"sl\": there is no such command; did you mean ls?\n"},
+		{"ls docs", 2, "", "dfsd: ls docs: a path of the cluster is absolute: it begins with /\n"},
+		{"put a b", 2, "", "dfsd: put b: a path of the cluster is absolute: it begins with /\n"},
+		{"get a /b", 2, "", "dfsd: get a: a path of the cluster is absolute: it begins with /\n"},
+		{"put /a", 2, "", "dfsd: put: requires at least 2 arg(s), only received 1; usage: dfsd put [-r] SOURCE… DESTINATION [flags]\n"},
+		{"put --jobs 0 a /b", 2, "", "dfsd: put: --jobs 0: want 1 to 256\n"},
+		{"rm -r /", 2, "", "dfsd: rm /: refused: name what is to be removed\n"},
+		{"rm -rf ///", 2, "", "dfsd: rm ///: refused: name what is to be removed\n"},
+		{"rm -rf /a/.", 2, "", "dfsd: rm /a/.: refused: name what is to be removed\n"},
+		{"rm -rf /a/../", 2, "", "dfsd: rm /a/../: refused: name what is to be removed\n"},
+		{"mkdir -m 9 /a", 2, "", "dfsd: mkdir: --mode \"9\": want an octal number up to 7777\n"},
+		{"status --wait soon", 2, "", "dfsd: status: --wait \"soon\": want ready or full\n"},
+		{"status --timeout soon", 2, "", "dfsd: configuration: --timeout: \"soon\": want a time from 1ms to 24h with its unit\n"},
+		{"policy set /a rep99", 2, "", "dfsd: policy set: storage class \"rep99\": want rep1 to rep16, or ecK+M with K from 2, M from 1, K+M up to 32\n"},
+		{"policy set /a ec4+2", 2, "", "dfsd: policy set: ec4+2: this release stores replicated classes only, rep1 to rep16\n"},
+		{"dev --storage 0", 2, "", "dfsd: dev: --storage 0: want 1 to 60\n"},
+		{"dev --meta 11", 2, "", "dfsd: dev: --meta 11: want 1 to 10\n"},
+		{"--role=meta ls /", 2, "", "dfsd: unknown flag: --role; see dfsd ls --help\n"},
+		{"ls -h /x --help", 0, "List directories", ""},
 	} {
 		t.Run(c.args, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			code := Main(t.Context(), strings.Fields(c.args), Process{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
-			if code != c.code || !strings.Contains(stdout.String(), c.stdout) || stderr.String() != c.stderr {
-				t.Errorf("exit code %d, want %d\nstdout: %s\nstderr: %s", code, c.code, &stdout, &stderr)
+			code, stdout, stderr := run(t.Context(), Process{}, strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || stderr != c.stderr {
+				t.Errorf("exit code %d, want %d\nstdout: %s\nstderr: %s", code, c.code, stdout, stderr)
 			}
 		})
 	}
 }
 
 func TestVersionJSON(t *testing.T) {
-	var stdout bytes.Buffer
-	if code := Main(t.Context(), []string{"version", "--json"}, Process{Out: &stdout, Err: &stdout}); code != 0 {
-		t.Fatalf("exit code %d: %s", code, &stdout)
-	}
+	code, stdout, stderr := run(t.Context(), Process{}, "version", "--json")
 	var got map[string]string
-	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal([]byte(stdout), &got); code != 0 || err != nil {
+		t.Fatalf("exit code %d, %v: %s", code, err, stderr)
 	}
 	for _, key := range []string{"version", "commit", "go", "platform"} {
 		if got[key] == "" {
-			t.Errorf("%s is missing in %s", key, &stdout)
+			t.Errorf("%s is missing in %s", key, stdout)
 		}
 	}
 }
 
-func TestErrorLine(t *testing.T) {
-	cause := errors.New("no meta node answered")
-	unreachable := &verbError{err: cause, code: exitUnreachable}
-	for _, c := range []struct {
-		err  error
-		code exitCode
-		line string
-	}{
-		{nil, exitDone, ""},
-		{cause, exitFailed, "dfsd: no meta node answered"},
-		{unreachable, exitUnreachable, "dfsd: no meta node answered"},
-		{withHint(unreachable, "try --meta"), exitUnreachable, "dfsd: no meta node answered; try --meta"},
-		{fmt.Errorf("ls /a: %w", withHint(unreachable, "try --meta")), exitUnreachable, "dfsd: ls /a: no meta node answered; try --meta"},
-		{withHint(withHint(cause, "inner"), "outer"), exitFailed, "dfsd: no meta node answered; outer"},
-		{withHint(usagef("bad %s", "flag"), "see --help"), exitUsage, "dfsd: bad flag; see --help"},
-	} {
-		if got := exitCodeOf(c.err); got != c.code {
-			t.Errorf("%v: exit code %d, want %d", c.err, got, c.code)
-		}
-		if c.err == nil {
-			continue
-		}
-		if got := errorLine(c.err); got != c.line {
-			t.Errorf("printed %q, want %q", got, c.line)
-		}
+func TestNobodyThere(t *testing.T) {
+	code, _, stderr := run(t.Context(), Process{}, "--meta", "127.0.0.1:1,127.0.0.1:2", "--timeout", "200ms", "ls", "/")
+	if code != 3 || !strings.Contains(stderr, "127.0.0.1:1: connection refused; 127.0.0.1:2: connection refused") || !strings.Contains(stderr, "dfsd dev") {
+		t.Errorf("exit code %d: %s", code, stderr)
 	}
+}
+
+// TestServer: what is a server's command line, and what comes of it.
+func TestServer(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "node.yaml")
+	if err := os.WriteFile(file, []byte("role: storage\nname: a\ndir: /d\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		args   []string
+		env    []string
+		fail   error
+		code   int
+		served string // role and name
+		stderr string // a part of it
+	}{
+		{"file", []string{"--config", file}, nil, nil, 0, "storage a", ""},
+		{"role and file", []string{"--role=storage", "--config=" + file}, nil, nil, 0, "storage a", ""},
+		{"apart", []string{"--config", file, "--role", "storage", "--name", "b"}, nil, nil, 0, "storage b", ""},
+		{"environment", nil, []string{"DFSD_ROLE=storage", "DFSD_NAME=c", "DFSD_DIR=/d"}, nil, 0, "storage c", ""},
+		{"fault", []string{"--role=sorage", "--name=a", "--dir=/d"}, nil, nil, 2, "", `--role: "sorage": want meta, storage, or both`},
+		{"unknown flag", []string{"--role=storage", "--nmae=a"}, nil, nil, 2, "", "--nmae: there is no such flag; the nearest is --name"},
+		{"no such file", []string{"--role=storage", "--config", file + "x"}, nil, nil, 2, "", "cannot be read"},
+		{"a word too many", []string{"--role=storage", "--config", file, "surplus"}, nil, nil, 2, "", "unknown flag: --role"},
+		{"foreign directory", []string{"--config", file}, nil, dfs.Errorf(dfs.Invalid, "open", "not a data directory"), 2, "storage a", "dfsd: a: open: not a data directory"},
+		{"busy port", []string{"--config", file}, nil, dfs.Errorf(dfs.Busy, "listen", "in use"), 1, "storage a", "dfsd: a: listen: in use"},
+		{"bad parent", []string{"--config", file, "--parent-fd=x"}, nil, nil, 2, "", "--parent-fd"},
+		{"own stdin as parent", []string{"--config", file, "--parent-fd=0"}, nil, nil, 2, "", "--parent-fd"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			served := ""
+			p := Process{Env: c.env, Serve: func(_ context.Context, cfg *config.Server, _ string, _ io.Writer) error {
+				served = cfg.Roles.String() + " " + cfg.Name
+				return c.fail
+			}}
+			code, stdout, stderr := run(t.Context(), p, c.args...)
+			if code != c.code || served != c.served || !strings.Contains(stderr, c.stderr) || stdout != "" {
+				t.Errorf("exit code %d, want %d; served %q\nstdout: %s\nstderr: %s", code, c.code, served, stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestServerHelp(t *testing.T) {
+	code, stdout, _ := run(t.Context(), Process{}, "--role=meta", "--help")
+	if code != 0 || !strings.Contains(stdout, "--default-class") {
+		t.Errorf("exit code %d: %s", code, stdout)
+	}
+}
+
+// TestServerEndsWithItsParent: a closed pipe stops the node, whatever closed it.
+func TestServerEndsWithItsParent(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop, err := untilClosed(t.Context(), int(r.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ctx.Err() != nil {
+		t.Error("stopped before the pipe was closed")
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-ctx.Done()
+	stop()
+}
+
+// TestServerOutlivesItsPipe: the watcher of the pipe ends with the node.
+func TestServerOutlivesItsPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	_, stop, err := untilClosed(t.Context(), int(r.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop() // hangs when the watcher does not end
 }

@@ -263,7 +263,11 @@ func (p *poll) late(ctx context.Context, f *statusFlags, s *status, err error) e
 	case s == nil:
 		return &verbError{err: fmt.Errorf("%s: %w", what, err), code: exitFailed}
 	}
-	return errors.New(what + ": " + s.summary())
+	text := s.summary()
+	if s.Cluster.Health == healthOK {
+		text += ", but not every store that is up has reported since the wait began"
+	}
+	return errors.New(what + ": " + text)
 }
 
 // statusLine is a line on a terminal that is written anew.
@@ -298,7 +302,7 @@ func (s *status) summary() string {
 	case s.Cluster.Health == healthOK:
 		line += fmt.Sprintf(": all %d placement groups have all their copies", r.PGs)
 	case r.FullPGs == r.PGs:
-		line += fmt.Sprintf(": all %d placement groups have all their copies; not every store has confirmed the newest map", r.PGs)
+		line += fmt.Sprintf(": all %d placement groups have all their copies; a store is suspected, or has not confirmed the newest map", r.PGs)
 	default:
 		line += fmt.Sprintf(": %d of %d placement groups have all their copies where they should be", r.FullPGs, r.PGs)
 	}

@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// statusAt is the clock of the golden answers.
+func statusAt() time.Time { return time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC) }
+
+// healthy is what the control leader says of a cluster of one meta node and
+// three stores where nothing is amiss.
+func healthy() *wire.StatusReply {
+	m := &dfs.Map{Cluster: dfs.ClusterID{1, 2, 3}, Epoch: 12, Groups: 2, DefaultClass: dfs.Replicated(2), BlockSize: 4 << 20}
+	m.Nodes = append(m.Nodes, &dfs.Node{ID: 1, Name: "meta1", Addr: "127.0.0.1:7400", Roles: dfs.RoleMeta, Release: "v1"})
+	m.Nodes = append(m.Nodes, &dfs.Node{ID: 2, Name: "gone", Roles: dfs.RoleMeta, Replaced: true})
+	r := &wire.StatusReply{Leader: 1, Formed: true, MetaUp: []uint32{1}, Sessions: 2}
+	for i := range 3 {
+		id := dfs.NodeID(3 + i)
+		m.Nodes = append(m.Nodes, &dfs.Node{
+			ID: id, Name: "store" + string(rune('1'+i)), Addr: "127.0.0.1:741" + string(rune('0'+i)), Roles: dfs.RoleStorage, Release: "v1",
+			Labels: map[string]string{"rack": "r1"},
+		})
+		m.Stores = append(m.Stores, &dfs.Store{
+			ID: dfs.StoreID(1 + i), Node: id, Capacity: 10 << 30, State: dfs.StoreUp, StateSince: statusAt().Add(-time.Minute).UnixMilli(),
+		})
+		r.Stores = append(r.Stores, &wire.StoreStatus{
+			Beat: &wire.StoreBeat{Store: uint32(1 + i), Capacity: 10 << 30, Used: 1 << 30, Blocks: 100, Persisted: 12}, BeatAge: 250, Current: true,
+		})
+	}
+	for i, stores := range [][]dfs.StoreID{{1, 2}, {1, 3}, {2, 3}} {
+		pg := &dfs.PG{ID: dfs.PGID(1 + i), Class: dfs.Replicated(2), Target: stores, Active: dfs.ActingSet{Epoch: 10, Stores: stores}}
+		for _, s := range stores {
+			pg.Members = append(pg.Members, dfs.Member{Store: s, Complete: 10, Joined: 10})
+		}
+		m.PGs = append(m.PGs, pg)
+	}
+	for g := range uint32(3) {
+		r.Groups = append(r.Groups, &wire.GroupStatus{Group: g, Leader: 1, Voters: []uint32{1}, Applied: uint64(100 + g), Inodes: uint64(g)})
+	}
+	r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 3, AllFull: true}
+	r.Map = wire.FromMap(m)
+	return r
+}
+
+// change makes one of the other states of the cluster.
+func change(t *testing.T, state string) *wire.StatusReply {
+	r := healthy()
+	m, err := r.Map.ToDFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch state {
+	case "healthy":
+	case "down": // one store, just now
+		m.Stores[2].State = dfs.StoreDown
+		for _, pg := range m.PGs[1:] {
+			pg.Active = dfs.ActingSet{Epoch: 11, Stores: pg.Target[:1]}
+			pg.Members[0].Complete = 11
+		}
+		r.Stores[2].Current, r.Stores[2].BeatAge = false, 3000
+		r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 1, Degraded: 2}
+	case "refill": // the store is out, another one takes over
+		m.Stores[2].State = dfs.StoreOut
+		pg := m.PGs[1]
+		pg.Target = []dfs.StoreID{1, 2}
+		pg.Active = dfs.ActingSet{Epoch: 12, Stores: pg.Target}
+		pg.Members = []dfs.Member{{Store: 1, Complete: 12, Joined: 10}, {Store: 2, Joined: 12}, {Store: 3, Complete: 10}}
+		r.Stores[1].Beat.Refills = []*wire.RefillBeat{{Pg: 2, Done: 3 << 20, Left: 1 << 20}}
+		r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 1, Degraded: 2, BytesToRepair: 1 << 20}
+	case "suspect":
+		r.Stores[0].Suspect = true
+		r.Redundancy.AllFull = false
+	case "leaderless":
+		r.Groups = r.Groups[:2]
+		r.Problems = []string{"group 2 has no leader"}
+	default:
+		t.Fatalf("state %q", state)
+	}
+	r.Map = wire.FromMap(m)
+	return r
+}
+
+// TestStatus prints answers of the control leader, for people and as JSON.
+func TestStatus(t *testing.T) {
+	datadriven.RunTest(t, "testdata/status.txt", func(t *testing.T, d *datadriven.TestData) string {
+		var state string
+		d.ScanArgs(t, "state", &state)
+		s, err := toStatus(change(t, state), statusAt())
+		if err != nil {
+			return err.Error()
+		}
+		if d.HasArg("progress") {
+			earlier, err := toStatus(change(t, state), statusAt())
+			if err != nil {
+				return err.Error()
+			}
+			earlier.Repair.Refills[0].Done -= 1 << 20
+			s.progress(earlier, 2*time.Second)
+		}
+		var out bytes.Buffer
+		switch d.Cmd {
+		case "text":
+			err = s.print(&out)
+		case "json":
+			e := json.NewEncoder(&out)
+			e.SetIndent("", " ")
+			err = e.Encode(s)
+		case "verdict":
+			if err := s.verdict(); err != nil {
+				return errorLine(err)
+			}
+			return "serves"
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return out.String()
+	})
+}
+
+// TestHeard: a store that died before the wait began has not reported since.
+func TestHeard(t *testing.T) {
+	s, err := toStatus(change(t, "healthy"), statusAt())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		since time.Duration
+		age   int64
+		want  bool
+	}{{0, 0, false}, {200 * time.Millisecond, 250, false}, {251 * time.Millisecond, 250, true}, {time.Hour, -1, false}} {
+		s.Stores[1].BeatAge, s.Stores[0].BeatAge, s.Stores[2].BeatAge = c.age, 0, 0
+		if got := s.heard(c.since); got != c.want {
+			t.Errorf("%v after a wait began and %d ms after a report: %v", c.since, c.age, got)
+		}
+	}
+	s.Stores[1].BeatAge, s.Stores[1].State = 1<<40, "down"
+	if !s.heard(time.Second) {
+		t.Error("a store that is down need not report")
+	}
+}
