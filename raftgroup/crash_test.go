@@ -53,7 +53,7 @@ func crashRun(t *testing.T, seed uint64, tune func(*Options)) (sum tally, err er
 			wg.Go(func() { c.client(h, i, rng.IntN, 3, stop) })
 		}
 		rng := rand.New(rand.NewPCG(seed, 3))
-		for range 9 {
+		for range 7 {
 			time.Sleep(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
 			if err = c.misfortune(rng, &sum); err != nil {
 				break
