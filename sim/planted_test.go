@@ -18,7 +18,9 @@ var planted = []struct {
 }{
 	{"acknowledge before sync, engine", func(o *node.Options) { o.Engine.Hooks.AckBeforeSync = true }},
 	{"acknowledge before sync, raft", func(o *node.Options) { o.Meta.Raft.Hooks.AckBeforeSync = true }},
-	{"skip the epoch check", func(o *node.Options) { o.Engine.Hooks.SkipEpochCheck = true }},
+	{"skip the epoch check", func(o *node.Options) {
+		o.Engine.Hooks.SkipEpochCheck, o.Storage.Hooks.SkipEpochCheck = true, true
+	}},
 	{"forget the reply cache", func(o *node.Options) { o.Meta.Namespace.ForgetReplies = true }},
 	{"drop a tombstone", func(o *node.Options) { o.Engine.Hooks.DropTombstone = true }},
 	{"apply an entry twice after restart", func(o *node.Options) { o.Meta.Raft.Hooks.ApplyTwice = true }},

@@ -91,6 +91,10 @@ type Hooks struct {
 	// RefillDoneBeforeDurable reports a refill as done when its blocks are
 	// listed, before they are fetched and on disk.
 	RefillDoneBeforeDurable bool
+
+	// SkipEpochCheck admits puts and deletes under any epoch that is not in
+	// the future; the engine has a hook of its own for its second check.
+	SkipEpochCheck bool
 }
 
 // Options configures a Service. Node, Cluster, Engines, Dial, Metas,
