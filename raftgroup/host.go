@@ -283,7 +283,7 @@ func (h *Host) work() {
 	out := newOutbox(h)
 	var taken []*replica
 	for {
-		taken = h.workers.take(taken[:0], maxTake)
+		taken = h.workers.take(taken[:0], h.opts.Workers, maxTake)
 		if len(taken) == 0 {
 			return
 		}
@@ -319,7 +319,7 @@ func (h *Host) finishRound(r *replica, rd *round, out *outbox) {
 func (h *Host) applyAll() {
 	var taken []*replica
 	for {
-		taken = h.appliers.take(taken[:0], 1)
+		taken = h.appliers.take(taken[:0], h.opts.Workers, 1)
 		if len(taken) == 0 {
 			return
 		}

@@ -58,7 +58,7 @@ func (h *Host) ChangeMembers(ctx context.Context, g dfs.GroupID, changes ...Chan
 	}
 	st := r.status()
 	if st.Fault != nil {
-		return unapplied(st.Fault)
+		return unavailable("change members", st.Fault)
 	}
 	if st.Role != RoleLeader {
 		return &dfs.Error{Kind: dfs.NotLeader, Op: "change members", Object: g.String(), LeaderHint: st.Leader}
@@ -137,62 +137,61 @@ func (r *replica) removedLocked(index uint64) {
 }
 
 // TransferLeader hands a group's leadership to another voter and returns once
-// this node leads no more. NotLeader: it did not. Unavailable: the other did not
-// take it within an election time-out.
+// that one leads. NotLeader: this node does not lead. Invalid: the other is no
+// voter. Unavailable: it did not take over within two election time-outs.
 func (h *Host) TransferLeader(ctx context.Context, g dfs.GroupID, to dfs.NodeID) error {
+	const op = "move leader"
 	r, err := h.find(g)
 	if err != nil {
 		return err
 	}
-	var start, deadline uint64
+	if err := r.beginTransfer(to); err != nil {
+		return err
+	}
+	late := time.NewTimer(2 * time.Duration(h.opts.ElectionTicks) * h.opts.Tick)
+	defer late.Stop()
 	for {
-		lead, changed, ticks, err := r.transferState(to, start == 0)
-		if err != nil {
-			return err
-		}
-		if start == 0 {
-			start, deadline = ticks+1, ticks+2*uint64(h.opts.ElectionTicks)
-		}
-		switch {
-		case lead == to:
+		lead, changed := r.leader()
+		if lead == to {
 			return nil
-		case ticks >= deadline:
-			return dfs.Errorf(dfs.Unavailable, "move leader", "%v: node %v did not take over", g, to)
 		}
-		t := time.NewTimer(h.opts.Tick)
 		select {
 		case <-changed:
-		case <-t.C:
+		case <-late.C:
+			return dfs.Errorf(dfs.Unavailable, op, "%v: node %v did not take over", g, to)
 		case <-ctx.Done():
-			t.Stop()
-			return dfs.Errorf(dfs.Unavailable, "move leader", "%v: node %v did not take over in the time given", g, to)
+			return dfs.Errorf(dfs.Unavailable, op, "%v: node %v did not take over in the time given", g, to)
 		case <-h.closing:
-			t.Stop()
-			return errClosing("move leader")
+			return errClosing(op)
 		}
-		t.Stop()
 	}
 }
 
-// transferState begins a transfer when asked to and returns who leads.
-func (r *replica) transferState(to dfs.NodeID, begin bool) (lead dfs.NodeID, changed chan struct{}, ticks uint64, err error) {
+// leader returns the leader, 0 when none is known, and what is closed when that
+// changes.
+func (r *replica) leader() (dfs.NodeID, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return dfs.NodeID(r.lead), r.changed
+}
+
+func (r *replica) beginTransfer(to dfs.NodeID) error {
+	const op = "move leader"
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fault != nil {
-		return 0, nil, 0, unapplied(r.fault)
+		return unavailable(op, r.fault)
 	}
-	st := r.raw.BasicStatus()
-	if begin {
-		if st.RaftState != raft.StateLeader {
-			return 0, nil, 0, &dfs.Error{Kind: dfs.NotLeader, Op: "move leader", Object: r.id.String(), LeaderHint: dfs.NodeID(st.Lead)}
-		}
-		if _, ok := r.raw.Status().Config.Voters.IDs()[uint64(to)]; !ok {
-			return 0, nil, 0, dfs.Errorf(dfs.Invalid, "move leader", "%v: node %v is no voter", r.id, to)
-		}
-		r.guardLocked(func() { r.raw.TransferLeader(uint64(to)) })
-		r.h.workers.schedule(r)
+	st := r.raw.Status()
+	if st.RaftState != raft.StateLeader {
+		return &dfs.Error{Kind: dfs.NotLeader, Op: op, Object: r.id.String(), LeaderHint: dfs.NodeID(st.Lead)}
 	}
-	return dfs.NodeID(st.Lead), r.changed, r.ticks, nil
+	if _, ok := st.Config.Voters.IDs()[uint64(to)]; !ok {
+		return dfs.Errorf(dfs.Invalid, op, "%v: node %v is no voter", r.id, to)
+	}
+	r.guardLocked(func() { r.raw.TransferLeader(uint64(to)) })
+	r.h.workers.schedule(r)
+	return r.fault
 }
 
 // TransferAll hands over the leadership of every group that this node leads

@@ -70,6 +70,9 @@ type Hooks struct {
 
 // Options configure a Host. FS, Dir, Node, StateMachine and Send are required;
 // the zero value of every other field is its default.
+//
+// The jitter of elections is the Raft library's own, from crypto/rand; a test
+// that wants it repeatable sets testing/cryptotest.SetGlobalRandom.
 type Options struct {
 	FS   vfs.FS
 	Dir  string     // holds raft-log/, raft-state/, raft-snap/ and raft-mark; made when missing

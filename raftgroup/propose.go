@@ -97,7 +97,7 @@ func (ps *proposals) add(p *proposal) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if ps.closed != nil {
-		return unapplied(ps.closed)
+		return unavailable("propose", ps.closed)
 	}
 	n := len(p.entry.GetData()) + proposalExtra
 	if ps.count >= ps.limit || ps.bytes+n > ps.limitBytes {
@@ -129,17 +129,17 @@ func (p *proposal) finishLocked(o outcome) {
 func (p *proposal) finishUnapplied(err error) {
 	p.set.mu.Lock()
 	defer p.set.mu.Unlock()
-	p.finishLocked(outcome{err: unapplied(err)})
+	p.finishLocked(outcome{err: unavailable("propose", err)})
 }
 
-// unapplied keeps the kinds that promise that nothing was applied and turns
+// unavailable keeps the kinds that promise that nothing was applied and turns
 // every other into Unavailable.
-func unapplied(err error) error {
+func unavailable(op string, err error) error {
 	switch dfs.KindOf(err) {
 	case dfs.NotLeader, dfs.Busy, dfs.Unavailable:
 		return err
 	}
-	return &dfs.Error{Kind: dfs.Unavailable, Op: "propose", Err: err}
+	return &dfs.Error{Kind: dfs.Unavailable, Op: op, Err: err}
 }
 
 func unknown(g dfs.GroupID, why string) error {

@@ -90,7 +90,9 @@ func (rs *reads) overdue(tick uint64) (keys [][]byte) {
 }
 
 // confirm takes the leader's answer: the reads may run once index is applied.
-func (rs *reads) confirm(key []byte, index, applied uint64) {
+// The state is looked at under mu, so that what is applied meanwhile is either
+// seen here or comes through applied.
+func (rs *reads) confirm(key []byte, index uint64, s *state) {
 	id, ok := parseProposalID(key)
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -101,7 +103,7 @@ func (rs *reads) confirm(key []byte, index, applied uint64) {
 	delete(rs.asked, id.seq)
 	b.index = index
 	rs.waiting = append(rs.waiting, b)
-	rs.releaseLocked(applied)
+	rs.releaseLocked(s.now().index)
 }
 
 // applied releases the reads that waited for index.
@@ -134,6 +136,7 @@ func (rs *reads) finishLocked(rds []*read, err error) {
 func (rs *reads) close(err error) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
+	err = unavailable("read", err)
 	rs.closed = err
 	rs.finishLocked(rs.queue, err)
 	for _, b := range rs.asked {

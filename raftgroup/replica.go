@@ -106,7 +106,7 @@ const (
 	maxApplyBytes     = 4 << 20
 )
 
-// guard runs fn and turns a panic of the library into a quarantine.
+// guardLocked runs fn and turns a panic of the library into a quarantine.
 func (r *replica) guardLocked(fn func()) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -205,18 +205,8 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 	}
 	m := f.msg
 	r.seen[m.GetFrom()] = r.ticks
-	if r.passive && (m.GetType() == pb.MsgApp || m.GetType() == pb.MsgHeartbeat || m.GetType() == pb.MsgSnap) && m.GetTerm() >= r.logTerm {
-		r.passive = false // a leader that has us as a member
-	}
-	if m.GetTerm() >= r.logTerm {
-		promised := f.acked
-		if m.GetType() == pb.MsgHeartbeat {
-			promised = max(promised, m.GetCommit())
-		}
-		if promised > r.logEnd {
-			r.damagedLocked(dfs.Errorf(dfs.Corrupt, "follow leader", "%v acknowledged entry %d of term %d and has a log that ends at %d: it lost what it promised to keep", r.id, promised, m.GetTerm(), r.logEnd))
-			return
-		}
+	if r.checkPromiseLocked(f); r.fault != nil {
+		return
 	}
 	if f.checkIndex > 0 {
 		if err := r.state.compare(f.checkIndex, f.checkHash); err != nil {
@@ -225,6 +215,10 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 		}
 	}
 	switch m.GetType() {
+	case pb.MsgApp, pb.MsgHeartbeat:
+		if m.GetTerm() >= r.logTerm {
+			r.passive = false // a leader that has us as a member
+		}
 	case pb.MsgTimeoutNow:
 		if r.state.missing() {
 			return
@@ -241,6 +235,19 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 	_ = r.raw.Step(m) // errors: the sender is no member, which is no fault of ours
 }
 
+// checkPromiseLocked quarantines the replica when a leader of its term, or of
+// a later one, knows it to have had entries that it has not. The library would
+// panic on a commit index beyond the log, and be stuck on the rest.
+func (r *replica) checkPromiseLocked(f *frame) {
+	m, promised := f.msg, f.acked
+	if m.GetType() == pb.MsgHeartbeat {
+		promised = max(promised, m.GetCommit())
+	}
+	if m.GetTerm() >= r.logTerm && promised > r.logEnd {
+		r.damagedLocked(dfs.Errorf(dfs.Corrupt, "follow leader", "%v acknowledged entry %d of term %d and has a log that ends at %d: it lost what it promised to keep", r.id, promised, m.GetTerm(), r.logEnd))
+	}
+}
+
 // readyLocked hands out one Ready.
 func (r *replica) readyLocked(out *outbox, rd *round) {
 	ready := r.raw.Ready()
@@ -248,7 +255,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 		r.observeLocked(rd)
 	}
 	for _, rs := range ready.ReadStates {
-		r.reads.confirm(rs.RequestCtx, rs.Index, r.state.now().index)
+		r.reads.confirm(rs.RequestCtx, rs.Index, &r.state)
 	}
 	var write *logWrite
 	var work *applyItem

@@ -13,6 +13,10 @@ type slot struct {
 	again   bool
 }
 
+// minShare is how many replicas a worker takes at least, if there are as many:
+// fewer are not worth a batch of messages of their own.
+const minShare = 8
+
 // scheduler hands replicas that have work to a fixed set of workers, in the
 // order in which the work came. A replica is with one worker at a time, so
 // what a worker does for it stays in order.
@@ -47,9 +51,10 @@ func (s *scheduler) schedule(r *replica) {
 	}
 }
 
-// take waits for work and appends up to max replicas to buf. Nothing is
-// returned once the scheduler is closed.
-func (s *scheduler) take(buf []*replica, max int) []*replica {
+// take waits for work and appends one worker's share of it to buf: what came
+// together, within most, is sent together, but not all of it by one worker.
+// Nothing is returned once the scheduler is closed.
+func (s *scheduler) take(buf []*replica, workers, most int) []*replica {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.queue) == 0 && !s.closed {
@@ -58,7 +63,7 @@ func (s *scheduler) take(buf []*replica, max int) []*replica {
 	if s.closed {
 		return buf
 	}
-	n := min(max, len(s.queue))
+	n := min(len(s.queue), most, max(minShare, len(s.queue)/workers))
 	for _, r := range s.queue[:n] {
 		sl := s.slot(r)
 		sl.queued, sl.running = false, true

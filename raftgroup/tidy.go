@@ -53,8 +53,8 @@ func (r *replica) trim() (flush bool, err error) {
 	if r.state.failed() != nil || r.state.missing() {
 		return false, nil
 	}
-	trunc, last := r.l.truncation(), uint64(0)
-	_, last = r.l.bounds()
+	trunc := r.l.truncation()
+	_, last := r.l.bounds()
 	keep, limit := uint64(r.h.opts.KeepEntries), uint64(r.h.opts.LogBytes)
 	over := r.l.size() > limit
 	if !over && last-trunc.index <= keep+keep/4 {
@@ -64,25 +64,21 @@ func (r *replica) trim() (flush bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	target := r.wantedFrom(last - min(last, keep))
+	target := r.neededFrom(last - min(last, keep))
 	if over {
 		if target, err = r.l.lastWithin(limit / 2); err != nil {
-			return false, err
+			return false, ignoreCut(err)
 		}
 	}
 	if target > durable.index {
-		flush = true
-		target = durable.index
+		flush, target = true, durable.index
 	}
-	if target < durable.confIndex {
-		// The configuration at target is not known. Configurations change
-		// rarely, so the log waits; past its limit it is cut at the change.
-		if !over {
-			return flush, nil
-		}
+	if over && target < durable.confIndex {
 		target = durable.confIndex
 	}
-	if target <= trunc.index {
+	// The configuration at a cut before the last change is not known. Changes
+	// are rare, so the log waits for the cut to pass it.
+	if target <= trunc.index || target < durable.confIndex {
 		return flush, nil
 	}
 	cut := truncated{index: target, confIndex: durable.confIndex, conf: durable.conf}
@@ -104,8 +100,8 @@ func ignoreCut(err error) error {
 	return err
 }
 
-// wantedFrom lowers target to what live peers and snapshots under way need.
-func (r *replica) wantedFrom(target uint64) uint64 {
+// neededFrom lowers target to what live peers and snapshots under way need.
+func (r *replica) neededFrom(target uint64) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, index := range r.sending {
