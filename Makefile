@@ -26,10 +26,12 @@ build:
 run: build
 	./dfsd dev
 
-# Everything. The end-to-end tests come last, against the binary as it ships.
+# Everything. The simulator's seeds run once more without -race, all of them:
+# under it only a few are affordable. The end-to-end tests come last, against the binary as it ships.
 test:
 	@$(if $(RACE),:,echo "no C compiler ($$(go env CC)) found: testing without -race")
-	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 30m ./...
+	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./...
+	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
 	@$(MAKE) --no-print-directory e2e
 
 # Clusters of real processes.

@@ -67,9 +67,6 @@ func TestPutCrashAllGet(t *testing.T) {
 	})
 }
 
-// seeds is how many fixed seeds every test run simulates.
-const seeds = 20
-
 // TestRun runs the workload under faults for fixed seeds.
 func TestRun(t *testing.T) {
 	first, n := uint64(1), seeds
