@@ -23,7 +23,7 @@ import (
 // unstarted makes the nodes of a cluster and starts none, on a network with
 // latency, so that starts at the same moment still interleave.
 func unstarted(cfg Config) *Cluster {
-	cfg.Metas, cfg.Class, cfg.Logger = 3, dfs.Replicated(3), testLogger()
+	cfg.Metas, cfg.Class, cfg.Logger, cfg.Tweak = 3, dfs.Replicated(3), testLogger(), quietly(cfg.Tweak)
 	c := &Cluster{
 		cfg: cfg, rand: rand.New(rand.NewPCG(cfg.Seed, 1)),
 		net: transport.NewMemory(transport.MemoryOptions{Seed: cfg.Seed, MinLatency: time.Millisecond, MaxLatency: 30 * time.Millisecond}),
@@ -315,6 +315,75 @@ func TestWipedMetaJoinsAnew(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		sound(t, c)
 	})
+}
+
+// TestRolledBackMetaHasNoVote puts an old copy of a meta node's disk back: its
+// start counter is below the registered one, so it is refused, and its peers
+// take no word of it.
+func TestRolledBackMetaHasNoVote(t *testing.T) {
+	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		votersOf(t, c)
+		old := c.nodes[2].fs.CrashClone(vfs.CrashCloneCfg{})
+		for range 2 {
+			put(t, p, "/f", "newer")
+			c.Crash(2)
+			start(t, c, 2)
+			inc := incarnationOf(t, c.nodes[2])
+			await(t, time.Minute, func() string {
+				m, err := p.Refresh(t.Context())
+				if err != nil || m.Node(idOf(t, p, "meta3")).Incarnation != inc {
+					return fmt.Sprintf("start %v is not registered, %v", inc, err)
+				}
+				return ""
+			})
+		}
+		c.Crash(2)
+		current := c.nodes[2].fs
+		c.nodes[2].fs = old
+		start(t, c, 2)
+		await(t, time.Minute, func() string {
+			if err := c.nodes[2].node.Err(); !errors.Is(err, dfs.Stale) {
+				return fmt.Sprintf("the old disk: %v", err)
+			}
+			return ""
+		})
+		time.Sleep(5 * time.Second)
+		id := idOf(t, p, "meta3")
+		for _, i := range []int{0, 1} {
+			for _, st := range c.nodes[i].node.Meta().Groups() {
+				for _, peer := range st.Peers {
+					if peer.Node == id && peer.Active {
+						t.Errorf("%s hears the old disk in %v", c.nodes[i].name, st.Group)
+					}
+				}
+			}
+		}
+		c.Crash(2)
+		c.nodes[2].fs = current
+		start(t, c, 2)
+		c.Crash(0)
+		put(t, p, "/f", "newest")
+		start(t, c, 0)
+		awaitReady(t, p)
+		time.Sleep(5 * time.Second)
+		sound(t, c)
+	})
+}
+
+// incarnationOf reads the incarnation that a running node has.
+func incarnationOf(t *testing.T, sn *simNode) dfs.Incarnation {
+	t.Helper()
+	id, err := node.OpenIdentity(sn.fs.CrashClone(vfs.CrashCloneCfg{}), "data", sn.name, 1, func() uint64 { return 1 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer id.Close()
+	inc, found := id.Incarnation()
+	inc.Start = found // opening it was one more start
+	return inc
 }
 
 // TestJoiningMetaSaysNothing asks a meta node that belongs to a cluster and has

@@ -23,7 +23,7 @@ func bubble(t *testing.T, cfg Config, fn func(t *testing.T, c *Cluster)) {
 	if cfg.Seed == 0 {
 		cfg.Seed = 1
 	}
-	cfg.Logger = testLogger()
+	cfg.Logger, cfg.Tweak = testLogger(), quietly(cfg.Tweak)
 	synctest.Test(t, func(t *testing.T) {
 		c, err := New(cfg)
 		if err != nil {
@@ -32,6 +32,16 @@ func bubble(t *testing.T, cfg Config, fn func(t *testing.T, c *Cluster)) {
 		defer c.Close()
 		fn(t, c)
 	})
+}
+
+// quietly loses no answers but those that the test itself loses.
+func quietly(tweak func(*node.Options)) func(*node.Options) {
+	return func(o *node.Options) {
+		o.DropReply = nil
+		if tweak != nil {
+			tweak(o)
+		}
+	}
 }
 
 // await waits until ok returns an empty string, for at most limit of virtual
