@@ -165,8 +165,9 @@ func (k *snapshotSink) CloseAndWait() error {
 type raftServer struct{ s *Service }
 
 // peer checks who sends Raft's bytes: a node whose incarnation mark is the one
-// that the control group has on record for its number. A wiped node that comes
-// back under an old number is refused here.
+// that the control group has on record for its number, at the start on record or
+// a later one. A wiped node that comes back under an old number is refused here,
+// and an old copy of a disk, which may have forgotten what it acknowledged.
 func (r *raftServer) peer(ctx context.Context) (dfs.NodeID, *raftgroup.Host, error) {
 	h, err := r.s.raft()
 	if err != nil {
@@ -181,7 +182,7 @@ func (r *raftServer) peer(ctx context.Context) (dfs.NodeID, *raftgroup.Host, err
 		if n == nil {
 			return 0, nil, dfs.Errorf(dfs.Unavailable, "raft", "node %v is not registered here yet", p.Node)
 		}
-		if n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark {
+		if n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark || p.Incarnation.Start < n.Incarnation.Start {
 			return 0, nil, dfs.Errorf(dfs.Stale, "raft", "node %v is not the incarnation on record", p.Node)
 		}
 	}

@@ -122,7 +122,11 @@ func (s *Service) KeepAlive(ctx context.Context, req *wire.KeepAliveRequest) (*w
 		return nil, dfs.Errorf(dfs.Fenced, "renew session", "session %d has expired", id)
 	}
 	s.lease.renew(id)
-	return &wire.KeepAliveReply{Ttl: uint32(s.opts.SessionTTL.Milliseconds()), Epoch: uint64(s.maps.current().Epoch)}, nil
+	reply := &wire.KeepAliveReply{Ttl: uint32(s.opts.SessionTTL.Milliseconds())}
+	if m := s.maps.current(); m != nil { // a leader that has just started may not have read it yet
+		reply.Epoch = uint64(m.Epoch)
+	}
+	return reply, nil
 }
 
 // CloseSession implements the meta service.
