@@ -14,7 +14,7 @@ BINDIR      ?= $(PREFIX)/bin
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 
-BENCH ?= .
+BENCH ?= all
 SOAK  ?= 1h
 
 .PHONY: build run test e2e generate bench soak lint cross install clean
@@ -42,9 +42,11 @@ e2e: build
 generate:
 	go run ./transport/wire/gen
 
-# make bench BENCH='Put.*4KiB'
+# Figures of this machine, beside raw baselines: docs/BENCHMARKS.md. Nothing but
+# figures goes to stdout. make bench BENCH=engine|client|all|'client/put-*'
 bench:
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 0 ./...
+	@$(MAKE) --no-print-directory build >&2
+	@./dfsd bench $(BENCH)
 
 # The simulator with fresh seeds for as long as SOAK says; then the proof that
 # it finds what it should.
