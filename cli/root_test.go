@@ -82,8 +82,8 @@ func TestVersionJSON(t *testing.T) {
 }
 
 func TestNobodyThere(t *testing.T) {
-	code, _, stderr := run(t.Context(), Process{}, "--meta", "127.0.0.1:1,127.0.0.1:2", "--timeout", "200ms", "ls", "/")
-	if code != 3 || !strings.Contains(stderr, "127.0.0.1:1: connection refused; 127.0.0.1:2: connection refused") || !strings.Contains(stderr, "dfsd dev") {
+	code, _, stderr := run(t.Context(), Process{}, "--meta", "127.0.0.1:1,127.0.0.1:2", "--timeout", "1s", "ls", "/")
+	if code != 3 || !strings.Contains(stderr, "127.0.0.1:1: ") || !strings.Contains(stderr, "127.0.0.1:2: ") || !strings.Contains(stderr, "dfsd dev") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
