@@ -231,9 +231,9 @@ func TestLostStateIsFetched(t *testing.T) {
 				c.boot()
 				c.propose(0, "put old value")
 				if name != "log from the start" {
-					c.fill(0, 200, 1000)
+					c.fill(0, 120, 500)
 					for _, id := range c.all() {
-						c.waitCut(id, 0, 100)
+						c.waitCut(id, 0, 40)
 					}
 					c.propose(0, "put mid value") // syncs the cut
 				}
@@ -318,9 +318,9 @@ func TestLostStateStillVotes(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()
-		c.fill(0, 200, 1000)
+		c.fill(0, 120, 500)
 		for _, id := range c.all() {
-			c.waitCut(id, 0, 100)
+			c.waitCut(id, 0, 40)
 		}
 		c.propose(0, "put mid value")
 		c.converge(c.all()...)

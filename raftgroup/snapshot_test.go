@@ -44,7 +44,7 @@ func (c *cluster) sleeper(size int) (dfs.NodeID, uint64) {
 	sleeper := c.leader(0)%3 + 1
 	st, _ := c.h(sleeper).Status(0)
 	c.isolate(sleeper, true)
-	c.fill(0, 200, size)
+	c.fill(0, 120, size)
 	for _, id := range c.all() { // one entry more than the sleeper has
 		if id != sleeper {
 			c.waitCut(id, 0, st.Last+1)
@@ -57,7 +57,7 @@ func TestSleeperCatchesUpWhileWritesGoOn(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
-		sleeper, applied := c.sleeper(5000)
+		sleeper, applied := c.sleeper(7000)
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
 		wg.Go(func() {
@@ -73,7 +73,7 @@ func TestSleeperCatchesUpWhileWritesGoOn(t *testing.T) {
 		c.heal()
 		time.Sleep(5 * time.Second)
 		st, _ := c.h(sleeper).Status(0)
-		if st.First <= applied+1 || st.Applied < 200 {
+		if st.First <= applied+1 || st.Applied < 120 {
 			t.Errorf("node %v is at %+v: want a log that begins after a snapshot", sleeper, st)
 		}
 		close(stop)
@@ -91,7 +91,7 @@ func TestSnapshotEndDiesHalfWay(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 3, 0)
 				defer c.stop()
-				sleeper, applied := c.sleeper(5000)
+				sleeper, applied := c.sleeper(7000)
 				reached := make(chan [2]dfs.NodeID, 1)
 				var once atomic.Bool
 				c.chunks = func(from, to dfs.NodeID, n int) error {
