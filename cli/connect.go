@@ -16,6 +16,7 @@ import (
 	"dfsd/client"
 	"dfsd/config"
 	"dfsd/dfs"
+	"dfsd/node"
 	"dfsd/transport"
 )
 
@@ -44,9 +45,12 @@ func (a *app) connect(ctx context.Context) (*client.Client, func(), error) {
 }
 
 func (a *app) connectTo(ctx context.Context, cfg *config.Client) (*client.Client, func(), error) {
-	secure, err := loadTLS(cfg.TLS)
-	if err != nil {
-		return nil, nil, &verbError{err: err, code: exitUsage}
+	var secure *tls.Config // none
+	if cfg.TLS.Enabled() {
+		var err error
+		if secure, err = node.LoadTLS(cfg.TLS); err != nil {
+			return nil, nil, &verbError{err: err, code: exitUsage}
+		}
 	}
 	pool := transport.PoolOptions{
 		Network: cmp.Or(a.proc.Network, transport.TCP()), TLS: secure,
@@ -87,21 +91,6 @@ func unreachable(err error, addrs []string) error {
 		text = strings.ReplaceAll(text, a+": connect to "+a+": dial tcp "+a+": connect: ", a+": ")
 	}
 	return &verbError{err: &dfs.Error{Kind: dfs.KindOf(err), Op: "reach the cluster", Text: text}, code: code, hint: hint}
-}
-
-// loadTLS reads the PEM files of a configuration; nil without TLS.
-func loadTLS(cfg config.TLS) (*tls.Config, error) {
-	if !cfg.Enabled() {
-		return nil, nil
-	}
-	var pem [3][]byte
-	for i, name := range []string{cfg.CA, cfg.Cert, cfg.Key} {
-		var err error
-		if pem[i], err = os.ReadFile(name); err != nil {
-			return nil, err
-		}
-	}
-	return transport.TLSConfig(pem[0], pem[1], pem[2])
 }
 
 // whoami is the user that runs the process.

@@ -2,7 +2,7 @@ package cli
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"strings"
 
@@ -41,8 +41,8 @@ func Main(ctx context.Context, args []string, proc Process) int {
 		err = root.ExecuteContext(ctx)
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("interrupted: %w", err)
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = errors.New("interrupted")
 		}
 		a.complain(err)
 	}

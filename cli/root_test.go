@@ -57,6 +57,7 @@ func TestUsage(t *testing.T) {
 		{"dev --storage 0", 2, "", "dfsd: dev: --storage 0: want 1 to 60\n"},
 		{"dev --meta 11", 2, "", "dfsd: dev: --meta 11: want 1 to 10\n"},
 		{"--role=meta ls /", 2, "", "dfsd: unknown flag: --role; see dfsd ls --help\n"},
+		{"ls / --tls.ca /no/ca --tls.cert /no/cert --tls.key /no/key", 2, "", "dfsd: read TLS file /no/ca: open /no/ca: no such file or directory\n"},
 		{"ls -h /x --help", 0, "List directories", ""},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -105,8 +105,8 @@ func (t *transfer) fail(object string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sum.Failed++
-	if errors.Is(err, context.Canceled) {
-		return // the whole is reported
+	if errors.Is(err, context.Canceled) || errors.Is(err, errGaveUp) {
+		return // the end of the whole is reported, not of each part
 	}
 	line := failed(t.verb, object, err)
 	if len(t.failures) < maxListedErrors {
