@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dfsd/dfs"
+	"dfsd/engine"
 	"dfsd/transport"
 )
 
@@ -73,6 +75,11 @@ func (n *Node) handler(addr string) http.Handler {
 		err := n.Err()
 		if err == nil && !n.Ready() {
 			err = errors.New("not part of the cluster yet")
+		}
+		for _, e := range n.engines {
+			if st := e.Stats(); err == nil && st.State == engine.StateFailed {
+				err = fmt.Errorf("store %v has failed, mend its disk and restart the node: %w", e.Identity().Store, st.Err)
+			}
 		}
 		answer(w, err, "ready")
 	})
