@@ -69,9 +69,6 @@ const (
 	// lostMaps of a thousand maps never reach a client, so that many a write goes
 	// out under an epoch that is over.
 	lostMaps = 600
-
-	// clientTimeout is shorter than many an outage, so that outcomes stay unknown.
-	clientTimeout = 3 * time.Second
 )
 
 // New makes the nodes' disks and starts all of them.
