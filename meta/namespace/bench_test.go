@@ -13,13 +13,20 @@ import (
 )
 
 // BenchmarkCreate applies creates with content, a hundred entries a batch, as
-// a group under load does.
+// a group under load does. Of the commands of a session, every one comes to this
+// group, or one of 16.
 func BenchmarkCreate(b *testing.B) {
+	for _, step := range []int{1, 16} {
+		b.Run(fmt.Sprintf("step=%d", step), func(b *testing.B) { benchmarkCreate(b, step) })
+	}
+}
+
+func benchmarkCreate(b *testing.B, step int) {
 	w := newWorld(b, 1)
 	m := New(1, Options{})
 	var entries [][]byte
 	add := func(cmd *wire.Command) {
-		seq := uint64(len(entries) + 1)
+		seq := uint64(step*len(entries) + 1)
 		cmd.Session, cmd.Seq, cmd.Floor = 1, seq, seq
 		data, err := proto.Marshal(&wire.LogEntry{Version: 2000 << 16, Entry: &wire.LogEntry_Command{Command: cmd}})
 		if err != nil {

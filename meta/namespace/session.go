@@ -180,7 +180,9 @@ func readFloor(r raftgroup.Reader, s dfs.SessionID) (floor uint64, known bool, e
 // or not, rather than looked for.
 const fewReplies = 8
 
-// raiseFloor moves the session's floor and forgets the replies below it.
+// raiseFloor moves the session's floor and forgets the replies below it. There
+// are none below the old floor: to look there would be to walk over the marks
+// that the store keeps of what was deleted.
 func (c *change) raiseFloor(old, floor uint64) error {
 	if err := c.tx.Set(floorKey(c.session), binary.BigEndian.AppendUint64([]byte{rowFormat}, floor)); err != nil {
 		return err
@@ -193,7 +195,7 @@ func (c *change) raiseFloor(old, floor uint64) error {
 		}
 		return nil
 	}
-	keys, _, err := gather(c.tx, replyKey(c.session, 0), replyKey(c.session, floor), 2*MaxUnacknowledged)
+	keys, _, err := gather(c.tx, replyKey(c.session, old), replyKey(c.session, floor), 2*MaxUnacknowledged)
 	if err != nil {
 		return err
 	}
