@@ -147,7 +147,7 @@ func oneCluster(t *testing.T, c *Cluster, p *Peer) {
 		if sn.node == nil {
 			continue
 		}
-		await(t, time.Minute, func() string {
+		await(t, 10*time.Minute, func() string {
 			if !sn.node.Ready() || sn.node.Err() != nil {
 				return fmt.Sprintf("%s is not ready: %v", sn.name, sn.node.Err())
 			}
