@@ -10,6 +10,7 @@
 //     control group's local replica has applied.
 //   - registry.go keeps what heartbeats say; planner.go turns it, on the control
 //     leader, into decisions by package repair; sessions.go keeps the leases.
+//   - balance.go evens out which node leads how many groups.
 //   - groups.go is what the leader of each group does in the background:
 //     membership, trimming of history, the delete queue, left-over intents.
 //   - mutate.go serves the namespace; status.go explains the whole.

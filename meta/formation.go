@@ -253,7 +253,7 @@ func (s *Service) learnMap() error {
 
 // joinGroup makes sure that this node hosts a replica of a group.
 func (s *Service) joinGroup(h *raftgroup.Host, g dfs.GroupID) error {
-	if _, ok := h.Status(g); ok {
+	if _, ok := h.Leader(g); ok {
 		return nil
 	}
 	ms := s.opts.Identity.Membership()

@@ -176,10 +176,11 @@ func (s *Service) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.Ge
 	if reply.Map == nil && (req.Linearizable || floor > 0) {
 		return nil, dfs.Errorf(dfs.Unavailable, "get map", "this node has not applied epoch %d yet", floor)
 	}
-	for _, st := range h.Statuses() {
-		reply.Leaders = append(reply.Leaders, &wire.GroupLeader{Group: uint32(st.Group), Node: uint32(st.Leader)})
-		if st.Group == dfs.ControlGroup {
-			reply.Leader = uint32(st.Leader)
+	for g := range dfs.GroupID(s.groupCount() + 1) {
+		o, _ := h.Leader(g)
+		reply.Leaders = append(reply.Leaders, &wire.GroupLeader{Group: uint32(g), Node: uint32(o.Leader)})
+		if g == dfs.ControlGroup {
+			reply.Leader = uint32(o.Leader)
 		}
 	}
 	return reply, nil

@@ -34,9 +34,8 @@ func (s *Service) namespaceLeader(group uint32) (dfs.GroupID, *raftgroup.Host, e
 	if err := opened(h, g); err != nil {
 		return 0, nil, err
 	}
-	st, _ := h.Status(g)
-	if st.Leader != s.opts.Identity.Membership().Node {
-		return 0, nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
+	if o, _ := h.Leader(g); o.Leader != s.opts.Identity.Membership().Node {
+		return 0, nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: o.Leader}
 	}
 	return g, h, nil
 }
@@ -44,7 +43,7 @@ func (s *Service) namespaceLeader(group uint32) (dfs.GroupID, *raftgroup.Host, e
 // opened refuses while this node, which has just started or joined, has no
 // replica of the group: raftgroup's NotExist would read as that of a file.
 func opened(h *raftgroup.Host, g dfs.GroupID) error {
-	if _, ok := h.Status(g); !ok {
+	if _, ok := h.Leader(g); !ok {
 		return dfs.Errorf(dfs.Unavailable, "ask group", "this node has not opened its replica of %v yet", g)
 	}
 	return nil

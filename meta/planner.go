@@ -79,15 +79,15 @@ func (s *Service) controlLoop() {
 		case <-time.After(planTick):
 		}
 		h := s.host.Load()
-		st, ok := h.Status(dfs.ControlGroup)
-		if !ok || st.Leader == 0 {
+		o, _ := h.Leader(dfs.ControlGroup)
+		if o.Leader == 0 {
 			continue
 		}
-		if st.Leader != s.opts.Identity.Membership().Node {
+		if o.Leader != s.opts.Identity.Membership().Node {
 			s.plan.led = time.Now()
 			continue
 		}
-		s.plan.lead(st.Term, time.Since(s.plan.led))
+		s.plan.lead(o.Term, time.Since(s.plan.led))
 		s.plan.led = time.Now()
 		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
 		if err := s.planOnce(ctx); err != nil && s.ctx.Err() == nil {

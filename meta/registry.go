@@ -94,8 +94,8 @@ func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*w
 		return nil, dfs.Errorf(dfs.Unavailable, "heartbeat", "this node has no map yet")
 	}
 	reply := &wire.HeartbeatReply{Epoch: uint64(m.Epoch)}
-	if st, ok := h.Status(dfs.ControlGroup); ok {
-		reply.Leader = uint32(st.Leader)
+	if o, ok := h.Leader(dfs.ControlGroup); ok {
+		reply.Leader = uint32(o.Leader)
 	}
 	n := m.Node(dfs.NodeID(req.Node))
 	if n == nil || n.Incarnation != req.Incarnation.ToDFS() {

@@ -209,6 +209,7 @@ func (s *Service) run() error {
 	s.wg.Go(s.reportLoop)
 	s.wg.Go(s.controlLoop)
 	s.wg.Go(s.sessionLoop)
+	s.wg.Go(s.balanceLoop)
 	for g := range s.groupCount() + 1 {
 		s.wg.Go(func() { s.groupLoop(dfs.GroupID(g)) })
 	}
@@ -278,8 +279,8 @@ func (s *Service) leads(g dfs.GroupID) (uint64, bool) {
 	if h == nil {
 		return 0, false
 	}
-	st, ok := h.Status(g)
-	return st.Term, ok && st.Leader == s.opts.Identity.Membership().Node && st.Leader != 0
+	o, _ := h.Leader(g)
+	return o.Term, o.Leader != 0 && o.Leader == s.opts.Identity.Membership().Node
 }
 
 // controlLeader refuses with a hint unless this node leads the control group.
@@ -288,9 +289,8 @@ func (s *Service) controlLeader() (*raftgroup.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, ok := h.Status(dfs.ControlGroup)
-	if !ok || st.Leader != s.opts.Identity.Membership().Node {
-		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask the control group", LeaderHint: st.Leader}
+	if o, ok := h.Leader(dfs.ControlGroup); !ok || o.Leader != s.opts.Identity.Membership().Node {
+		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask the control group", LeaderHint: o.Leader}
 	}
 	return h, nil
 }

@@ -102,6 +102,7 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 		seen:    map[uint64]uint64{},
 		sending: map[dfs.NodeID]uint64{},
 	}
+	r.office.Store(&Office{})
 	r.state.open(h.state, g)
 	r.proposals = proposals{
 		g: g, limit: h.opts.MaxProposals, limitBytes: h.opts.MaxProposalQueue,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -39,6 +40,10 @@ type replica struct {
 	reads     reads
 	queue     applyQueue
 	state     state
+
+	// office is who leads, for those who must not wait for a round; written
+	// under mu.
+	office atomic.Pointer[Office]
 
 	mu  sync.Mutex // guards what follows; held while the RawNode is stepped
 	raw *raft.RawNode
@@ -346,6 +351,7 @@ func (r *replica) observeLocked(rd *round) {
 		return
 	}
 	r.lead, r.term = st.Lead, st.GetTerm()
+	r.office.Store(&Office{Leader: dfs.NodeID(r.lead), Term: r.term})
 	rd.leaderChanged, rd.lead, rd.term = true, r.lead, r.term
 	if was == raft.StateLeader {
 		r.proposals.orphan(r.ticks + uint64(r.h.opts.ElectionTicks))
@@ -366,6 +372,7 @@ func (r *replica) quarantineLocked(err error) {
 		return
 	}
 	r.fault = err
+	r.office.Store(&Office{Term: r.term})
 	r.h.log.Error("replica quarantined", "group", uint16(r.id), "cause", err)
 	r.state.fail(err)
 	r.proposals.close(err)

@@ -77,6 +77,22 @@ func (s *Status) CaughtUp(n dfs.NodeID) bool {
 	return p.Active && !p.Snapshot && p.Match > 0 && p.Match+caughtUpSlack >= s.Last
 }
 
+// Office is who leads a group in which term, as a replica knows it.
+type Office struct {
+	Leader dfs.NodeID // 0 is none known
+	Term   uint64
+}
+
+// Leader returns who leads a group; ok is false when there is no replica here.
+// It waits for no round of the group: for questions that every request asks.
+func (h *Host) Leader(g dfs.GroupID) (o Office, ok bool) {
+	r := h.replica(g)
+	if r == nil {
+		return Office{}, false
+	}
+	return *r.office.Load(), true
+}
+
 // Status describes a group's replica here; ok is false when there is none.
 func (h *Host) Status(g dfs.GroupID) (st Status, ok bool) {
 	r := h.replica(g)

@@ -151,9 +151,6 @@ func (ev *entry) activate(d *wire.ActivateDecision) error {
 	return nil
 }
 
-// MaxPGs bounds the placement groups of a cluster: the map is one message.
-const MaxPGs = 4096
-
 func (ev *entry) createPGs(d *wire.CreatePGsDecision) error {
 	class, err := dfs.ParseClass(d.Class)
 	if err != nil {
@@ -164,8 +161,8 @@ func (ev *entry) createPGs(d *wire.CreatePGsDecision) error {
 			return dfs.Errorf(dfs.Exist, "create placement groups", "class %v has some", class)
 		}
 	}
-	if d.Count == 0 || len(ev.m.PGs)+int(d.Count) > MaxPGs {
-		return dfs.Errorf(dfs.TooLarge, "create placement groups", "%d more: at most %d in all", d.Count, MaxPGs)
+	if d.Count == 0 || len(ev.m.PGs)+int(d.Count) > dfs.MaxPGs {
+		return dfs.Errorf(dfs.TooLarge, "create placement groups", "%d more: at most %d in all", d.Count, dfs.MaxPGs)
 	}
 	for range d.Count {
 		ev.st.LastPg++

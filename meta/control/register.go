@@ -9,10 +9,6 @@ import (
 	"dfsd/transport/wire"
 )
 
-// MaxStoresPerNode bounds a registration; a machine with more disks than this
-// runs two processes.
-const MaxStoresPerNode = 64
-
 const (
 	markOfNode  = 'n'
 	markOfStore = 's'
@@ -58,8 +54,8 @@ func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "malformed incarnation")
 	case ev.st.LastNode == 0 && op.Name != ev.st.Form.Metas[0]:
 		return dfs.Errorf(dfs.Unavailable, "register "+op.Name, "%s makes this cluster and has not registered yet", ev.st.Form.Metas[0])
-	case len(op.Stores) > MaxStoresPerNode:
-		return dfs.Errorf(dfs.TooLarge, "register "+op.Name, "%d stores: at most %d", len(op.Stores), MaxStoresPerNode)
+	case len(op.Stores) > dfs.MaxStoresPerNode:
+		return dfs.Errorf(dfs.TooLarge, "register "+op.Name, "%d stores: at most %d", len(op.Stores), dfs.MaxStoresPerNode)
 	}
 	for _, s := range op.Stores {
 		if s.Incarnation.GetMark() == 0 || s.Incarnation.GetStart() <= s.Found {

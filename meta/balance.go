@@ -1,0 +1,136 @@
+package meta
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/raftgroup"
+	"dfsd/transport/metas"
+)
+
+const (
+	// balanceTick is how often a node looks whether it leads too many groups,
+	// and so the least time between two that it hands over.
+	balanceTick = 2 * time.Second
+
+	// balanceCalm is for how many looks in a row nobody else may have taken over
+	// or lost a group before one is moved: elections are still under way, or a
+	// node is handing all of its groups over because it is about to end.
+	balanceCalm = 3
+
+	// balanceRest is how many looks a node rests after a group that it could not
+	// hand over: for a moment each attempt keeps the group from working.
+	balanceRest = 30
+
+	// handoverSlack is how many entries the next leader may lack: the group takes
+	// nothing until it has them.
+	handoverSlack = 64
+)
+
+// balanceLoop evens out who leads. A node that leads more groups than its share
+// hands one over at a time; nobody ever asks for one. Taking a group from one
+// who has more than the share and giving it to one who has at least two fewer
+// makes the spread smaller with every step, so it ends, and at its end nobody
+// moves anything.
+func (s *Service) balanceLoop() {
+	me := s.opts.Identity.Membership().Node
+	var seen map[dfs.GroupID]dfs.NodeID
+	calm := 0
+	for s.sleep(balanceTick) {
+		h := s.host.Load()
+		leaders := s.leaders(h)
+		if maps.Equal(leaders, seen) {
+			calm++
+		} else {
+			seen, calm = leaders, 0
+		}
+		if calm < balanceCalm {
+			continue
+		}
+		for _, g := range excess(me, leaders) {
+			st, _ := h.Status(g)
+			to := heir(me, leaders, &st)
+			if to == 0 {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+			err := h.TransferLeader(ctx, g, to)
+			cancel()
+			if err != nil {
+				s.log.Debug("leadership not handed over", "group", uint16(g), "to", uint32(to), "cause", err)
+				calm = -balanceRest
+			} else {
+				s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "it leads fewer groups")
+				seen[g] = to // of one's own making, so not a reason to wait
+			}
+			break
+		}
+	}
+}
+
+// leaders lists who leads each group, as far as this node knows.
+func (s *Service) leaders(h *raftgroup.Host) map[dfs.GroupID]dfs.NodeID {
+	out := map[dfs.GroupID]dfs.NodeID{}
+	for g := range dfs.GroupID(s.groupCount() + 1) {
+		o, _ := h.Leader(g)
+		out[g] = o.Leader
+	}
+	return out
+}
+
+// excess lists the groups that a node might hand over, lowest first: those that
+// it leads, but for the control group, whose next leader would have to hear
+// of everything anew. None while a group is without a leader.
+func excess(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID) []dfs.GroupID {
+	var own []dfs.GroupID
+	for g, n := range leaders {
+		switch n {
+		case 0:
+			return nil
+		case me:
+			if g != dfs.ControlGroup {
+				own = append(own, g)
+			}
+		}
+	}
+	slices.Sort(own)
+	return own
+}
+
+// heir returns the voter to hand a group to, 0 for none: the one that leads the
+// fewest, if this node leads more than its share. Nothing moves while the group
+// has a member that is away, is behind, or has no vote yet.
+func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Status) dfs.NodeID {
+	if st.Role != raftgroup.RoleLeader || st.Joint || len(st.Learners) > 0 || len(st.Voters) == 0 {
+		return 0
+	}
+	for _, p := range st.Peers {
+		if p.Node != me && (!p.Active || p.Snapshot || p.Match+handoverSlack < st.Last) {
+			return 0
+		}
+	}
+	led := map[dfs.NodeID]int{}
+	for _, n := range leaders {
+		led[n]++
+	}
+	share := (len(leaders) + len(st.Voters) - 1) / len(st.Voters)
+	if led[me] <= share {
+		return 0
+	}
+	// Of equals the next after this node in the ring: two that hand over at the
+	// same moment rarely choose the same.
+	self, n := slices.Index(st.Voters, me), len(st.Voters)
+	to := dfs.NodeID(0)
+	for i := 1; i < n; i++ {
+		if v := st.Voters[(self+i)%n]; to == 0 || led[v] < led[to] {
+			to = v
+		}
+	}
+	if led[me]-led[to] < 2 {
+		return 0
+	}
+	return to
+}

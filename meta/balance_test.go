@@ -1,0 +1,128 @@
+package meta
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"dfsd/dfs"
+	"dfsd/raftgroup"
+)
+
+// leads makes the picture in which node i+1 leads counts[i] groups, the first
+// the control group too.
+func leads(counts ...int) map[dfs.GroupID]dfs.NodeID {
+	out := map[dfs.GroupID]dfs.NodeID{}
+	for i, n := range counts {
+		for range n {
+			out[dfs.GroupID(len(out))] = dfs.NodeID(i + 1)
+		}
+	}
+	return out
+}
+
+// healthy is the status of a group in the eyes of its leader.
+func healthy(me dfs.NodeID, voters int) *raftgroup.Status {
+	st := &raftgroup.Status{Role: raftgroup.RoleLeader, Leader: me, Last: 1000}
+	for v := range dfs.NodeID(voters) {
+		st.Voters = append(st.Voters, v+1)
+		st.Peers = append(st.Peers, raftgroup.Progress{Node: v + 1, Match: 1000 - handoverSlack, Active: true})
+	}
+	return st
+}
+
+func TestHeir(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		me     dfs.NodeID
+		counts []int
+		spoil  func(*raftgroup.Status)
+		want   dfs.NodeID
+	}{
+		{name: "all on one", me: 1, counts: []int{9, 0, 0}, want: 2},
+		{name: "the fewest", me: 1, counts: []int{6, 2, 1}, want: 3},
+		{name: "even", me: 1, counts: []int{3, 3, 3}},
+		{name: "as even as can be", me: 1, counts: []int{4, 3, 3}},
+		{name: "share rounded up", me: 1, counts: []int{4, 4, 2}},
+		{name: "not the one with too many", me: 2, counts: []int{6, 2, 1}},
+		{name: "ring order", me: 3, counts: []int{1, 1, 7}, want: 1},
+		{name: "the next in the ring", me: 2, counts: []int{1, 7, 1}, want: 3},
+		{name: "alone", me: 1, counts: []int{9}},
+		{name: "two", me: 1, counts: []int{9, 0}, want: 2},
+		{name: "more nodes than groups", me: 1, counts: []int{2, 1, 0, 0, 0}, want: 3},
+		{name: "a member away", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[2].Active = false }},
+		{name: "a member behind", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[1].Match-- }},
+		{name: "a snapshot", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[1].Snapshot = true }},
+		{name: "a learner", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Learners = []dfs.NodeID{4} }},
+		{name: "joint", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Joint = true }},
+		{name: "no leader any more", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Role = raftgroup.RoleFollower }},
+	} {
+		st := healthy(c.me, len(c.counts))
+		if c.spoil != nil {
+			c.spoil(st)
+		}
+		if got := heir(c.me, leads(c.counts...), st); got != c.want {
+			t.Errorf("%s: node %v hands to %v, want %v", c.name, c.me, got, c.want)
+		}
+	}
+}
+
+func TestExcess(t *testing.T) {
+	if got := excess(1, leads(3, 3, 3)); !slices.Equal(got, []dfs.GroupID{1, 2}) {
+		t.Errorf("node 1 might hand over %v: the control group stays", got)
+	}
+	if got := excess(2, leads(3, 3, 3)); !slices.Equal(got, []dfs.GroupID{3, 4, 5}) {
+		t.Errorf("node 2 might hand over %v", got)
+	}
+	unled := leads(3, 3, 3)
+	unled[8] = 0
+	if got := excess(1, unled); got != nil {
+		t.Errorf("%v might move while a group has no leader", got)
+	}
+}
+
+// TestBalanceEnds lets every node that leads too many groups hand one over at
+// the same moment, again and again, from every beginning: all end within one of
+// each other's share, and then nothing moves.
+func TestBalanceEnds(t *testing.T) {
+	const groups = 9
+	for _, nodes := range []int{2, 3, 5, 7} {
+		var begin func(counts []int, left int)
+		begin = func(counts []int, left int) {
+			if len(counts) < nodes-1 {
+				for n := range left + 1 {
+					begin(append(counts, n), left-n)
+				}
+				return
+			}
+			picture := leads(append(slices.Clone(counts), left)...)
+			for step := 0; ; step++ {
+				next := maps.Clone(picture)
+				for me := range dfs.NodeID(nodes) {
+					for _, g := range excess(me+1, picture) {
+						if to := heir(me+1, picture, healthy(me+1, nodes)); to != 0 {
+							next[g] = to
+							break
+						}
+					}
+				}
+				if maps.Equal(next, picture) {
+					break
+				}
+				if picture = next; step > 3*groups {
+					t.Fatalf("%d nodes, from %v %d: no end, now %v", nodes, counts, left, picture)
+				}
+			}
+			led := map[dfs.NodeID]int{}
+			for _, n := range picture {
+				led[n]++
+			}
+			for n, have := range led {
+				if have > (groups+nodes-1)/nodes {
+					t.Fatalf("%d nodes, from %v %d: node %v leads %d in the end", nodes, counts, left, n, have)
+				}
+			}
+		}
+		begin(nil, groups)
+	}
+}
