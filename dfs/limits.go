@@ -41,6 +41,17 @@ const (
 	// MaxShards bounds k+m of an erasure code, and so the members of a PG.
 	MaxShards = 32
 
+	// MaxPGs bounds the placement groups of a cluster: the map is one message.
+	MaxPGs = 4096
+
+	// MaxStoresPerNode bounds the disks of one node, and so a registration; a
+	// machine with more of them runs several nodes.
+	MaxStoresPerNode = 64
+
+	// MaxMissedBeats bounds health_check.max_failures: it keeps the time-out
+	// that the exponential mode doubles finite.
+	MaxMissedBeats = 16
+
 	// HistoryKeep is how long a replaced value stays readable when no policy
 	// asks for more.
 	HistoryKeep = 60 * time.Second
