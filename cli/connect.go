@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"os"
@@ -45,33 +44,40 @@ func (a *app) connect(ctx context.Context) (*client.Client, func(), error) {
 }
 
 func (a *app) connectTo(ctx context.Context, cfg *config.Client) (*client.Client, func(), error) {
-	var secure *tls.Config // none
+	pool, opts := clientOptions(cfg)
+	pool.Network = cmp.Or(a.proc.Network, transport.TCP())
 	if cfg.TLS.Enabled() {
 		var err error
-		if secure, err = node.LoadTLS(cfg.TLS); err != nil {
+		if pool.TLS, err = node.LoadTLS(cfg.TLS); err != nil {
 			return nil, nil, &verbError{err: err, code: exitUsage}
 		}
 	}
+	opts.Cred, opts.Holder = whoami(), holder()
+	opts.Logger = slog.New(slog.NewTextHandler(a.proc.Err, &slog.HandlerOptions{Level: slog.LevelError}))
+	c, done, err := client.Connect(ctx, pool, opts)
+	if err != nil {
+		return nil, nil, unreachable(err, opts.Metas)
+	}
+	return c, done, nil
+}
+
+// clientOptions passes the settings on, but for the files of TLS.
+func clientOptions(cfg *config.Client) (transport.PoolOptions, client.Options) {
 	pool := transport.PoolOptions{
-		Network: cmp.Or(a.proc.Network, transport.TCP()), TLS: secure,
 		Breaker: transport.BreakerOptions{
 			RequestVolumeThreshold: cfg.Breaker.RequestVolumeThreshold, ErrorThresholdPercentage: cfg.Breaker.ErrorThresholdPercentage,
 			SleepWindow: cfg.Breaker.SleepWindow,
 		},
 	}
 	opts := client.Options{
-		Cluster: cfg.ClusterID, Cred: whoami(), Holder: holder(), Timeout: cfg.Timeout, Hedge: cfg.Hedge.Min,
-		ConnectTimeout: min(cfg.Timeout, connectTimeout),
-		Logger:         slog.New(slog.NewTextHandler(a.proc.Err, &slog.HandlerOptions{Level: slog.LevelError})),
+		Cluster: cfg.ClusterID, Timeout: cfg.Timeout, ConnectTimeout: min(cfg.Timeout, connectTimeout),
+		Hedge: cfg.Hedge.Min, HedgeFactor: cfg.Hedge.Factor,
+		Retry: client.Retry{Base: cfg.Retry.Base, Factor: cfg.Retry.Factor, Max: cfg.Retry.Max},
 	}
 	for _, m := range cfg.Meta {
 		opts.Metas = append(opts.Metas, m.Addr)
 	}
-	c, done, err := client.Connect(ctx, pool, opts)
-	if err != nil {
-		return nil, nil, unreachable(err, opts.Metas)
-	}
-	return c, done, nil
+	return pool, opts
 }
 
 // unreachable is the error of a cluster that could not be found. It names every

@@ -100,7 +100,7 @@ func TestNoPGSaysWhatHelps(t *testing.T) {
 
 func TestReadOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &Client{health: newHealth(DefaultHedge)}
+		c := &Client{health: newHealth(DefaultHedge, DefaultHedgeFactor)}
 		c.opts.Rand = rand.New(rand.NewPCG(1, 1)).Uint64
 		p := testPG(1, dfs.Replicated(3), 1, 2, 3, 4)
 		p.Members[3].Complete = 2                                        // 4 is acting and not complete
@@ -149,7 +149,7 @@ func TestReadOrder(t *testing.T) {
 }
 
 func TestHedgeDelayAndBudget(t *testing.T) {
-	h := newHealth(DefaultHedge)
+	h := newHealth(DefaultHedge, DefaultHedgeFactor)
 	if d := h.readHedge(); d != DefaultHedge {
 		t.Errorf("with nothing known: %v", d)
 	}

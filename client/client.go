@@ -32,6 +32,9 @@ const (
 	// company: shorter would double the load of a disk that is merely busy.
 	DefaultHedge = 50 * time.Millisecond
 
+	// DefaultHedgeFactor lets a store be as late as stores sometimes are.
+	DefaultHedgeFactor = 3
+
 	// windowBlocks is how many blocks of one file are under way at a time: it
 	// hides the latency of the stores.
 	windowBlocks = 4
@@ -51,6 +54,14 @@ const (
 type Cred struct {
 	UID, GID uint32
 	Groups   []uint32 // supplementary
+}
+
+// Retry says how long the pauses between attempts are: each is drawn between 0
+// and a bound that grows. Zero values mean the defaults of transport.Policy.
+type Retry struct {
+	Base   time.Duration // bound of the first pause
+	Factor float64       // by which the bound grows
+	Max    time.Duration // where it stops to grow
 }
 
 // Options configures a Client. The zero value of a field but Metas and Dial means
@@ -75,6 +86,8 @@ type Options struct {
 	Timeout        time.Duration // of one metadata operation, and of one block; DefaultTimeout
 	ConnectTimeout time.Duration // until a first meta node answers Open; DefaultConnectTimeout
 	Hedge          time.Duration // least delay before a second store is asked; DefaultHedge
+	HedgeFactor    float64       // that delay in 95th percentiles of the answers so far; DefaultHedgeFactor
+	Retry          Retry         // pauses between attempts
 	Holder         string        // names this process to people who look at sessions
 	BlockSize      int           // bytes, 1..dfs.MaxBlockSize; 0: the cluster's
 	Uncompressed   bool          // store blocks as they are
@@ -88,6 +101,7 @@ func (o *Options) setDefaults() {
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
 	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, DefaultConnectTimeout)
 	o.Hedge = cmp.Or(o.Hedge, DefaultHedge)
+	o.HedgeFactor = cmp.Or(o.HedgeFactor, DefaultHedgeFactor)
 	o.Holder = cmp.Or(o.Holder, "client")
 	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	if o.Rand == nil {
@@ -150,13 +164,17 @@ func Open(ctx context.Context, opts Options) (*Client, error) {
 		log:     opts.Logger,
 		book:    metas.New(opts.Dial, opts.Metas),
 		maps:    newMapCache(),
-		health:  newHealth(opts.Hedge),
+		health:  newHealth(opts.Hedge, opts.HedgeFactor),
 		buffers: newBuffers(),
 		ahead:   semaphore.NewWeighted(readAhead),
 		behind:  semaphore.NewWeighted(writeBehind),
 		opening: newLock(),
 	}
-	c.policy.Random = func() float64 { return float64(opts.Rand()>>11) / (1 << 53) }
+	c.policy = transport.Policy{
+		Base: opts.Retry.Base, Factor: opts.Retry.Factor, Max: opts.Retry.Max,
+		Random: func() float64 { return float64(opts.Rand()>>11) / (1 << 53) },
+	}
+	c.book.SetDelay(c.policy.Delay)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if err := c.connect(ctx); err != nil {
 		c.Close()

@@ -21,7 +21,8 @@ const (
 
 // health is what this client has seen of the stores.
 type health struct {
-	least time.Duration // the shortest hedge delay
+	least  time.Duration // the shortest hedge delay
+	factor float64       // the hedge delay in 95th percentiles
 
 	mu     sync.Mutex
 	stores map[dfs.StoreID]*storeHealth
@@ -50,8 +51,8 @@ type latencies struct {
 	p95  time.Duration // as last computed; 0: not yet
 }
 
-func newHealth(least time.Duration) *health {
-	return &health{least: least, stores: map[dfs.StoreID]*storeHealth{}, hedges: maxHedges}
+func newHealth(least time.Duration, factor float64) *health {
+	return &health{least: least, factor: factor, stores: map[dfs.StoreID]*storeHealth{}, hedges: maxHedges}
 }
 
 func (h *health) storeLocked(id dfs.StoreID) *storeHealth {
@@ -179,7 +180,7 @@ func (h *health) writeHedge() time.Duration { return h.hedge(&h.writes) }
 func (h *health) hedge(l *latencies) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return max(h.least, 3*l.p95)
+	return max(h.least, time.Duration(h.factor*float64(l.p95)))
 }
 
 // request notes a block request, which earns a tenth of a second one.

@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -36,6 +37,9 @@ func (l *load) completeServer(s *Server) {
 const (
 	leastTimeout     = 2 * time.Second
 	timeoutIntervals = 4
+
+	// diskTimeout is far above what a busy disk takes for one operation.
+	diskTimeout = 10 * time.Second
 )
 
 func (l *load) completeHealth(s *Server) {
@@ -48,6 +52,11 @@ func (l *load) completeHealth(s *Server) {
 	}
 	if h.Timeout <= h.Interval && !l.bad["health_check.timeout"] {
 		l.wrong("health_check.timeout", 0, h.Timeout.String(), "want more than the interval of the reports ("+h.Interval.String()+")")
+	}
+	if h.DiskTimeout == 0 {
+		h.DiskTimeout = max(diskTimeout, h.Interval)
+	} else if h.DiskTimeout < h.Interval && !l.bad["health_check.disk_timeout"] && !l.bad["health_check.interval"] && !l.bad["heartbeat"] {
+		l.wrong("health_check.disk_timeout", 0, h.DiskTimeout.String(), "want the interval of the reports ("+h.Interval.String()+") or more")
 	}
 }
 
@@ -119,13 +128,49 @@ func (l *load) checkMetaRole(s *Server) {
 		l.missing("meta")
 		return
 	}
+	l.nameMeta(s)
 	for i, n := range s.Meta {
 		switch {
 		case n.Name == "":
-			l.wrong("meta", i, n.Addr, "want name=host:port with the meta role, the same list on each meta node")
+			want := "want name=host:port with the meta role, the same list on each meta node"
+			if where, line := l.where("meta", i); line == 0 && len(l.file["meta"].items) > 0 {
+				want += "; the list of " + l.path + " counts when " + where + " is not set"
+			}
+			l.wrong("meta", i, n.Addr, want)
 		case s.Name != "" && s.Advertise != "" && (n.Name == s.Name) != (n.Addr == s.Advertise):
 			l.wrong("meta", i, n.Name+"="+n.Addr, "this node is "+s.Name+"="+s.Advertise+": want it listed so, or not at all")
 		}
+	}
+}
+
+// nameMeta takes the file's list of meta nodes for one that has the same
+// addresses and no names: an environment that was made for clients is no fault of
+// a node whose file says the same.
+func (l *load) nameMeta(s *Server) {
+	e := l.file["meta"]
+	row := l.row("meta")
+	var items []string
+	for _, i := range e.items {
+		items = append(items, i.text)
+	}
+	if e.split {
+		items = row.items(items[0])
+	}
+	var v values
+	if len(items) == 0 || len(row.kind.parse(&v, items)) > 0 {
+		return
+	}
+	addrs := func(list []MetaNode, named bool) (out []string) {
+		for _, n := range list {
+			if named || n.Name == "" {
+				out = append(out, n.Addr)
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+	if slices.Equal(addrs(s.Meta, false), addrs(v.shared.Meta, true)) {
+		s.Meta = v.shared.Meta
 	}
 }
 

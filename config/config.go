@@ -75,6 +75,7 @@ type HealthCheck struct {
 	Interval    time.Duration
 	Timeout     time.Duration
 	MaxFailures int
+	DiskTimeout time.Duration // never shorter than Interval
 }
 
 // Raft is the time base of the Raft groups.

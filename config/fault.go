@@ -47,21 +47,27 @@ func (f Faults) Error() string {
 // Is reports whether target is dfs.Invalid.
 func (f Faults) Is(target error) bool { return target == dfs.Invalid }
 
-// nearest returns the known key that an unknown one was most likely meant to
-// be: one in another section, else the one with the fewest letters to change.
-func nearest(unknown string, known []string) string {
+// noSuch says that there is no such setting, and which one was most likely
+// meant: one in another section, else the one with the fewest letters to
+// change. None is named when it would take more than a third of them.
+func noSuch(what, prefix, unknown string, known []string) string {
+	unknown = strings.TrimPrefix(unknown, prefix)
 	last := unknown[strings.LastIndexByte(unknown, '.')+1:]
-	best, least := "", 0
+	best, least := "", max(2, len(unknown)/3)
 	for _, k := range known {
+		k = strings.TrimPrefix(k, prefix)
 		d := distance(unknown, k)
 		if k == last || strings.HasSuffix(k, "."+last) {
 			d = 0
 		}
-		if best == "" || d < least {
+		if d < len(unknown) && (d < least || d == least && best == "") {
 			best, least = k, d
 		}
 	}
-	return best
+	if best == "" {
+		return "there is no such " + what + "; docs/OPERATIONS.md and dfsd --role=meta --help list what there is"
+	}
+	return "there is no such " + what + "; the nearest is " + prefix + best
 }
 
 // distance is the number of bytes to insert, remove or replace to make b of a.

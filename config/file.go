@@ -132,7 +132,7 @@ func (r *fileReader) value(key string, at int, n ast.Node) {
 	case isSection || len(values) > 0:
 		r.section(key+".", n)
 	default:
-		r.fault(at, key, fmt.Sprintf("there is no such setting; the nearest is %s", nearest(key, r.keys)))
+		r.fault(at, key, noSuch("setting", "", key, r.keys))
 	}
 }
 

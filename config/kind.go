@@ -136,9 +136,9 @@ func formatSize(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// boolType is the word for a bool in the help. It is not "bool", for which
-// viper would guess a value where the text is neither.
-const boolType = "boolean"
+// boolType is how pflag knows that a flag may stand without a value. It is not
+// "bool", for which viper would guess a value where the text is neither.
+const boolType = "boolfunc"
 
 func boolean(at func(*values) *bool) kind {
 	return scalar(boolType, "true or false", at, func(s string) (bool, bool) {
@@ -217,15 +217,12 @@ func readPath(s string) (string, bool) {
 	return filepath.Clean(s), true
 }
 
-// maxStores bounds the disks of one node.
-const maxStores = 256
-
 func paths(at func(*values) *[]string) kind {
-	want := fmt.Sprintf("1 to %d paths, none of them within another", maxStores)
+	want := fmt.Sprintf("1 to %d paths, none of them within another", dfs.MaxStoresPerNode)
 	return list("paths", want, at, func(s string, before []string) (string, bool) {
 		p, ok := readPath(s)
 		apart := !slices.ContainsFunc(before, func(q string) bool { return within(p, q) || within(q, p) })
-		return p, ok && apart && len(before) < maxStores
+		return p, ok && apart && len(before) < dfs.MaxStoresPerNode
 	})
 }
 

@@ -141,7 +141,7 @@ func (l *load) readEnv(env []string) {
 			continue
 		}
 		if !slices.Contains(known, name) {
-			l.fault(name, "", "", "there is no such setting; the nearest is "+nearest(name, known))
+			l.fault(name, "", "", noSuch("setting", envPrefix, name, known))
 			continue
 		}
 		l.env[name] = value
@@ -326,9 +326,9 @@ func ParseServerFlags(args []string) (*pflag.FlagSet, error) {
 		return nil, err
 	case errors.As(err, &unknown):
 		var names []string
-		fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		fs.VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
 		flag := "--" + unknown.GetSpecifiedName()
-		return nil, Faults{{Where: flag, Want: "there is no such flag; the nearest is --" + nearest(unknown.GetSpecifiedName(), names)}}
+		return nil, Faults{{Where: flag, Want: noSuch("flag", "--", flag, names)}}
 	case err != nil:
 		return nil, Faults{{Want: err.Error()}}
 	case fs.NArg() > 0:

@@ -104,6 +104,7 @@ func options(cfg *config.Server, release string, logger *slog.Logger) (Options, 
 	o.Meta.Grace, o.Meta.Heartbeat, o.Meta.SessionTTL = cfg.GracePeriod, cfg.Heartbeat, cfg.SessionTTL
 	o.Meta.Health = repair.HealthCheck{
 		Mode: mode, Interval: cfg.Health.Interval, Timeout: cfg.Health.Timeout, MaxFailures: cfg.Health.MaxFailures,
+		DiskTimeout: cfg.Health.DiskTimeout,
 	}
 	o.Meta.Raft.Tick, o.Meta.Raft.ElectionTicks, o.Meta.Raft.CacheSize = cfg.Raft.Tick, cfg.Raft.ElectionTicks, cfg.MetaCacheSize
 	o.Storage.Heartbeat, o.Storage.RefillRate = cfg.Heartbeat, cfg.RefillRate

@@ -84,9 +84,6 @@ func (h HealthCheck) withDefaults() HealthCheck {
 	return h
 }
 
-// maxMaxFailures keeps the doubled time-out of the exponential mode finite.
-const maxMaxFailures = 16
-
 // Validate reports all faults of a check, zero fields being the defaults.
 func (h HealthCheck) Validate() error {
 	var faults []error
@@ -103,8 +100,8 @@ func (h HealthCheck) Validate() error {
 	if d.Timeout <= d.Interval {
 		fault("timeout %v: want more than the interval of %v", d.Timeout, d.Interval)
 	}
-	if d.MaxFailures < 1 || d.MaxFailures > maxMaxFailures {
-		fault("max_failures %d: want 1 to %d", d.MaxFailures, maxMaxFailures)
+	if d.MaxFailures < 1 || d.MaxFailures > dfs.MaxMissedBeats {
+		fault("max_failures %d: want 1 to %d", d.MaxFailures, dfs.MaxMissedBeats)
 	}
 	if d.DiskTimeout < d.Interval {
 		fault("disk_timeout %v: want the interval of %v or more", d.DiskTimeout, d.Interval)

@@ -151,6 +151,27 @@ func (ev *entry) activate(d *wire.ActivateDecision) error {
 	return nil
 }
 
+// wantClass notes that a class is to have placement groups. They are made when
+// there are stores enough.
+func (ev *entry) wantClass(op *wire.WantClassRequest) error {
+	class, err := dfs.ParseClass(op.Class)
+	if err != nil {
+		return err
+	}
+	if class.Erasure() {
+		return dfs.Errorf(dfs.Unsupported, "want class", "%v: this release stores replicated classes only, rep1 to rep16", class)
+	}
+	if class.String() == ev.st.Form.DefaultClass || slices.Contains(ev.st.Classes, class.String()) {
+		return nil
+	}
+	if most := dfs.MaxPGs / int(ev.st.Form.PgsPerClass); 1+len(ev.st.Classes) >= most {
+		return dfs.Errorf(dfs.TooLarge, "want class", "%v: with %d placement groups a class this cluster has room for %d classes: %s and %v",
+			class, ev.st.Form.PgsPerClass, most, ev.st.Form.DefaultClass, ev.st.Classes)
+	}
+	ev.st.Classes = append(ev.st.Classes, class.String())
+	return nil
+}
+
 func (ev *entry) createPGs(d *wire.CreatePGsDecision) error {
 	class, err := dfs.ParseClass(d.Class)
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 // fraction of a caller's deadline.
 const AttemptTimeout = 5 * time.Second
 
-// MaxBackoff and BaseBackoff bound the pause between rounds; full jitter.
+// BaseBackoff and MaxBackoff bound the pause between rounds; full jitter.
 const (
 	BaseBackoff = 50 * time.Millisecond
 	MaxBackoff  = 2 * time.Second
@@ -35,7 +35,8 @@ const (
 
 // Book knows the meta nodes of a cluster. It is safe for concurrent use.
 type Book struct {
-	dial func(addr string) drpc.Conn
+	dial  func(addr string) drpc.Conn
+	delay func(round int) time.Duration
 
 	mu      sync.Mutex
 	seeds   []string // as configured
@@ -47,8 +48,17 @@ type Book struct {
 // New returns a book that starts from the configured addresses. Dial returns a
 // connection that is made when it is first used.
 func New(dial func(addr string) drpc.Conn, seeds []string) *Book {
-	return &Book{dial: dial, seeds: slices.Clone(seeds), addrs: map[dfs.NodeID]string{}, leaders: map[dfs.GroupID]dfs.NodeID{}}
+	return &Book{dial: dial, delay: backoff, seeds: slices.Clone(seeds), addrs: map[dfs.NodeID]string{}, leaders: map[dfs.GroupID]dfs.NodeID{}}
 }
+
+// backoff is the pause after a number of rounds, from 1 up.
+func backoff(round int) time.Duration {
+	return rand.N(min(BaseBackoff<<min(round-1, 10), MaxBackoff))
+}
+
+// SetDelay sets the pause after a number of rounds, from 1 up. It must come
+// before the first call.
+func (b *Book) SetDelay(delay func(round int) time.Duration) { b.delay = delay }
 
 // Update learns addresses from a map; older maps are ignored.
 func (b *Book) Update(m *dfs.Map) {
@@ -109,8 +119,7 @@ func (b *Book) order(g dfs.GroupID) []string {
 func (b *Book) Call(ctx context.Context, g dfs.GroupID, again bool, fn func(context.Context, wire.DRPCMetaClient) error) error {
 	failures := map[string]error{}
 	maybe := false // an attempt may have been carried out
-	pause := BaseBackoff
-	for {
+	for round := 1; ; round++ {
 		tried := b.order(g)
 		for i := 0; i < len(tried); i++ {
 			addr := tried[i]
@@ -141,9 +150,8 @@ func (b *Book) Call(ctx context.Context, g dfs.GroupID, again bool, fn func(cont
 		select {
 		case <-ctx.Done():
 			return giveUp(ctx, maybe, failures)
-		case <-time.After(rand.N(pause) + time.Millisecond):
+		case <-time.After(b.delay(round) + time.Millisecond):
 		}
-		pause = min(2*pause, MaxBackoff)
 	}
 }
 
