@@ -110,11 +110,7 @@ func (b *boundary) mkdir(ctx context.Context, g dfs.GroupID, prepare *wire.Mkdir
 	if err != nil {
 		return b.abandon(ctx, res.GetVersion(), false, err)
 	}
-	linked, err := b.resolve(ctx, res.GetVersion(), true)
-	if err != nil {
-		return err
-	}
-	if linked != nil {
+	if linked := b.end(ctx, res.GetVersion(), true); linked != nil {
 		b.attr = linked
 	}
 	return nil
@@ -138,8 +134,8 @@ func (b *boundary) rmdir(ctx context.Context) error {
 		}
 		return b.abandon(ctx, res.GetVersion(), answer.GetChild().GetLinked(), err)
 	}
-	_, err = b.resolve(ctx, res.GetVersion(), false)
-	return err
+	b.end(ctx, res.GetVersion(), false)
+	return nil
 }
 
 // abandon ends the intent after the parent's group refused with err, which it
@@ -147,18 +143,20 @@ func (b *boundary) rmdir(ctx context.Context) error {
 // been carried out.
 func (b *boundary) abandon(ctx context.Context, intent uint64, linked bool, err error) error {
 	if ctx.Err() == nil && dfs.KindOf(err) != dfs.Unknown {
-		if _, rerr := b.resolve(ctx, intent, linked); rerr != nil {
-			b.s.c.log.Warn("an intent stays until the session ends", "child", b.child.String(), "cause", rerr)
-		}
+		b.end(ctx, intent, linked)
 	}
 	return err
 }
 
-func (b *boundary) resolve(ctx context.Context, intent uint64, linked bool) (*wire.Attr, error) {
+// end ends the intent as the parent's group has decided, and returns the
+// directory's attributes where it has some then. Whether it succeeds changes
+// nothing of what was decided: an intent that stays is ended by the leader of
+// the child's group once the session is over.
+func (b *boundary) end(ctx context.Context, intent uint64, linked bool) *wire.Attr {
 	op := &wire.ResolveOp{Child: uint64(b.child), Linked: linked, Intent: intent}
 	res, err := b.s.mutate(ctx, b.child.Group(), &wire.Command{Op: &wire.Command_Resolve{Resolve: op}})
 	if err != nil {
-		return nil, dfs.Wrap("end intent", b.child.String(), err)
+		b.s.c.log.Warn("an intent stays until the session ends", "child", b.child.String(), "cause", err)
 	}
-	return res.GetAttr(), nil
+	return res.GetAttr()
 }

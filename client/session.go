@@ -36,12 +36,12 @@ type session struct {
 	lose  context.CancelCauseFunc
 	slots chan struct{} // one element a mutation under way
 
-	mu         sync.Mutex          // guards what follows
-	renewed    time.Time           // when the last renewal that succeeded was sent; has monotonic and wall time
-	lastSeq    uint64              // of mutations
-	unanswered map[uint64]struct{} // sequence numbers; those given up are not among them
-	lastBlock  uint64              // counter of block IDs
-	lastName   uint64              // of temporary names
+	mu         sync.Mutex             // guards what follows
+	renewed    time.Time              // when the last renewal that succeeded was sent; has monotonic and wall time
+	lastSeq    uint64                 // of mutations
+	unanswered map[uint64]dfs.GroupID // by sequence number: who is asked; those given up are not among them
+	lastBlock  uint64                 // counter of block IDs
+	lastName   uint64                 // of temporary names
 	leases     map[dfs.GroupID]*inoLease
 }
 
@@ -97,7 +97,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
 		c: c, slots: make(chan struct{}, maxInFlight),
-		unanswered: map[uint64]struct{}{}, leases: map[dfs.GroupID]*inoLease{},
+		unanswered: map[uint64]dfs.GroupID{}, leases: map[dfs.GroupID]*inoLease{},
 	}
 	req := &wire.OpenSessionRequest{Holder: c.opts.Holder, Mark: max(c.opts.Rand(), 1)}
 	err := c.book.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
@@ -183,12 +183,12 @@ func (s *session) issueName() uint64 {
 	return s.lastName
 }
 
-// issue gives out a sequence number.
-func (s *session) issue() uint64 {
+// issue gives out a sequence number for a command to a group.
+func (s *session) issue(g dfs.GroupID) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastSeq++
-	s.unanswered[s.lastSeq] = struct{}{}
+	s.unanswered[s.lastSeq] = g
 	return s.lastSeq
 }
 
@@ -201,13 +201,16 @@ func (s *session) settle(seq uint64) {
 	delete(s.unanswered, seq)
 }
 
-// floor returns the lowest number without an answer.
-func (s *session) floor() uint64 {
+// floor returns the lowest number that a group has not answered: what another
+// group leaves unanswered must not keep this one from forgetting its replies.
+func (s *session) floor(g dfs.GroupID) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	low := s.lastSeq + 1
-	for seq := range s.unanswered {
-		low = min(low, seq)
+	for seq, asked := range s.unanswered {
+		if asked == g {
+			low = min(low, seq)
+		}
 	}
 	return low
 }
@@ -225,14 +228,14 @@ func (s *session) mutate(ctx context.Context, g dfs.GroupID, cmd *wire.Command) 
 	case <-ctx.Done():
 		return nil, s.gaveUp(ctx, false, ended(ctx))
 	}
-	cmd.Session, cmd.Seq = uint64(s.id), s.issue()
+	cmd.Session, cmd.Seq = uint64(s.id), s.issue(g)
 	defer s.settle(cmd.Seq)
 	cmd.Cred = &wire.Cred{Uid: s.c.opts.Cred.UID, Gid: s.c.opts.Cred.GID, Groups: s.c.opts.Cred.Groups}
 	maybe := false // a request may have been carried out
 	for attempt := 1; ; attempt++ {
 		// Floor and version may grow here: what was sent before was certainly
 		// not carried out, and its number is the same.
-		cmd.Floor, cmd.Seen = s.floor(), s.c.seen.Load()
+		cmd.Floor, cmd.Seen = s.floor(g), s.c.seen.Load()
 		res, err := s.send(ctx, g, cmd, &maybe)
 		if err != nil {
 			return nil, s.gaveUp(ctx, maybe, err)
