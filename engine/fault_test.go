@@ -56,6 +56,11 @@ func (f *faultFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.O
 	return f.wrap(name, file, err)
 }
 
+func (f *faultFS) OpenDir(name string) (vfs.File, error) {
+	file, err := f.MemFS.OpenDir(name)
+	return f.wrap(name, file, err)
+}
+
 type faultFile struct {
 	vfs.File
 	fs   *faultFS
@@ -77,7 +82,7 @@ func (f faultFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f faultFile) Sync() error {
-	if err := f.fs.hit("sync", f.name); err != nil {
+	if err := cmp.Or(f.fs.hit("sync", f.name), f.fs.hit("dir sync", f.name)); err != nil {
 		return err
 	}
 	return f.File.Sync()
@@ -101,7 +106,7 @@ func (f faultFile) ReadAt(p []byte, off int64) (int, error) {
 func TestFailedWriteFailsTheStore(t *testing.T) {
 	for _, c := range []struct{ word, op string }{
 		{segmentSuffix, "write"}, {segmentSuffix, "sync"}, {epochName, "write"}, {epochName, "sync"},
-		{storeName, "sync"}, {markName, "sync"}, {".sst", "write"}, {".sst", "sync"}, {"MANIFEST", "write"}, {"MANIFEST", "sync"},
+		{storeName, "sync"}, {markName, "sync"}, {".sst", "write"}, {".sst", "sync"}, {"MANIFEST", "write"}, {"MANIFEST", "sync"}, {indexName, "dir sync"},
 	} {
 		t.Run(c.word+" "+c.op, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -117,7 +122,7 @@ func TestFailedWriteFailsTheStore(t *testing.T) {
 					wantKind(t, s.SetEpochs(9, nil), dfs.Unavailable)
 				case storeName:
 					wantKind(t, s.SetIdentity(dfs.ClusterID{1}, 1, 1), dfs.Unavailable)
-				case ".sst", "MANIFEST":
+				case ".sst", "MANIFEST", indexName:
 					if s.checkpoint() == nil {
 						t.Error("the checkpoint succeeded")
 					}

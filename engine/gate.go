@@ -6,6 +6,7 @@ import (
 	iofs "io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dfsd/dfs"
@@ -28,6 +29,7 @@ const gatePause = time.Second
 type gate struct {
 	once   sync.Once
 	shut   chan struct{} // closed by the first failure
+	opened atomic.Bool   // Pebble is open: until then it retries nothing, and holds its mutex
 	closed chan struct{} // closed when the store closes, to end pauses
 	failed func(error)   // told of the first failure; must not block or call Pebble
 }
@@ -76,9 +78,11 @@ func (f gateFS) open(file vfs.File, err error) (vfs.File, error) {
 
 func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	if err := f.g.check(); err != nil {
-		select {
-		case <-f.g.closed:
-		case <-time.After(gatePause):
+		if f.g.opened.Load() {
+			select {
+			case <-f.g.closed:
+			case <-time.After(gatePause):
+			}
 		}
 		return nil, err
 	}
@@ -104,7 +108,7 @@ func (f gateFS) OpenDir(name string) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return gateFile{d, f.g}, nil
+	return gateDir{d, f.g}, nil
 }
 
 // Remove and RemoveAll are not failures of the disk when they fail: Pebble
@@ -189,6 +193,21 @@ func (f gateFile) SyncTo(length int64) (bool, error) {
 	}
 	full, err := f.File.SyncTo(length)
 	return full, f.g.result(err)
+}
+
+// gateDir is a directory. Pebble panics, and so ends the process, when it
+// cannot sync one: it is told that it could. The gate is shut then, and whoever
+// asks for something durable looks at it afterwards.
+type gateDir struct {
+	vfs.File
+	g *gate
+}
+
+func (d gateDir) Sync() error {
+	if d.g.check() == nil {
+		_ = d.g.result(d.File.Sync())
+	}
+	return nil
 }
 
 // pebbleLog turns Pebble's log lines into ours and its fatal calls into a

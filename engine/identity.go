@@ -2,7 +2,9 @@ package engine
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	iofs "io/fs"
 	"strings"
 
 	"dfsd/dfs"
@@ -142,20 +144,13 @@ func syncDir(fs vfs.FS, dir string) error {
 	return d.Close()
 }
 
-// makeDir makes dir and what is missing above it, durably.
-func makeDir(fs vfs.FS, dir string) error {
-	var missing []string
-	for d := dir; ; d = fs.PathDir(d) {
-		if _, err := fs.Stat(d); err == nil || fs.PathDir(d) == d {
-			break
-		}
-		missing = append(missing, d)
-	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	for _, d := range missing {
-		if err := syncDir(fs, fs.PathDir(d)); err != nil {
+// syncParents makes dir itself durable, and what was made above it, by this
+// process or by one that was killed before it could.
+func syncParents(fs vfs.FS, dir string) error {
+	for up := fs.PathDir(dir); up != dir; dir, up = up, fs.PathDir(up) {
+		if err := syncDir(fs, up); errors.Is(err, iofs.ErrPermission) {
+			return nil // nor may this process have made anything in it
+		} else if err != nil {
 			return err
 		}
 	}
@@ -177,8 +172,11 @@ func format(o *Options) error {
 			return dfs.Errorf(dfs.Invalid, "open store", "%s is not empty (%s) and holds no store; give an empty directory", o.Dir, n)
 		}
 	}
+	if err := syncParents(fs, o.Dir); err != nil {
+		return err
+	}
 	segments := fs.PathJoin(o.Dir, segmentsName)
-	if err := makeDir(fs, segments); err != nil {
+	if err := fs.MkdirAll(segments, 0o755); err != nil {
 		return err
 	}
 	if old, err := fs.List(segments); err != nil {

@@ -43,7 +43,8 @@ type indexOptions struct {
 	corrupt      func(error) // told of damage in the index itself
 }
 
-// openIndex opens or makes the index. Corrupt: it is damaged or another
+// openIndex opens or makes the index. Unavailable: the disk does not take
+// writes. Any other error but Unsupported: the index is damaged or another
 // store's, and must be made anew.
 func openIndex(o indexOptions) (*index, error) {
 	g := newGate(o.failed)
@@ -58,10 +59,11 @@ func openIndex(o indexOptions) (*index, error) {
 	db, err := pebble.Open(o.dir, po)
 	if err != nil {
 		cache.Unref()
-		return nil, dfs.Wrap("open", o.dir, err)
+		return nil, dfs.Wrap("open", o.dir, cmp.Or(g.check(), err))
 	}
+	g.opened.Store(true)
 	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, usage: map[uint64]usage{}}
-	if err := ix.load(); err != nil {
+	if err := cmp.Or(g.check(), ix.load()); err != nil {
 		return nil, cmp.Or(err, ix.close())
 	}
 	return ix, nil
@@ -156,10 +158,9 @@ func (ix *index) checkpoint() error {
 	}
 	select {
 	case <-done:
-		return nil
 	case <-ix.gate.shut:
-		return ix.gate.check()
 	}
+	return ix.gate.check()
 }
 
 // usageOf returns a copy of all counters.

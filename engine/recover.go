@@ -120,6 +120,10 @@ func (r *recovery) lose(reason string) {
 func (r *recovery) listSegments() error {
 	s, fs := r.s, r.s.opts.FS
 	dir := s.path(segmentsName)
+	// What the last life made or renamed may be in the page cache only.
+	if err := syncDir(fs, dir); err != nil {
+		return err
+	}
 	names, err := fs.List(dir)
 	if err != nil {
 		return err
@@ -222,7 +226,7 @@ func (r *recovery) openIndex() error {
 	}
 	ix, err := openIndex(r.indexOptions())
 	if err != nil {
-		if dfs.KindOf(err) == dfs.Unsupported {
+		if kind := dfs.KindOf(err); kind == dfs.Unsupported || kind == dfs.Unavailable {
 			return err
 		}
 		s.log.Error("the index cannot be used and is made anew from the segments", "dir", s.opts.Dir, "cause", err)
@@ -350,6 +354,9 @@ func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
 	if g.number == r.mark.segment {
 		sc.synced = r.mark.offset
 	}
+	if g.number == from.segment {
+		sc.synced = max(sc.synced, from.end) // the index names durable records only
+	}
 	var entries []footerEntry
 	res, err := sc.run(func(b group) error {
 		if len(b.records) > 0 && r.openEnd != 0 {
@@ -362,6 +369,7 @@ func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
 			for i := range b.records {
 				entries = append(entries, entryOf(&b.records[i]))
 			}
+			r.w.holed = r.w.holed || len(b.rot) > 0
 		}
 		if g.number == from.segment && b.offset < from.end {
 			return nil
@@ -460,7 +468,8 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 }
 
 // judge compares the log with what was once recorded as durable, and makes
-// the start counter and the verdict durable.
+// the start counter and the verdict durable, and the epoch once more: what was
+// read of it may be in the page cache only.
 func (r *recovery) judge() error {
 	s := r.s
 	if known := max(r.epoch.seq, r.mark.seq, r.dropped); r.lastSeq < known {
@@ -476,7 +485,10 @@ func (r *recovery) judge() error {
 	next := s.ident
 	next.start++
 	next.rolledBack = next.rolledBack || r.suspect
-	return s.writeIdentLocked(next)
+	if err := s.writeIdentLocked(next); err != nil {
+		return err
+	}
+	return s.files.epoch.both(r.epoch.encode())
 }
 
 // resume makes the writer ready to append, and the mark what is now known.

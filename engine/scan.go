@@ -2,6 +2,7 @@ package engine
 
 import (
 	"io"
+	"slices"
 
 	"dfsd/dfs"
 )
@@ -154,11 +155,13 @@ func (s *segmentScan) pastBad(off int64, begun bool) (group, error) {
 	}
 	if g.end == off && s.closed {
 		// The footer is lost, and perhaps the header of the last batch. What
-		// else is missing shows in the sequence numbers of the next segment.
-		records, _, err := s.walk(off, s.limit)
+		// is missing behind its last record shows in the sequence numbers of
+		// the next segment.
+		records, gaps, err := s.walk(off, s.limit)
 		if len(records) > 0 {
 			last := &records[len(records)-1]
 			g.records, g.end = records, int64(alignUp(int(last.offset)+last.length(), pageSize))
+			g.rot = slices.DeleteFunc(gaps, func(x span) bool { return x.offset > last.offset })
 		}
 		return g, err
 	}

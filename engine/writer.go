@@ -16,6 +16,7 @@ type writer struct {
 	file    vfs.File // of the active segment
 	end     int64    // of the active segment's log
 	entries []footerEntry
+	holed   bool   // records of the active segment are damaged: a footer would say that they never were
 	nextSeq uint64 // Invariant: the log's sequence numbers have no gaps, unless records were lost
 	buf     []byte // Invariant: cap <= maxBatchLen
 }
@@ -124,14 +125,18 @@ func (w *writer) begin(next *segment) error {
 	if err != nil {
 		return err
 	}
-	w.active, w.file, w.end, w.entries = next, file, pageSize, nil
+	w.active, w.file, w.end, w.entries, w.holed = next, file, pageSize, nil, false
 	next.end.Store(pageSize)
 	return w.s.moveMark(markRecord{segment: next.number, offset: pageSize, seq: w.s.durableSeq.Load()}, true)
 }
 
-// seal writes the footer.
+// seal writes the footer, unless it could not list every record.
 func (w *writer) seal() error {
 	if w.active.sealed.Load() {
+		return nil
+	}
+	if w.holed {
+		w.active.sealed.Store(true)
 		return nil
 	}
 	h := segmentHeader{mark: w.s.mark, segment: w.active.number, size: w.active.size}
