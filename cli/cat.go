@@ -26,11 +26,7 @@ func newCat(a *app) *cobra.Command {
 // cat streams files to standard output, one after the other.
 func (a *app) cat(ctx context.Context, c *client.Client, verb string, paths []string) error {
 	return a.eachOf(paths, func(path string) error {
-		f, err := c.Open(ctx, path)
-		if err == nil {
-			_, err = f.WriteTo(ctx, a.proc.Out)
-			err = cmpErr(err, f.Close(context.WithoutCancel(ctx)))
-		}
+		_, err := c.GetFile(ctx, path, a.proc.Out)
 		if err == nil {
 			return nil
 		}

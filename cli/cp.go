@@ -242,16 +242,11 @@ func (p *copier) file(ctx context.Context, a *client.Attr, at place) error {
 
 // content copies a file's bytes.
 func (p *copier) content(ctx context.Context, a *client.Attr, at place) (dfs.Ino, error) {
-	src, err := p.c.Inode(a.Ino).Open(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = src.Close(context.WithoutCancel(ctx)) }() // nothing was written
 	r, w := io.Pipe()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		_, err := src.WriteTo(ctx, w)
+		_, err := p.c.Inode(a.Ino).WriteTo(ctx, w)
 		_ = w.CloseWithError(err) // never fails
 	}()
 	made, err := at.dir.PutFile(ctx, at.name, p.options(a), meterReader{r, p.transfer})

@@ -310,17 +310,12 @@ func (g *getter) file(ctx context.Context, a *client.Attr, local string) error {
 
 // content fetches a file's bytes.
 func (g *getter) content(ctx context.Context, a *client.Attr, local string) error {
-	src, err := g.c.Inode(a.Ino).Open(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = src.Close(context.WithoutCancel(ctx)) }() // nothing was written
 	temp := filepath.Join(filepath.Dir(local), tempName(filepath.Base(local)))
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return localError(local, err)
 	}
-	_, err = src.WriteTo(ctx, meterWriter{localWriter{f, local}, g.transfer})
+	_, err = g.c.Inode(a.Ino).WriteTo(ctx, meterWriter{localWriter{f, local}, g.transfer})
 	if err == nil {
 		err = localError(local, cmpErr(g.dress(f, a), f.Sync()))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"dfsd/dfs"
@@ -70,7 +71,8 @@ type fetched struct {
 func (f *fetched) release() { f.buf.release() }
 
 // round asks the stores that may hold the block, the best first, another one
-// when a store fails, and another one beside it when it is slow.
+// when a store fails, and another one beside it when it is slow: as the budget
+// allows, and in any case when it is silent for long.
 func (r *blockRead) round(ctx context.Context, m *dfs.Map) (*fetched, error) {
 	pg := m.PG(r.id.PG)
 	if pg == nil {
@@ -85,6 +87,8 @@ func (r *blockRead) round(ctx context.Context, m *dfs.Map) (*fetched, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	answers := make(chan *fetched, len(stores))
 	asked, running := 0, 0
+	var last time.Time // when a store was asked
+	var failed []dfs.StoreID
 	defer func() { // every request ends here, and what it brought is given back
 		cancel()
 		for ; running > 0; running-- {
@@ -93,6 +97,7 @@ func (r *blockRead) round(ctx context.Context, m *dfs.Map) (*fetched, error) {
 	}()
 	ask := func() {
 		store := stores[asked]
+		last = time.Now()
 		asked++
 		running++
 		r.c.work.Go(func() { answers <- r.fetch(ctx, store, m.StoreAddr(store)) })
@@ -108,19 +113,33 @@ func (r *blockRead) round(ctx context.Context, m *dfs.Map) (*fetched, error) {
 			running--
 			if got.err == nil {
 				r.c.health.readDone(got.store, got.took)
+				for _, s := range stores[:asked] {
+					if s == got.store {
+						break
+					}
+					if !slices.Contains(failed, s) { // it was asked earlier, and has nothing to say yet
+						r.c.health.lag(s)
+					}
+				}
 				return got, nil
 			}
 			got.release()
 			v.note(ctx, r.c, got)
+			failed = append(failed, got.store)
 			if asked < len(stores) {
 				ask()
 				hedge.Reset(r.c.health.readHedge())
 			}
 		case <-hedge.C:
-			if asked < len(stores) && r.c.health.mayHedge() {
-				ask()
-				hedge.Reset(r.c.health.readHedge())
+			if asked == len(stores) {
+				continue
 			}
+			if silent := time.Since(last); silent < patience && !r.c.health.mayHedge() {
+				hedge.Reset(patience - silent)
+				continue
+			}
+			ask()
+			hedge.Reset(r.c.health.readHedge())
 		}
 	}
 	return nil, v.err()

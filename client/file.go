@@ -28,13 +28,20 @@ type File struct {
 // span is the range [from, to) of a file.
 type span struct{ from, to int64 }
 
-func (c *Client) open(a *wire.Attr) (*File, error) {
+// checkFile refuses what is no file. Errors: IsDir, Invalid.
+func checkFile(a *wire.Attr) error {
 	switch a.GetType() {
 	case wire.FileType_FILE:
+		return nil
 	case wire.FileType_DIR:
-		return nil, dfs.Errorf(dfs.IsDir, "", "")
-	default:
-		return nil, dfs.Errorf(dfs.Invalid, "", "it is a %v", Type(a.GetType()))
+		return dfs.Errorf(dfs.IsDir, "", "")
+	}
+	return dfs.Errorf(dfs.Invalid, "", "it is a %v", Type(a.GetType()))
+}
+
+func (c *Client) open(a *wire.Attr) (*File, error) {
+	if err := checkFile(a); err != nil {
+		return nil, err
 	}
 	class, err := c.classOf(a)
 	if err != nil {

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// failedLately is how long a store that failed is put behind the others:
-	// about as long as the cluster takes to leave a dead one out.
+	// failedLately is how long a store that failed, or that another one
+	// overtook, is put behind the others: about as long as the cluster takes to
+	// leave a dead one out.
 	failedLately = 5 * time.Second
 
 	// samples is over how many of the last requests the 95th percentile is
@@ -41,6 +42,7 @@ const maxHedges = 32
 type storeHealth struct {
 	mean   time.Duration // of reads, moving
 	failed time.Time     // the last failure; zero after a success
+	lagged time.Time     // when another store answered a read first that this one was asked earlier; likewise
 	busy   int           // blocks being written to it by this client
 }
 
@@ -82,7 +84,7 @@ func (h *health) readDone(id dfs.StoreID, took time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.storeLocked(id)
-	s.failed = time.Time{}
+	s.failed, s.lagged = time.Time{}, time.Time{}
 	if s.mean == 0 {
 		s.mean = took
 	}
@@ -115,9 +117,14 @@ func (h *health) fail(id dfs.StoreID) {
 	h.storeLocked(id).failed = time.Now()
 }
 
-func (s *storeHealth) bad(now time.Time) bool {
-	return !s.failed.IsZero() && now.Sub(s.failed) < failedLately
+// lag notes that a store was overtaken in a read: it may be dead, without a word.
+func (h *health) lag(id dfs.StoreID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.storeLocked(id).lagged = time.Now()
 }
+
+func lately(t, now time.Time) bool { return !t.IsZero() && now.Sub(t) < failedLately }
 
 // failing lists the stores that have just failed.
 func (h *health) failing() map[dfs.StoreID]bool {
@@ -126,7 +133,7 @@ func (h *health) failing() map[dfs.StoreID]bool {
 	out := map[dfs.StoreID]bool{}
 	now := time.Now()
 	for id, s := range h.stores {
-		if s.bad(now) {
+		if lately(s.failed, now) {
 			out[id] = true
 		}
 	}
@@ -146,7 +153,7 @@ func (h *health) load(stores []dfs.StoreID) int {
 	return most
 }
 
-// order sorts stores for reading: those that failed lately last, the faster
+// order sorts stores for reading: those that failed or lagged lately last, the faster
 // first. Stores of equal standing keep their order.
 func (h *health) order(stores []dfs.StoreID) {
 	h.mu.Lock()
@@ -158,7 +165,7 @@ func (h *health) order(stores []dfs.StoreID) {
 			return false, 0
 		}
 		// Coarse steps, so that a microsecond does not send all readers to one store.
-		return s.bad(now), s.mean.Truncate(5 * time.Millisecond)
+		return lately(s.failed, now) || lately(s.lagged, now), s.mean.Truncate(5 * time.Millisecond)
 	}
 	slices.SortStableFunc(stores, func(a, b dfs.StoreID) int {
 		abad, amean := rank(a)

@@ -49,7 +49,7 @@ func (i Inode) Lookup(ctx context.Context, name string) (*Attr, error) {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
-		w, err := i.c.walk(ctx, i.ino, [][]byte{[]byte(name)})
+		w, err := i.c.walk(ctx, i.ino, [][]byte{[]byte(name)}, false)
 		switch {
 		case err != nil:
 			return nil, err
@@ -229,6 +229,15 @@ func (i Inode) Extents(ctx context.Context) iter.Seq2[Extent, error] {
 			}
 		}
 	}
+}
+
+// WriteTo writes the whole file to w, as [File.WriteTo] does, with one request
+// less than a file that is opened for it. Errors: IsDir, Invalid for a symlink,
+// NotExist and others.
+func (i Inode) WriteTo(ctx context.Context, w io.Writer) (int64, error) {
+	return run(ctx, i.c, "read", i.ino.String(), func(ctx context.Context) (int64, error) {
+		return (&stream{c: i.c, ino: i.ino, w: w}).all(ctx)
+	})
 }
 
 // Open returns a file to read and write. Close it. Errors: IsDir, Invalid for a

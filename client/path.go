@@ -70,6 +70,9 @@ type walker struct {
 	mustDir bool     // what the path ends at must be a directory
 	follow  bool     // a symlink at the end is followed
 	links   int      // followed so far
+	content bool     // where the bytes of a file at the end are is asked for
+
+	found *wire.ExtentsResult // where they are, as old as the attributes; nil: not known
 }
 
 func (c *Client) walker(names [][]byte, mustDir, follow bool) *walker {
@@ -91,11 +94,11 @@ func (w *walker) run(ctx context.Context) (leaf *wire.Attr, missing []byte, err 
 			n++
 		}
 		top := &w.stack[len(w.stack)-1]
-		res, err := w.c.walk(ctx, top.ino, w.names[:n])
+		res, err := w.c.walk(ctx, top.ino, w.names[:n], w.content)
 		if err != nil {
 			return nil, nil, err
 		}
-		top.attr = res.Start
+		top.attr, w.found = res.Start, res.Content
 		leaf, jumped, err := w.steps(res.Steps)
 		switch {
 		case err != nil || leaf != nil:
@@ -172,7 +175,11 @@ func (c *Client) find(ctx context.Context, path string, follow bool) (*wire.Attr
 	if err != nil {
 		return nil, err
 	}
-	w := c.walker(names, mustDir, follow)
+	return c.walker(names, mustDir, follow).find(ctx)
+}
+
+// find returns the attributes of what the names lead to.
+func (w *walker) find(ctx context.Context) (*wire.Attr, error) {
 	leaf, missing, err := w.run(ctx)
 	switch {
 	case err != nil:
@@ -183,6 +190,30 @@ func (c *Client) find(ctx context.Context, path string, follow bool) (*wire.Attr
 		return leaf, nil
 	}
 	return w.top(ctx)
+}
+
+// findFile returns the attributes of the file that a path names, and where its
+// bytes are, nil where the answer does not say all of it.
+func (c *Client) findFile(ctx context.Context, path string) (*wire.Attr, *wire.ExtentsResult, error) {
+	ctx, cancel := c.timed(ctx)
+	defer cancel()
+	names, mustDir, err := splitPath(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := c.walker(names, mustDir, true)
+	w.content = true
+	a, err := w.find(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkFile(a); err != nil {
+		return nil, nil, err
+	}
+	if w.found.GetMore() {
+		return a, nil, nil
+	}
+	return a, w.found, nil
 }
 
 // entry is a name in a directory, which may or may not exist.

@@ -84,9 +84,12 @@ func (c *Client) attr(ctx context.Context, ino dfs.Ino) (*wire.Attr, error) {
 	return got[0], nil
 }
 
-// walk looks names up from a directory, as far as one group goes.
-func (c *Client) walk(ctx context.Context, start dfs.Ino, names [][]byte) (*wire.WalkResult, error) {
-	res, err := c.query(ctx, start.Group(), &wire.Query{Query: &wire.Query_Walk{Walk: &wire.WalkQuery{Start: uint64(start), Names: names}}})
+// walk looks names up from a directory, as far as one group goes. With content
+// set it says too where the bytes are of a file that it ends at.
+func (c *Client) walk(ctx context.Context, start dfs.Ino, names [][]byte, content bool) (*wire.WalkResult, error) {
+	res, err := c.query(ctx, start.Group(), &wire.Query{Query: &wire.Query_Walk{Walk: &wire.WalkQuery{
+		Start: uint64(start), Names: names, Content: content,
+	}}})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +102,7 @@ func (c *Client) walk(ctx context.Context, start dfs.Ino, names [][]byte) (*wire
 
 // lookup returns the number of what a directory's entry names.
 func (c *Client) lookup(ctx context.Context, dir dfs.Ino, name []byte) (dfs.Ino, error) {
-	w, err := c.walk(ctx, dir, [][]byte{name})
+	w, err := c.walk(ctx, dir, [][]byte{name}, false)
 	switch {
 	case err != nil:
 		return 0, err

@@ -19,6 +19,22 @@ type layout struct {
 	end     int64 // up to where the list says what the file holds, when cut
 }
 
+// add appends a page of extents of a file.
+func (l *layout) add(ino dfs.Ino, page []*wire.Extent) error {
+	for _, w := range page {
+		e, err := toExtent(w)
+		if err != nil {
+			return err
+		}
+		if e.end() <= l.end || len(l.extents) > 0 && e.Offset < l.end {
+			return dfs.Errorf(dfs.Corrupt, "", "the extents of inode %v are not in order", ino)
+		}
+		l.extents = append(l.extents, e)
+		l.end = e.end()
+	}
+	return nil
+}
+
 // layout lists the extents that reach into a range, length 0 for all that is
 // behind offset, of one version: it starts again when the file changes.
 func (c *Client) layout(ctx context.Context, ino dfs.Ino, offset, length int64, limit int) (layout, *wire.Attr, error) {
@@ -52,16 +68,8 @@ func (c *Client) tryLayout(ctx context.Context, ino dfs.Ino, offset, length int6
 			return out, nil, nil
 		}
 		attr = page.Attr
-		for _, w := range page.Extents {
-			e, err := toExtent(w)
-			if err != nil {
-				return out, nil, err
-			}
-			if e.end() <= out.end || len(out.extents) > 0 && e.Offset < out.end {
-				return out, nil, dfs.Errorf(dfs.Corrupt, "", "the extents of inode %v are not in order", ino)
-			}
-			out.extents = append(out.extents, e)
-			out.end = e.end()
+		if err := out.add(ino, page.Extents); err != nil {
+			return out, nil, err
 		}
 		if !page.More || length > 0 && out.end >= end {
 			return out, attr, nil
@@ -85,14 +93,7 @@ func (f *File) WriteTo(ctx context.Context, w io.Writer) (int64, error) {
 		if err := f.flush(ctx); err != nil {
 			return 0, err
 		}
-		s := &stream{c: f.c, ino: f.ino, w: w}
-		for more := true; more; {
-			var err error
-			if more, err = s.piece(ctx); err != nil {
-				return s.done, err
-			}
-		}
-		return s.done, nil
+		return (&stream{c: f.c, ino: f.ino, w: w}).all(ctx)
 	})
 }
 
@@ -102,6 +103,29 @@ type stream struct {
 	ino  dfs.Ino
 	w    io.Writer
 	done int64 // bytes written, and where in the file the stream is
+
+	found *layout    // of the whole file, from an answer to this very call; nil: to be asked for
+	attr  *wire.Attr // of the same answer
+}
+
+// all copies the whole file, and returns how many bytes it wrote.
+func (s *stream) all(ctx context.Context) (int64, error) {
+	for more := true; more; {
+		var err error
+		if more, err = s.piece(ctx); err != nil {
+			return s.done, err
+		}
+	}
+	return s.done, nil
+}
+
+// layout lists the extents from where the stream is on.
+func (s *stream) layout(ctx context.Context) (layout, *wire.Attr, error) {
+	if found := s.found; found != nil {
+		s.found = nil // of one version, good for one attempt
+		return *found, s.attr, nil
+	}
+	return s.c.layout(ctx, s.ino, s.done, 0, maxLayout)
 }
 
 // piece copies what one layout covers, and reports whether there is more.
@@ -109,7 +133,7 @@ func (s *stream) piece(ctx context.Context) (more bool, err error) {
 	lost := &lossJudge{c: s.c, ino: s.ino}
 	start, version := s.done, uint64(0)
 	for {
-		list, attr, err := s.c.layout(ctx, s.ino, s.done, 0, maxLayout)
+		list, attr, err := s.layout(ctx)
 		if err != nil {
 			return false, err
 		}

@@ -139,6 +139,26 @@ func (c *Client) Open(ctx context.Context, path string) (*File, error) {
 	})
 }
 
+// GetFile writes the whole file to w, as [File.WriteTo] does: the answer that
+// finds the file says where its bytes are too. Symlinks are followed.
+func (c *Client) GetFile(ctx context.Context, path string, w io.Writer) (int64, error) {
+	return run(ctx, c, "get", path, func(ctx context.Context) (int64, error) {
+		a, found, err := c.findFile(ctx, path)
+		if err != nil {
+			return 0, err
+		}
+		s := &stream{c: c, ino: dfs.Ino(a.GetIno()), w: w}
+		if found != nil {
+			s.found = &layout{}
+			if err := s.found.add(s.ino, found.Extents); err != nil {
+				return 0, err
+			}
+			s.attr = a
+		}
+		return s.all(ctx)
+	})
+}
+
 // Symlink makes a symlink: see [Inode.Symlink].
 func (c *Client) Symlink(ctx context.Context, target, path string, opts PutOptions) (*Attr, error) {
 	return op(ctx, c, "symlink", path, func(ctx context.Context) (*Attr, error) {

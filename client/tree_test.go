@@ -3,6 +3,7 @@ package client_test
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -155,6 +156,17 @@ func wantContent(t *testing.T, c *client.Client, path string, want []byte) {
 		t.Errorf("%s: %d bytes that differ from the %d that were put", path, n, len(want))
 	}
 	noErr(t, f.Close(t.Context()))
+	for how, get := range map[string]func(io.Writer) (int64, error){
+		"GetFile": func(w io.Writer) (int64, error) { return c.GetFile(t.Context(), path, w) },
+		"WriteTo": func(w io.Writer) (int64, error) { return f.Inode().WriteTo(t.Context(), w) },
+	} {
+		got.Reset()
+		n, err := get(&got)
+		noErr(t, err)
+		if n != int64(len(want)) || !bytes.Equal(got.Bytes(), want) {
+			t.Errorf("%s: %s gives %d bytes that differ from the %d that were put", path, how, n, len(want))
+		}
+	}
 }
 
 func TestPaths(t *testing.T) {

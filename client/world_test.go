@@ -60,7 +60,8 @@ type metaState struct {
 	marks    map[uint64]dfs.SessionID
 	highest  dfs.SessionID
 	fences   uint64
-	commands []*wire.Command                                // in order of arrival
+	commands []*wire.Command // in order of arrival
+	queries  int
 	before   func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
 	lose     bool                                           // the first answer to each command and session
 	answered map[string]bool
@@ -190,6 +191,7 @@ func (n *node) Read(_ context.Context, in *wire.ReadRequest) (*wire.ReadReply, e
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.queries++
 	res, err := namespace.Query(raftgroup.NewReader(n.db, groupPrefix(g)), g, in.Query)
 	if place := in.Query.GetPlaceDir(); place != nil && err == nil {
 		res.GetPlaceDir().Group = uint32(n.place(dfs.Ino(place.Parent), place.Name))

@@ -134,15 +134,11 @@ func (r *clientRig) fill(ctx context.Context, e *env) (paths []string, err error
 // over as many sockets.
 func openClientGets(ctx context.Context, e *env, r *clientRig) (*pair, error) {
 	get := func(ctx context.Context, name string) error {
-		f, err := r.cluster.client.Open(ctx, name)
-		if err != nil {
-			return err
-		}
-		n, err := f.WriteTo(ctx, io.Discard)
+		n, err := r.cluster.client.GetFile(ctx, name, io.Discard)
 		if err == nil && n != int64(r.size) {
 			err = fmt.Errorf("%s: %d bytes of %d", name, n, r.size)
 		}
-		return errors.Join(err, f.Close(ctx))
+		return err
 	}
 	return openAsking(ctx, e, r, r.size, get)
 }

@@ -19,6 +19,7 @@ const (
 	maxInodes  = 1024 // of an AttrQuery
 	maxNames   = dfs.MaxPath / 2
 	maxEntries = 4096 // of a page of a directory, or of a file's extents
+	maxContent = 64   // extents that come with a walk: 256 MiB of full blocks in some KiB
 )
 
 // Query answers a linearizable read of a group. It changes nothing and is safe
@@ -144,6 +145,12 @@ func (v view) walk(q *wire.WalkQuery) (*wire.WalkResult, error) {
 			return nil, err
 		}
 		out.Steps = append(out.Steps, n.wire())
+	}
+	if q.Content && len(out.Steps) == len(q.Names) && n.typ == wire.FileType_FILE {
+		if out.Content, err = v.extents(&wire.ExtentsQuery{Ino: uint64(n.ino), Limit: maxContent}); err != nil {
+			return nil, err
+		}
+		out.Content.Attr = nil // that of the last step
 	}
 	return out, nil
 }

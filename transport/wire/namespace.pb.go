@@ -1364,9 +1364,11 @@ func (x *LeaseInosOp) GetCount() uint32 {
 
 // SetPolicyOp sets the storage class for what is created below a directory.
 type SetPolicyOp struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
-	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"` // empty: inherit again
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ino   uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Class string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"` // empty: inherit again
+	// What the parent has, for inheriting where that lives in another group.
+	Inherited     *string `protobuf:"bytes,3,opt,name=inherited,proto3,oneof" json:"inherited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1411,6 +1413,13 @@ func (x *SetPolicyOp) GetIno() uint64 {
 func (x *SetPolicyOp) GetClass() string {
 	if x != nil {
 		return x.Class
+	}
+	return ""
+}
+
+func (x *SetPolicyOp) GetInherited() string {
+	if x != nil && x.Inherited != nil {
+		return *x.Inherited
 	}
 	return ""
 }
@@ -2564,6 +2573,7 @@ type WalkQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // a directory of this group
 	Names         [][]byte               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	Content       bool                   `protobuf:"varint,3,opt,name=content,proto3" json:"content,omitempty"` // also where the bytes are, when the walk ends at a file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2612,16 +2622,24 @@ func (x *WalkQuery) GetNames() [][]byte {
 	return nil
 }
 
+func (x *WalkQuery) GetContent() bool {
+	if x != nil {
+		return x.Content
+	}
+	return false
+}
+
 type WalkResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One for each name found whose inode is in this group, in order. A name
 	// that is missing ends the walk: fewer steps than names, missing set. A
 	// directory of another group ends it too: its number is in next.
-	Steps         []*Attr `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
-	Missing       bool    `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"`             // the next name does not exist
-	NotDir        bool    `protobuf:"varint,3,opt,name=not_dir,json=notDir,proto3" json:"not_dir,omitempty"` // the last step is not a directory and names remain
-	Next          uint64  `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`                   // inode in another group that the next name leads to; 0: none
-	Start         *Attr   `protobuf:"bytes,5,opt,name=start,proto3" json:"start,omitempty"`                  // attributes of the start directory
+	Steps         []*Attr        `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	Missing       bool           `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"`             // the next name does not exist
+	NotDir        bool           `protobuf:"varint,3,opt,name=not_dir,json=notDir,proto3" json:"not_dir,omitempty"` // the last step is not a directory and names remain
+	Next          uint64         `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`                   // inode in another group that the next name leads to; 0: none
+	Start         *Attr          `protobuf:"bytes,5,opt,name=start,proto3" json:"start,omitempty"`                  // attributes of the start directory
+	Content       *ExtentsResult `protobuf:"bytes,6,opt,name=content,proto3" json:"content,omitempty"`              // of the last step, when that is a file and content was asked for; without attributes, and at most 64 extents
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2687,6 +2705,13 @@ func (x *WalkResult) GetNext() uint64 {
 func (x *WalkResult) GetStart() *Attr {
 	if x != nil {
 		return x.Start
+	}
+	return nil
+}
+
+func (x *WalkResult) GetContent() *ExtentsResult {
+	if x != nil {
+		return x.Content
 	}
 	return nil
 }
@@ -3460,10 +3485,13 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06append\x18\x03 \x01(\bR\x06append\x12\x16\n" +
 	"\x06parent\x18\x04 \x01(\x04R\x06parent\"#\n" +
 	"\vLeaseInosOp\x12\x14\n" +
-	"\x05count\x18\x01 \x01(\rR\x05count\"5\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\"f\n" +
 	"\vSetPolicyOp\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
-	"\x05class\x18\x02 \x01(\tR\x05class\"\xbc\x01\n" +
+	"\x05class\x18\x02 \x01(\tR\x05class\x12!\n" +
+	"\tinherited\x18\x03 \x01(\tH\x00R\tinherited\x88\x01\x01B\f\n" +
+	"\n" +
+	"_inherited\"\xbc\x01\n" +
 	"\x0eMkdirPrepareOp\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -3537,17 +3565,19 @@ const file_namespace_proto_rawDesc = "" +
 	"\aextents\x18\x13 \x01(\v2\x18.dfsd.wire.ExtentsResultH\x00R\aextents\x128\n" +
 	"\tplace_dir\x18\x14 \x01(\v2\x19.dfsd.wire.PlaceDirResultH\x00R\bplaceDir\x12.\n" +
 	"\x05child\x18\x15 \x01(\v2\x16.dfsd.wire.ChildResultH\x00R\x05childB\b\n" +
-	"\x06result\"7\n" +
+	"\x06result\"Q\n" +
 	"\tWalkQuery\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\fR\x05names\"\xa1\x01\n" +
+	"\x05names\x18\x02 \x03(\fR\x05names\x12\x18\n" +
+	"\acontent\x18\x03 \x01(\bR\acontent\"\xd5\x01\n" +
 	"\n" +
 	"WalkResult\x12%\n" +
 	"\x05steps\x18\x01 \x03(\v2\x0f.dfsd.wire.AttrR\x05steps\x12\x18\n" +
 	"\amissing\x18\x02 \x01(\bR\amissing\x12\x17\n" +
 	"\anot_dir\x18\x03 \x01(\bR\x06notDir\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\x04R\x04next\x12%\n" +
-	"\x05start\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x05start\"\x1f\n" +
+	"\x05start\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x05start\x122\n" +
+	"\acontent\x18\x06 \x01(\v2\x18.dfsd.wire.ExtentsResultR\acontent\"\x1f\n" +
 	"\tAttrQuery\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\"3\n" +
 	"\n" +
@@ -3702,19 +3732,20 @@ var file_namespace_proto_depIdxs = []int32{
 	41, // 41: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
 	2,  // 42: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
 	2,  // 43: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	2,  // 44: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	35, // 45: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	2,  // 46: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,  // 47: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	2,  // 48: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	2,  // 49: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	3,  // 50: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	2,  // 51: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	37, // 44: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	2,  // 45: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	35, // 46: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	2,  // 47: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,  // 48: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	2,  // 49: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	2,  // 50: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	3,  // 51: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	2,  // 52: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3740,6 +3771,7 @@ func file_namespace_proto_init() {
 		(*Command_Resolve)(nil),
 	}
 	file_namespace_proto_msgTypes[10].OneofWrappers = []any{}
+	file_namespace_proto_msgTypes[13].OneofWrappers = []any{}
 	file_namespace_proto_msgTypes[21].OneofWrappers = []any{
 		(*LogEntry_Command)(nil),
 		(*LogEntry_Fence)(nil),
