@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"maps"
 
+	"google.golang.org/protobuf/proto"
+
 	"dfsd/dfs"
 	"dfsd/repair"
 	"dfsd/transport/wire"
@@ -35,8 +37,40 @@ func (ev *entry) register(op *wire.RegisterRequest) (*wire.RegisterReply, error)
 	reply.Epoch = ev.st.Epoch
 	if ev.changed {
 		reply.Epoch++
+		return reply, ev.checkRolls()
 	}
 	return reply, nil
+}
+
+// maxRollSize bounds the nodes and stores of the map (bytes, encoded): together
+// with MaxPGs placement groups they have to fit into one message.
+const maxRollSize = 256 << 10
+
+// checkRolls refuses what would make the map too large to be sent.
+func (ev *entry) checkRolls() error {
+	size := 0
+	for _, n := range ev.m.Nodes {
+		size += proto.Size(wire.FromNode(n))
+	}
+	for _, s := range ev.m.Stores {
+		size += proto.Size(wire.FromStore(s))
+	}
+	if size > maxRollSize {
+		return dfs.Errorf(dfs.TooLarge, "register", "%d nodes and %d stores take %d bytes of the map: at most %d", len(ev.m.Nodes), len(ev.m.Stores), size, maxRollSize)
+	}
+	return nil
+}
+
+// maxLabels bounds the labels of a node.
+const maxLabels = 16
+
+func fitLabels(labels map[string]string) bool {
+	for k, v := range labels {
+		if len(k) > dfs.MaxName || len(v) > dfs.MaxName {
+			return false
+		}
+	}
+	return len(labels) <= maxLabels
 }
 
 // checkRegister refuses what is malformed, of another cluster, or too early:
@@ -46,8 +80,8 @@ func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 	switch {
 	case len(op.Cluster) > 0 && string(op.Cluster) != string(ev.st.Form.Cluster):
 		return dfs.Errorf(dfs.WrongCluster, "register "+op.Name, "the data directory belongs to cluster %x, this is %x", op.Cluster, ev.st.Form.Cluster)
-	case op.Name == "" || len(op.Name) > dfs.MaxName || op.Addr == "" || len(op.Addr) > dfs.MaxName || len(op.Labels) > 16:
-		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "name, address or labels are malformed")
+	case op.Name == "" || len(op.Name) > dfs.MaxName || op.Addr == "" || len(op.Addr) > dfs.MaxName || len(op.Release) > dfs.MaxName || !fitLabels(op.Labels):
+		return dfs.Errorf(dfs.Invalid, "register", "name, address, release or labels are malformed")
 	case dfs.Role(op.Roles)&(dfs.RoleMeta|dfs.RoleStorage) == 0:
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "no role")
 	case op.Incarnation.GetMark() == 0 || op.Incarnation.GetStart() <= op.Found:

@@ -8,8 +8,9 @@ import (
 )
 
 // MaxSessions bounds the live sessions: the control leader keeps a renewal
-// time for each in memory, and a fence names the live ones.
-const MaxSessions = 100_000
+// time for each in memory, and a fence, which is one log entry, names the live
+// ones, in the worst case each in a range of 12 bytes.
+const MaxSessions = 32_768
 
 func (ev *entry) openSession(op *wire.OpenSessionRequest) (*wire.OpenSessionReply, error) {
 	if op.Mark == 0 || len(op.Holder) > dfs.MaxName {
