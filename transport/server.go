@@ -342,8 +342,9 @@ func (s *Server) serve(c *serverConn) {
 	conn, peer, err := s.handshake(c.net, nil)
 	if err != nil {
 		level := slog.LevelInfo
-		if errors.Is(err, io.EOF) {
-			level = slog.LevelDebug // the other side thought better of it
+		var late net.Error
+		if errors.Is(err, io.EOF) || errors.As(err, &late) && late.Timeout() {
+			level = slog.LevelDebug // the other side thought better of it, or said nothing
 		}
 		s.log.Log(s.ctx, level, "connection refused", "peer", peer.Addr, "err", err)
 		linger(c.net, err)

@@ -23,9 +23,13 @@ func TLSConfig(ca, cert, key []byte) (*tls.Config, error) {
 	}
 	return &tls.Config{
 		Certificates: []tls.Certificate{pair},
-		RootCAs:      authorities,
-		ClientCAs:    authorities,
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		MinVersion:   tls.VersionTLS13,
+		// The certificate is shown even to who will refuse it: one that was not
+		// shown would be reported as missing, and not as what is wrong with it.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil },
+
+		RootCAs:    authorities,
+		ClientCAs:  authorities,
+		ClientAuth: tls.RequireAndVerifyClientCert,
+		MinVersion: tls.VersionTLS13,
 	}, nil
 }

@@ -94,9 +94,9 @@ func TestMutualTLS(t *testing.T) {
 	}{
 		{"both good", good("cli"), good("srv"), 0, ""},
 		{"no TLS on either side", nil, nil, 0, ""},
-		{"client of a foreign authority", config(t, ours, foreign, "cli", later), good("srv"), dfs.Permission, "refuses this side's certificate"},
-		{"client's certificate has expired", config(t, ours, ours, "cli", past), good("srv"), dfs.Permission, "refuses this side's certificate"},
-		{"client without a certificate", &tls.Config{RootCAs: good("cli").RootCAs, MinVersion: tls.VersionTLS13}, good("srv"), dfs.Permission, "refuses this side's certificate"},
+		{"client of a foreign authority", config(t, ours, foreign, "cli", later), good("srv"), dfs.Permission, "unknown certificate authority"},
+		{"client's certificate has expired", config(t, ours, ours, "cli", past), good("srv"), dfs.Permission, "expired certificate"},
+		{"client without a certificate", &tls.Config{RootCAs: good("cli").RootCAs, MinVersion: tls.VersionTLS13}, good("srv"), dfs.Permission, "certificate required"},
 		{"client trusts another authority", config(t, foreign, ours, "cli", later), good("srv"), dfs.Permission, "certificate is refused here"},
 		{"server of a foreign authority", good("cli"), config(t, ours, foreign, "srv", later), dfs.Permission, "certificate is refused here"},
 		{"server's certificate has expired", good("cli"), config(t, ours, ours, "srv", past), dfs.Permission, "certificate is refused here"},
