@@ -83,10 +83,10 @@ func clientOptions(cfg *config.Client) (transport.PoolOptions, client.Options) {
 // unreachable is the error of a cluster that could not be found. It names every
 // address that was tried, and why it was no use.
 func unreachable(err error, addrs []string) error {
-	code, hint := exitFailed, ""
+	hint := ""
 	switch dfs.KindOf(err) {
 	case dfs.Unavailable, dfs.Deadline, dfs.Busy, dfs.NotLeader:
-		code, hint = exitUnreachable, "is it running? name its meta nodes with --meta host:port,… or DFSD_META, or start one here with dfsd dev"
+		hint = "is it running? name its meta nodes with --meta host:port,… or DFSD_META, or start one here with dfsd dev"
 	case dfs.WrongCluster:
 		hint = "see cluster_id and --meta"
 	case dfs.Permission:
@@ -96,7 +96,7 @@ func unreachable(err error, addrs []string) error {
 	for _, a := range addrs { // each layer below names the address
 		text = strings.ReplaceAll(text, a+": connect to "+a+": dial tcp "+a+": connect: ", a+": ")
 	}
-	return &verbError{err: &dfs.Error{Kind: dfs.KindOf(err), Op: "reach the cluster", Text: text}, code: code, hint: hint}
+	return &verbError{err: &dfs.Error{Kind: dfs.KindOf(err), Op: "reach the cluster", Text: text}, code: exitUnreachable, hint: hint}
 }
 
 // whoami is the user that runs the process.

@@ -19,7 +19,7 @@ const (
 	exitDone        exitCode = 0
 	exitFailed      exitCode = 1
 	exitUsage       exitCode = 2 // wrong usage or configuration: nothing was done
-	exitUnreachable exitCode = 3 // no meta node answered
+	exitUnreachable exitCode = 3 // no meta node of the cluster answers, or none accepts this client
 )
 
 // verbError is an error with what only the command line knows about it.
@@ -45,7 +45,7 @@ func withHint(err error, hint string) error { return &verbError{err: err, hint: 
 func failed(verb, object string, err error) error {
 	text := verb
 	if object != "" {
-		text += " " + quote(object)
+		text += " " + brief(object)
 	}
 	return &verbError{err: fmt.Errorf("%s: %w", text, cause(err)), hint: kindHint(err)}
 }

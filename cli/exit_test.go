@@ -77,8 +77,8 @@ func TestUnreachable(t *testing.T) {
 		want string
 	}{
 		{dfs.Unavailable, exitUnreachable, "dfsd: reach the cluster: no meta node can be used: a:1: connection refused; b:2: it belongs to no cluster yet; is it running?"},
-		{dfs.WrongCluster, exitFailed, "see cluster_id"},
-		{dfs.Permission, exitFailed, "see tls.ca"},
+		{dfs.WrongCluster, exitUnreachable, "see cluster_id"},
+		{dfs.Permission, exitUnreachable, "see tls.ca"},
 	} {
 		err := unreachable(dfs.Wrap("reach the cluster", "", dfs.Errorf(c.kind, "", "%s", text)), []string{"a:1", "b:2"})
 		if line := errorLine(err); !strings.Contains(line, c.want) || exitCodeOf(err) != c.code {

@@ -189,7 +189,12 @@ type pgMember struct {
 	Joined          uint64 `json:"joined"`
 }
 
-// pgState says how a placement group is.
+// pgStates are the values of pgState.
+func pgStates() []string {
+	return []string{"full", "moving", "degraded", "below-minimum", "stalled", "new"}
+}
+
+// pgState says how a placement group is: one of pgStates.
 func (s *status) pgState(pg *dfs.PG) string {
 	copies := copiesOf(s.m, pg.ID)
 	switch {
@@ -258,7 +263,14 @@ func newPG(a *app) *cobra.Command {
 			PGs     []pgStatus `json:"pgs"`
 		}{jsonVersion, chosen(s)}, nil
 	})
-	ls.Flags().StringVar(&state, "state", "", "only those that are full, moving, degraded, below-minimum, stalled or new")
+	choice := strings.Join(pgStates(), ", ")
+	ls.Flags().StringVar(&state, "state", "", "only those that are "+choice)
+	ls.PreRunE = func(*cobra.Command, []string) error {
+		if state != "" && !slices.Contains(pgStates(), state) {
+			return usagef("pg ls: --state %q: want %s", state, choice)
+		}
+		return nil
+	}
 	find := func(s *status, name string) (pgStatus, error) {
 		for _, pg := range s.m.PGs {
 			if name == pg.ID.String() || name == strconv.Itoa(int(pg.ID)) {

@@ -12,7 +12,7 @@ import (
 func checkRemote(verb string, paths ...string) error {
 	for _, p := range paths {
 		if !strings.HasPrefix(p, "/") {
-			return usagef("%s %s: a path of the cluster is absolute: it begins with /", verb, quote(p))
+			return usagef("%s %s: a path of the cluster is absolute: it begins with /", verb, brief(p))
 		}
 	}
 	return nil

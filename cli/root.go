@@ -65,9 +65,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cluster unreacha
 		SilenceErrors:              true, // Main prints them
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2, // letters: one typed wrongly or two swapped
+		Version:                    Version(),
 		Args:                       knownVerb,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate(versionLine() + "\n")
+	root.SetUsageFunc(plainUsage(root.UsageFunc()))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withHint(usagef("%v", err), "see "+cmd.CommandPath()+" --help")
 	})
@@ -104,11 +107,46 @@ func knownVerb(cmd *cobra.Command, args []string) error {
 	return withHint(usagef("%q: there is no such command", args[0]), hint)
 }
 
+// verbName is what a user types to run a command, without the program's name.
+func verbName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
+// plainUsage prints the usage of a command as cobra does, but for the values that
+// flags without a value could have too.
+func plainUsage(usage func(*cobra.Command) error) func(*cobra.Command) error {
+	const value = "[=true|false]"
+	return func(cmd *cobra.Command) error {
+		out := cmd.OutOrStderr()
+		var page strings.Builder
+		cmd.SetOut(&page)
+		err := usage(cmd)
+		cmd.SetOut(out)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(page.String()) {
+			before, after, found := strings.Cut(line, value)
+			if found {
+				line = before + strings.Repeat(" ", len(value)) + after
+			}
+			if _, err := io.WriteString(out, line); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 // checked makes a wrong number of arguments a usage error.
 func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return withHint(usagef("%s: %v", cmd.Name(), err), "usage: "+cmd.UseLine())
+			what := "an argument is missing"
+			if len(args) > 0 {
+				what = plural(len(args), "argument") + " given"
+			}
+			return withHint(usagef("%s: %s", verbName(cmd), what), "usage: "+strings.TrimSuffix(cmd.UseLine(), " [flags]"))
 		}
 		return nil
 	}

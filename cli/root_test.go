@@ -34,7 +34,11 @@ func TestUsage(t *testing.T) {
 	}{
 		{"", 0, "A distributed file system", ""},
 		{"version", 0, "dfsd " + Version() + " (commit ", ""},
-		{"version extra", 2, "", "dfsd: version: accepts 0 arg(s), received 1; usage: dfsd version [flags]\n"},
+		{"version extra", 2, "", "dfsd: version: 1 argument given; usage: dfsd version\n"},
+		{"--version", 0, "dfsd " + Version() + " (commit ", ""},
+		{"stat", 2, "", "dfsd: stat: an argument is missing; usage: dfsd stat [-L] PATH…\n"},
+		{"node show", 2, "", "dfsd: node show: an argument is missing; usage: dfsd node show NODE\n"},
+		{"pg ls --state foo", 2, "", "dfsd: pg ls: --state \"foo\": want full, moving, degraded, below-minimum, stalled, new\n"},
 		{"version --jsn", 2, "", "dfsd: unknown flag: --jsn; see dfsd version --help\n"},
 		{"versoin", 2, "", "dfsd: \"versoin\": there is no such command; did you mean version?\n"},
 		{"frobnicate /a", 2, "", "dfsd: \"frobnicate\": there is no such command; see dfsd --help\n"},
@@ -43,7 +47,7 @@ func TestUsage(t *testing.T) {
 		{"ls docs", 2, "", "dfsd: ls docs: a path of the cluster is absolute: it begins with /\n"},
 		{"put a b", 2, "", "dfsd: put b: a path of the cluster is absolute: it begins with /\n"},
 		{"get a /b", 2, "", "dfsd: get a: a path of the cluster is absolute: it begins with /\n"},
-		{"put /a", 2, "", "dfsd: put: requires at least 2 arg(s), only received 1; usage: dfsd put [-r] SOURCE… DESTINATION [flags]\n"},
+		{"put /a", 2, "", "dfsd: put: 1 argument given; usage: dfsd put [-r] SOURCE… DESTINATION\n"},
 		{"put --jobs 0 a /b", 2, "", "dfsd: put: --jobs 0: want 1 to 256\n"},
 		{"rm -r /", 2, "", "dfsd: rm /: refused: name what is to be removed\n"},
 		{"rm -rf ///", 2, "", "dfsd: rm ///: refused: name what is to be removed\n"},
@@ -59,6 +63,8 @@ func TestUsage(t *testing.T) {
 		{"--role=meta ls /", 2, "", "dfsd: unknown flag: --role; see dfsd ls --help\n"},
 		{"ls / --tls.ca /no/ca --tls.cert /no/cert --tls.key /no/key", 2, "", "dfsd: read TLS file /no/ca: open /no/ca: no such file or directory\n"},
 		{"ls -h /x --help", 0, "List directories", ""},
+
+		{"ls " + strings.Repeat("x", 5000), 2, "", "dfsd: ls " + strings.Repeat("x", 120) + "…" + strings.Repeat("x", 60) + " (5000 bytes): a path of the cluster is absolute: it begins with /\n"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			code, stdout, stderr := run(t.Context(), Process{}, strings.Fields(c.args)...)

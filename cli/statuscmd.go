@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dfsd/client"
+	"dfsd/dfs"
 )
 
 // Times of dfsd status.
@@ -223,7 +224,7 @@ func (p *poll) wait(ctx context.Context, f *statusFlags) error {
 				break
 			}
 			line.show(s.summary())
-		} else if exitCodeOf(err) == exitUsage || exitCodeOf(err) == exitFailed && p.c == nil {
+		} else if exitCodeOf(err) == exitUsage || p.c == nil && (dfs.KindOf(err) == dfs.WrongCluster || dfs.KindOf(err) == dfs.Permission || dfs.KindOf(err) == dfs.Unsupported) {
 			return err // time does not help
 		} else if ctx.Err() == nil {
 			line.show(errorLine(err))

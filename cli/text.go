@@ -39,6 +39,16 @@ func quote(name string) string {
 	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }
 
+// brief is quote for messages: a name that no screen takes is cut in its middle.
+func brief(name string) string {
+	const most, head, tail = 300, 120, 60 // bytes
+	if len(name) <= most {
+		return quote(name)
+	}
+	cut := strings.ToValidUTF8(name[:head], "") + "…" + strings.ToValidUTF8(name[len(name)-tail:], "")
+	return fmt.Sprintf("%s (%d bytes)", quote(cut), len(name))
+}
+
 // escape writes what cannot be printed, backslashes and the given characters
 // with a backslash before them.
 func escape(s, also string) string {

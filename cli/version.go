@@ -37,6 +37,10 @@ func revision() string {
 	return "unknown"
 }
 
+func versionLine() string {
+	return fmt.Sprintf("dfsd %s (commit %s, %s, %s/%s)", Version(), revision(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func newVersion() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -53,7 +57,7 @@ func newVersion() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(about)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "dfsd %s (commit %s, %s, %s)\n", about.Version, about.Commit, about.Go, about.Platform)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 			return err
 		},
 	}
