@@ -239,8 +239,8 @@ func (c *checker) name(e extent) {
 
 func (c *checker) readHistory() {
 	c.each(tagHistory, 10, func(key, value []byte) error {
-		ended := dfs.Version(binary.BigEndian.Uint64(key[1:]))
-		if ended > c.st.version || len(value) < 1 || value[0] > endedRemoved {
+		ended := endedAt(key)
+		if ended > c.st.version || ended < c.st.trimmed || len(value) < 1 || value[0] > endedRemoved {
 			return damaged(key, "history row that ended at %d", ended)
 		}
 		row, old := key[9:], value[1:]

@@ -12,7 +12,9 @@ import (
 // trim drops history rows that ended before a version, oldest first, and
 // releases the blocks that nothing names any more. The extents of a removed
 // file go with its last row; where they are more than the limit, that row
-// stays for the next trim.
+// stays for the next trim. How far it came is kept: to look for the oldest row
+// from the beginning would be to walk over the marks that the store keeps of
+// all that was trimmed.
 func (c *change) trim(op *wire.TrimOp) error {
 	if op.GetLimit() == 0 || op.Limit > MaxTrim {
 		return refuse(dfs.Invalid, "trim of %d rows: want 1 to %d", op.GetLimit(), MaxTrim)
@@ -20,23 +22,33 @@ func (c *change) trim(op *wire.TrimOp) error {
 	if err := c.goOnSweeping(); err != nil {
 		return err
 	}
-	left := int(op.Limit)
-	keys, values, err := gather(c.tx, []byte{tagHistory}, historyKey(dfs.Version(op.Before), nil), left)
+	before, left := dfs.Version(op.Before), int(op.Limit)
+	if before <= c.st.trimmed {
+		return nil
+	}
+	keys, values, err := gather(c.tx, historyKey(c.st.trimmed, nil), historyKey(before, nil), left)
 	if err != nil {
 		return err
 	}
-	for i, key := range keys {
-		if left <= 0 {
-			break
-		}
-		dropped, err := c.trimRow(key, values[i], left)
+	done := 0
+	for ; done < len(keys) && left > 0; done++ {
+		dropped, err := c.trimRow(keys[done], values[done], left)
 		if err != nil {
 			return err
 		}
 		left -= dropped
 	}
+	switch {
+	case left <= 0: // rows of the last one's version may be left, itself among them
+		c.st.trimmed = endedAt(keys[done-1])
+	case done > 0:
+		c.st.trimmed = min(before, c.version)
+	}
 	return nil
 }
+
+// endedAt is the version in the key of a history row.
+func endedAt(key []byte) dfs.Version { return dfs.Version(binary.BigEndian.Uint64(key[1:])) }
 
 // trimRow drops one row and what goes with it, limit rows at the most, and
 // returns how many that were.
@@ -102,13 +114,16 @@ func (c *change) deleted(op *wire.DeletedOp) error {
 
 // HistoryOldest returns the version at which the oldest history row ended, 0
 // when there is none: a trim before a later version drops it.
-func HistoryOldest(r raftgroup.Reader) (dfs.Version, error) {
-	var oldest dfs.Version
-	err := scan(r, []byte{tagHistory}, []byte{tagHistory + 1}, func(key, _ []byte) (bool, error) {
+func HistoryOldest(r raftgroup.Reader) (oldest dfs.Version, err error) {
+	st, err := readState(r)
+	if st == nil {
+		return 0, err
+	}
+	err = scan(r, historyKey(st.trimmed, nil), []byte{tagHistory + 1}, func(key, _ []byte) (bool, error) {
 		if len(key) < 10 {
 			return false, damaged(key, "malformed history row")
 		}
-		oldest = dfs.Version(binary.BigEndian.Uint64(key[1:]))
+		oldest = endedAt(key)
 		return false, nil
 	})
 	return oldest, err

@@ -99,11 +99,13 @@ type state struct {
 	version      dfs.Version // of the last entry that changed anything
 	next         uint64      // Invariant: above every local inode number ever given out
 	inodes       uint64
+	trimmed      dfs.Version // Invariant: no history row ended before it; trimmed <= version
 	defaultClass string
 }
 
 func (s *state) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(append(b, rowFormat), uint64(s.version))
+	b = binary.BigEndian.AppendUint64(b, uint64(s.trimmed))
 	b = binary.AppendUvarint(b, uint64(s.group))
 	b = binary.AppendUvarint(b, s.next)
 	b = binary.AppendUvarint(b, s.inodes)
@@ -118,7 +120,7 @@ func readState(r raftgroup.Reader) (*state, error) {
 		return nil, err
 	}
 	d := decode(v)
-	s := &state{version: dfs.Version(d.u64()), group: dfs.GroupID(d.uvarint()), next: d.uvarint(), inodes: d.uvarint(), defaultClass: string(d.rest())}
+	s := &state{version: dfs.Version(d.u64()), trimmed: dfs.Version(d.u64()), group: dfs.GroupID(d.uvarint()), next: d.uvarint(), inodes: d.uvarint(), defaultClass: string(d.rest())}
 	return s, d.done(key)
 }
 
