@@ -59,8 +59,8 @@ func (s *Store) tend(ctx context.Context) error {
 	return s.closeIdle()
 }
 
-// condemnIndex has the next start make the index anew when this failure was
-// damage in the index itself.
+// condemnIndex has the next start make the index anew when the store failed
+// for damage in the index itself. It may be called again.
 func (s *Store) condemnIndex() {
 	if !s.badIndex.Load() {
 		return

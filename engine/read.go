@@ -15,6 +15,15 @@ type Read struct {
 	First int    // number of the first chunk in Data
 	Data  []byte // stored bytes of the chunks that cover the range, end to end
 
+	// Hint is what the record says the block was written for; zero unless Data
+	// begins with the first chunk.
+	Hint dfs.Hint
+
+	// HeaderLost: the bytes are sound and the header of their record is not,
+	// so that Hint is lost and so would the block be without the index. It is
+	// listed as damaged, and a put of the same bytes replaces it.
+	HeaderLost bool
+
 	release func()
 }
 
@@ -35,13 +44,18 @@ type buffers struct {
 const (
 	minBufferBits = 16 // a chunk
 	bufferClasses = 9  // up to 16 MiB
+
+	// maxRecordHeader is the header and chunk table of the greatest block:
+	// every buffer has room for it before the payload.
+	maxRecordHeader = recordHeaderLen + dfs.MaxBlockSize/dfs.ChunkSize*chunkLen
 )
 
+// get returns n bytes, of which at most maxRecordHeader are no payload.
 func (b *buffers) get(n int) (buf []byte, release func()) {
-	class := max(0, bits.Len(uint(max(n, 1)-1))-minBufferBits)
+	class := max(0, bits.Len(uint(max(n-maxRecordHeader, 1)-1))-minBufferBits)
 	p, ok := b.classes[class].Get().(*[]byte)
 	if !ok {
-		fresh := make([]byte, 1<<(class+minBufferBits))
+		fresh := make([]byte, maxRecordHeader+1<<(class+minBufferBits))
 		p = &fresh
 	}
 	return (*p)[:n], func() { b.classes[class].Put(p) }
@@ -97,7 +111,8 @@ func (s *Store) present(id dfs.BlockID, key []byte) (*row, error) {
 	return w, nil
 }
 
-// readRow reads and checks chunks. NotExist: the segment was given up.
+// readRow reads and checks chunks, and with the first of them the header that
+// lies before it. NotExist: the segment was given up.
 func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset, length uint32) (*Read, error) {
 	first, end := w.info.Range(offset, length)
 	at, n := w.payloadAt(), 0
@@ -116,19 +131,43 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 		return nil, err
 	}
 	defer g.release()
-	buf, release := s.bufs.get(n)
+	head := 0
+	if first == 0 && n > 0 {
+		head = int(at - w.offset)
+	}
+	buf, release := s.bufs.get(head + n)
 	if n > 0 {
-		if _, err := file.ReadAt(buf, at); err != nil {
+		if _, err := file.ReadAt(buf, at-int64(head)); err != nil {
 			release()
 			return nil, s.readFailed(id, shard, w, &dfs.Error{Kind: dfs.Corrupt, Op: "read block", Object: id.String(), Err: err})
 		}
 	}
-	if err := checkChunks(id, shard, first, w.info.Chunks[first:end], buf); err != nil {
+	if err := checkChunks(id, shard, first, w.info.Chunks[first:end], buf[head:]); err != nil {
 		release()
 		return nil, s.readFailed(id, shard, w, err)
 	}
 	s.clock.read()
-	return &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf, release: release}, nil
+	r := &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], release: release}
+	if head > 0 {
+		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
+			r.HeaderLost = true
+			_ = s.readFailed(id, shard, w, err) // the bytes are served all the same
+		}
+	}
+	return r, nil
+}
+
+// readHint reads a record's header, which must be what the index says it is.
+func (s *Store) readHint(p []byte, id dfs.BlockID, shard uint8, w *row) (dfs.Hint, error) {
+	at := place{s.mark, w.segment, w.offset}
+	if n, ok := recordTableLen(p, at); !ok || n != len(p) {
+		return dfs.Hint{}, dfs.Errorf(dfs.Corrupt, "read record", "its header is damaged")
+	}
+	r, err := decodeRecord(p, at)
+	if err == nil && (r.id != id || r.shard != shard || r.seq != w.seq) {
+		err = dfs.Errorf(dfs.Corrupt, "read record", "the header of %s is in its place", r.id)
+	}
+	return r.hint, err
 }
 
 // readFailed notes a bad copy, so that a refill's put may replace it.

@@ -73,6 +73,7 @@ type Store struct {
 	stopKeeper   context.CancelFunc
 	stopPreparer context.CancelFunc
 	keeperDone   chan struct{}
+	verifyDone   chan struct{}
 	preparerDone chan struct{}
 	writerDone   chan struct{}
 }
@@ -91,7 +92,7 @@ func Open(opts Options) (*Store, error) {
 		opts: opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
 		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
 		prepared: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
-		keeperDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
 	}
 	w, err := s.open()
 	if err != nil {
@@ -103,6 +104,7 @@ func Open(opts Options) (*Store, error) {
 	s.stopKeeper, s.stopPreparer = stopKeeper, stopPreparer
 	go func() { defer close(s.writerDone); w.run() }()
 	go func() { defer close(s.keeperDone); s.keep(keeperCtx) }()
+	go func() { defer close(s.verifyDone); s.verify(keeperCtx) }()
 	go func() { defer close(s.preparerDone); s.prepare(preparerCtx) }()
 	return s, nil
 }
@@ -225,6 +227,8 @@ func (s *Store) close() error {
 	}
 	s.stopKeeper()
 	<-s.keeperDone
+	<-s.verifyDone
+	s.condemnIndex() // if the keeper did not come to it
 	s.queue.close()
 	<-s.writerDone
 	s.stopPreparer()

@@ -82,6 +82,55 @@ func TestReadRanges(t *testing.T) {
 	wantKind(t, err, dfs.Deadline)
 }
 
+// TestReadHint: a read from the start of a block carries its hint, and one that
+// finds the record's header damaged says so and serves the bytes.
+func TestReadHint(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openPGs(t, testOptions(fs), 1)
+	defer mustClose(t, s)
+	const size = 3*dfs.ChunkSize - 100
+	req := putRequest(1, size, 1)
+	if err := s.Put(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	get := func(offset, length uint32) *Read {
+		t.Helper()
+		r, err := s.Get(t.Context(), req.ID, 0, offset, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Release()
+		if !bytes.Equal(r.Data, req.Payload[r.First*dfs.ChunkSize:][:len(r.Data)]) {
+			t.Fatalf("wrong bytes from %d", offset)
+		}
+		return &Read{Hint: r.Hint, HeaderLost: r.HeaderLost, First: r.First}
+	}
+	for _, c := range []struct {
+		offset, length uint32
+		hint           dfs.Hint
+	}{
+		{0, 1, req.Hint}, {0, size, req.Hint}, {dfs.ChunkSize - 1, 2, req.Hint}, {dfs.ChunkSize, 1, dfs.Hint{}}, {size, 1, dfs.Hint{}},
+	} {
+		if r := get(c.offset, c.length); r.Hint != c.hint || r.HeaderLost {
+			t.Errorf("read %d from %d: %+v", c.length, c.offset, r)
+		}
+	}
+	p := fileBytes(t, fs, "segments/"+segmentName(1))
+	p[pageSize+batchHeaderLen+90] ^= 1 // in the hint
+	if r := get(0, size); r.Hint != (dfs.Hint{}) || !r.HeaderLost {
+		t.Errorf("with a damaged header: %+v", r)
+	}
+	if list := s.Damage(); len(list) != 1 || list[0].ID != req.ID {
+		t.Errorf("%+v", list)
+	}
+	if err := s.Put(t.Context(), req); err != nil { // the same bytes mend it
+		t.Fatal(err)
+	}
+	if r := get(0, size); r.Hint != req.Hint || len(s.Damage()) != 0 {
+		t.Errorf("mended: %+v, %+v", r, s.Damage())
+	}
+}
+
 func TestPutRefusesBadRequests(t *testing.T) {
 	s := openPGs(t, testOptions(vfs.NewMem()), 1)
 	defer mustClose(t, s)

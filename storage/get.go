@@ -73,20 +73,26 @@ func (st *store) send(ctx context.Context, id dfs.BlockID, offset, length uint64
 
 // read reads from the engine, and says NotExist only of what cannot be here.
 func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32) (*engine.Read, error) {
-	var r *engine.Read
-	err := st.reading.do(func() (err error) {
-		r, err = st.Get(ctx, id, 0, offset, length)
-		return err
-	})
-	switch dfs.KindOf(err) {
-	case dfs.NotExist:
+	r, err := st.get(ctx, id, offset, length)
+	if dfs.KindOf(err) == dfs.NotExist {
 		if !st.knowsAll(id.PG) {
 			return nil, dfs.Errorf(dfs.Unknowable, "read block", "%v is not here, and store %v does not hold all of %v", id, st.ID(), id.PG)
 		}
-	case dfs.Corrupt:
+		// It may have become complete since the engine was asked.
+		r, err = st.get(ctx, id, offset, length)
+	}
+	if dfs.KindOf(err) == dfs.Corrupt || err == nil && r.HeaderLost {
 		st.s.count.corrupt.Add(1) // the engine has logged it
 		st.s.refill.mend(st, id)
 	}
+	return r, err
+}
+
+func (st *store) get(ctx context.Context, id dfs.BlockID, offset, length uint32) (r *engine.Read, err error) {
+	err = st.reading.do(func() error {
+		r, err = st.Get(ctx, id, 0, offset, length)
+		return err
+	})
 	return r, err
 }
 
@@ -109,7 +115,7 @@ func sendRead(r *engine.Read, withHead bool, stream wire.DRPCBlock_GetStream) er
 	var frame wire.BlockFrame
 	if withHead {
 		head, err := proto.Marshal(&wire.GetHead{
-			Desc: wire.FromBlockInfo(&r.Info), First: uint32(r.First), Epoch: uint64(r.Epoch),
+			Desc: wire.FromBlockInfo(&r.Info), First: uint32(r.First), Epoch: uint64(r.Epoch), Hint: wire.FromHint(r.Hint),
 		})
 		if err != nil {
 			return err

@@ -83,11 +83,13 @@ func (r *refiller) repair(x mend) error {
 
 // check reads the whole block.
 func (r *refiller) check(x mend) error {
-	return x.store.reading.do(func() error {
-		rd, err := x.store.Get(r.s.ctx, x.id, 0, 0, dfs.MaxBlockSize)
-		if err == nil {
-			rd.Release()
-		}
+	rd, err := x.store.get(r.s.ctx, x.id, 0, dfs.MaxBlockSize)
+	if err != nil {
 		return err
-	})
+	}
+	defer rd.Release()
+	if rd.HeaderLost {
+		return dfs.Errorf(dfs.Corrupt, "read block", "%v: its record's header is damaged", x.id)
+	}
+	return nil
 }

@@ -55,6 +55,9 @@ func (x *content) check(store dfs.StoreID) {
 	x.c.t.Helper()
 	for id, data := range x.blocks {
 		x.c.holds(store, id, data)
+		if head, _, err := x.c.get(store, id, 0, 0); err != nil || head.Hint.ToDFS() != (dfs.Hint{Ino: id.Ino, Offset: 11, Version: 12}) {
+			x.c.t.Errorf("%v at %v: hint %v, %v", id, store, head.GetHint(), err)
+		}
 	}
 	for _, id := range x.deleted {
 		_, _, err := x.c.get(store, id, 0, 0)
@@ -350,8 +353,12 @@ func TestStaleScansAreRefused(t *testing.T) {
 	})
 }
 
-// damage flips a byte of a block's stored bytes on a node's disk.
-func (n *node) damage(data []byte) {
+// damage flips the first byte of a block's stored bytes on a node's disk.
+func (n *node) damage(data []byte) { n.c.t.Helper(); n.damageAt(data, 0) }
+
+// damageAt flips the byte at a distance from the first of a block's stored
+// bytes: before it lies the record's header.
+func (n *node) damageAt(data []byte, distance int64) {
 	n.c.t.Helper()
 	fs := n.fs[0]
 	names, err := fs.List("store/segments")
@@ -373,7 +380,8 @@ func (n *node) damage(data []byte) {
 		}
 		at := bytes.Index(raw, data)
 		if at >= 0 {
-			_, err = f.WriteAt([]byte{^data[0]}, int64(at))
+			spoilt := int64(at) + distance
+			_, err = f.WriteAt([]byte{^raw[spoilt]}, spoilt)
 		}
 		if cerr := f.Close(); err != nil || cerr != nil {
 			n.c.t.Fatal(err, cerr)
@@ -409,6 +417,28 @@ func TestADamagedBlockIsRepairedAfterARead(t *testing.T) {
 		time.Sleep(time.Minute)
 		_, _, err = c.get(a.store(0), id, 0, 0)
 		wantKind(t, "the damaged copy", err, dfs.Corrupt)
+	})
+}
+
+// A record whose header is damaged still serves its bytes, and is replaced by a
+// whole one.
+func TestADamagedHeaderIsRepairedAfterARead(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		a, b := c.node("a", 1), c.node("b", 1)
+		c.plane.create(1, dfs.Replicated(2))
+		c.plane.activate(t, 1, a.store(0), b.store(0))
+		id, data := c.block(1, 1000)
+		if err := c.putAll(id, data); err != nil {
+			t.Fatal(err)
+		}
+		a.damageAt(data, -40)
+		c.holds(a.store(0), id, data)
+		eventually(t, "the repair", func() bool { return a.service.Stats().Repaired == 1 })
+		head, _, err := c.get(a.store(0), id, 0, 0)
+		if err != nil || head.Hint.ToDFS() != (dfs.Hint{Ino: id.Ino, Offset: 11, Version: 12}) || len(a.engines[0].Damage()) != 0 {
+			t.Errorf("%v %v, %+v", head, err, a.engines[0].Damage())
+		}
+		c.sameEntries(1, a, b)
 	})
 }
 

@@ -182,6 +182,14 @@ func (d *BlockDesc) ToDFS() (dfs.BlockInfo, error) {
 	return b, b.Validate()
 }
 
+// FromHint converts to the form of a message, nil for the zero value.
+func FromHint(h dfs.Hint) *BlockHint {
+	if h == (dfs.Hint{}) {
+		return nil
+	}
+	return &BlockHint{Ino: uint64(h.Ino), Offset: h.Offset, Version: uint64(h.Version)}
+}
+
 // ToDFS converts from the form of a message.
 func (h *BlockHint) ToDFS() dfs.Hint {
 	return dfs.Hint{Ino: dfs.Ino(h.GetIno()), Offset: h.GetOffset(), Version: dfs.Version(h.GetVersion())}
