@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/meta/control"
+	"dfsd/raftgroup"
 	"dfsd/repair"
 	"dfsd/transport/metas"
 	"dfsd/transport/wire"
@@ -137,10 +139,17 @@ func (s *Service) tally() repair.Tally {
 }
 
 func (s *Service) planInput(m *dfs.Map) repair.Input {
-	set := s.opts.Planner
-	set.Grace, set.PGsPerClass = s.opts.Grace, s.opts.PGsPerClass
 	in := repair.Input{
-		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: s.tally(), Now: time.Now(), Settings: set,
+		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: s.tally(), Now: time.Now(), Settings: s.opts.Planner,
+	}
+	in.Settings.Grace = s.opts.Grace
+	if st := s.controlState(); st != nil {
+		in.Settings.PGsPerClass = int(st.Form.PgsPerClass) // of the founder: settled for good
+		for _, name := range st.Classes {
+			if c, err := dfs.ParseClass(name); err == nil {
+				in.Classes = append(in.Classes, c)
+			}
+		}
 	}
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
@@ -151,6 +160,31 @@ func (s *Service) planInput(m *dfs.Map) repair.Input {
 		}
 	}
 	return in
+}
+
+// controlState reads the control group's counters and settings as this node has
+// applied them; nil when that cannot be.
+func (s *Service) controlState() (st *wire.ControlState) {
+	err := s.host.Load().ReadLocal(dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
+		st, err = control.ReadState(r)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return st
+}
+
+// WantClass implements the meta service.
+func (s *Service) WantClass(ctx context.Context, req *wire.WantClassRequest) (*wire.WantClassReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_WantClass{WantClass: req}}); err != nil {
+		return nil, err
+	}
+	s.wakeControl()
+	return &wire.WantClassReply{}, nil
 }
 
 // controlVoters lists the voters of the control group, as this node knows them.

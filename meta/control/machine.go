@@ -112,6 +112,8 @@ func (ev *entry) dispatch(ce *wire.ControlEntry) (*wire.ControlReply, error) {
 		return ok, ev.plan(op.Plan)
 	case *wire.ControlEntry_RefillDone:
 		return ok, ev.refillDone(op.RefillDone)
+	case *wire.ControlEntry_WantClass:
+		return ok, ev.wantClass(op.WantClass)
 	case *wire.ControlEntry_Formed:
 		ev.st.Formed = true
 		return ok, nil

@@ -38,6 +38,7 @@ type ControlEntry struct {
 	//	*ControlEntry_Plan
 	//	*ControlEntry_RefillDone
 	//	*ControlEntry_Formed
+	//	*ControlEntry_WantClass
 	Entry         isControlEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -168,6 +169,15 @@ func (x *ControlEntry) GetFormed() *FormedOp {
 	return nil
 }
 
+func (x *ControlEntry) GetWantClass() *WantClassRequest {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_WantClass); ok {
+			return x.WantClass
+		}
+	}
+	return nil
+}
+
 type isControlEntry_Entry interface {
 	isControlEntry_Entry()
 }
@@ -208,6 +218,10 @@ type ControlEntry_Formed struct {
 	Formed *FormedOp `protobuf:"bytes,24,opt,name=formed,proto3,oneof"`
 }
 
+type ControlEntry_WantClass struct {
+	WantClass *WantClassRequest `protobuf:"bytes,25,opt,name=want_class,json=wantClass,proto3,oneof"`
+}
+
 func (*ControlEntry_Form) isControlEntry_Entry() {}
 
 func (*ControlEntry_Register) isControlEntry_Entry() {}
@@ -225,6 +239,8 @@ func (*ControlEntry_Plan) isControlEntry_Entry() {}
 func (*ControlEntry_RefillDone) isControlEntry_Entry() {}
 
 func (*ControlEntry_Formed) isControlEntry_Entry() {}
+
+func (*ControlEntry_WantClass) isControlEntry_Entry() {}
 
 // FormOp makes the cluster; it is the first entry.
 type FormOp struct {
@@ -1108,6 +1124,7 @@ type ControlState struct {
 	Now           int64                  `protobuf:"varint,8,opt,name=now,proto3" json:"now,omitempty"`                                       // milliseconds since 1970 UTC; never goes back
 	Formed        bool                   `protobuf:"varint,9,opt,name=formed,proto3" json:"formed,omitempty"`
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"` // grows with every applied entry
+	Classes       []string               `protobuf:"bytes,11,rep,name=classes,proto3" json:"classes,omitempty"`    // that have been asked for besides the default, in that order; never taken back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1210,6 +1227,13 @@ func (x *ControlState) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *ControlState) GetClasses() []string {
+	if x != nil {
+		return x.Classes
+	}
+	return nil
 }
 
 // NodeRow is the control group's row of a node.
@@ -1331,7 +1355,7 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\n" +
-	"meta.proto\"\x91\x04\n" +
+	"meta.proto\"\xcf\x04\n" +
 	"\fControlEntry\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\x03R\x03now\x12'\n" +
 	"\x04form\x18\x10 \x01(\v2\x11.dfsd.wire.FormOpH\x00R\x04form\x128\n" +
@@ -1343,7 +1367,9 @@ const file_control_proto_rawDesc = "" +
 	"\x04plan\x18\x16 \x01(\v2\x11.dfsd.wire.PlanOpH\x00R\x04plan\x12?\n" +
 	"\vrefill_done\x18\x17 \x01(\v2\x1c.dfsd.wire.RefillDoneRequestH\x00R\n" +
 	"refillDone\x12-\n" +
-	"\x06formed\x18\x18 \x01(\v2\x13.dfsd.wire.FormedOpH\x00R\x06formedB\a\n" +
+	"\x06formed\x18\x18 \x01(\v2\x13.dfsd.wire.FormedOpH\x00R\x06formed\x12<\n" +
+	"\n" +
+	"want_class\x18\x19 \x01(\v2\x1b.dfsd.wire.WantClassRequestH\x00R\twantClassB\a\n" +
 	"\x05entry\"\xce\x01\n" +
 	"\x06FormOp\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
@@ -1403,7 +1429,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x126\n" +
 	"\bregister\x18\x10 \x01(\v2\x18.dfsd.wire.RegisterReplyH\x00R\bregister\x12@\n" +
 	"\fopen_session\x18\x11 \x01(\v2\x1b.dfsd.wire.OpenSessionReplyH\x00R\vopenSessionB\a\n" +
-	"\x05reply\"\xae\x02\n" +
+	"\x05reply\"\xc8\x02\n" +
 	"\fControlState\x12%\n" +
 	"\x04form\x18\x01 \x01(\v2\x11.dfsd.wire.FormOpR\x04form\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1b\n" +
@@ -1416,7 +1442,8 @@ const file_control_proto_rawDesc = "" +
 	"\x03now\x18\b \x01(\x03R\x03now\x12\x16\n" +
 	"\x06formed\x18\t \x01(\bR\x06formed\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x04R\brevision\"1\n" +
+	" \x01(\x04R\brevision\x12\x18\n" +
+	"\aclasses\x18\v \x03(\tR\aclasses\"1\n" +
 	"\aNodeRow\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.dfsd.wire.MapNodeR\x04node\"l\n" +
 	"\n" +
@@ -1461,10 +1488,11 @@ var file_control_proto_goTypes = []any{
 	(*OpenSessionRequest)(nil),  // 18: dfsd.wire.OpenSessionRequest
 	(*CloseSessionRequest)(nil), // 19: dfsd.wire.CloseSessionRequest
 	(*RefillDoneRequest)(nil),   // 20: dfsd.wire.RefillDoneRequest
-	(*Incarnation)(nil),         // 21: dfsd.wire.Incarnation
-	(*RegisterReply)(nil),       // 22: dfsd.wire.RegisterReply
-	(*OpenSessionReply)(nil),    // 23: dfsd.wire.OpenSessionReply
-	(*MapNode)(nil),             // 24: dfsd.wire.MapNode
+	(*WantClassRequest)(nil),    // 21: dfsd.wire.WantClassRequest
+	(*Incarnation)(nil),         // 22: dfsd.wire.Incarnation
+	(*RegisterReply)(nil),       // 23: dfsd.wire.RegisterReply
+	(*OpenSessionReply)(nil),    // 24: dfsd.wire.OpenSessionReply
+	(*MapNode)(nil),             // 25: dfsd.wire.MapNode
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: dfsd.wire.ControlEntry.form:type_name -> dfsd.wire.FormOp
@@ -1476,23 +1504,24 @@ var file_control_proto_depIdxs = []int32{
 	5,  // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
 	20, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
 	2,  // 8: dfsd.wire.ControlEntry.formed:type_name -> dfsd.wire.FormedOp
-	6,  // 9: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
-	7,  // 10: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
-	8,  // 11: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
-	9,  // 12: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
-	10, // 13: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
-	12, // 14: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
-	21, // 15: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	11, // 16: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	22, // 17: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
-	23, // 18: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
-	1,  // 19: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
-	24, // 20: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	21, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
+	6,  // 10: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
+	7,  // 11: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
+	8,  // 12: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
+	9,  // 13: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
+	10, // 14: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
+	12, // 15: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
+	22, // 16: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	11, // 17: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	23, // 18: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
+	24, // 19: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
+	1,  // 20: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
+	25, // 21: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1512,6 +1541,7 @@ func file_control_proto_init() {
 		(*ControlEntry_Plan)(nil),
 		(*ControlEntry_RefillDone)(nil),
 		(*ControlEntry_Formed)(nil),
+		(*ControlEntry_WantClass)(nil),
 	}
 	file_control_proto_msgTypes[6].OneofWrappers = []any{
 		(*Decision_State)(nil),

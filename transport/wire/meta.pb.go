@@ -491,10 +491,12 @@ type StoreBeat struct {
 	SyncAge       int64                  `protobuf:"varint,6,opt,name=sync_age,json=syncAge,proto3" json:"sync_age,omitempty"`
 	ReadAge       int64                  `protobuf:"varint,7,opt,name=read_age,json=readAge,proto3" json:"read_age,omitempty"`
 	Capacity      uint64                 `protobuf:"varint,8,opt,name=capacity,proto3" json:"capacity,omitempty"` // bytes
-	Used          uint64                 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
+	Used          uint64                 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`         // of capacity, by segment files, whatever is in them
 	Blocks        uint64                 `protobuf:"varint,10,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	Refills       []*RefillBeat          `protobuf:"bytes,11,rep,name=refills,proto3" json:"refills,omitempty"`
 	LastSeq       uint64                 `protobuf:"varint,12,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	Live          uint64                 `protobuf:"varint,13,opt,name=live,proto3" json:"live,omitempty"` // bytes of records that are needed
+	Disk          uint32                 `protobuf:"varint,14,opt,name=disk,proto3" json:"disk,omitempty"` // the first of the node's stores that is on the same disk; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -609,6 +611,20 @@ func (x *StoreBeat) GetRefills() []*RefillBeat {
 func (x *StoreBeat) GetLastSeq() uint64 {
 	if x != nil {
 		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *StoreBeat) GetLive() uint64 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *StoreBeat) GetDisk() uint32 {
+	if x != nil {
+		return x.Disk
 	}
 	return 0
 }
@@ -1630,6 +1646,86 @@ func (*CloseSessionReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{24}
 }
 
+type WantClassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WantClassRequest) Reset() {
+	*x = WantClassRequest{}
+	mi := &file_meta_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WantClassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WantClassRequest) ProtoMessage() {}
+
+func (x *WantClassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WantClassRequest.ProtoReflect.Descriptor instead.
+func (*WantClassRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *WantClassRequest) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+type WantClassReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WantClassReply) Reset() {
+	*x = WantClassReply{}
+	mi := &file_meta_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WantClassReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WantClassReply) ProtoMessage() {}
+
+func (x *WantClassReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WantClassReply.ProtoReflect.Descriptor instead.
+func (*WantClassReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{26}
+}
+
 type MutateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -1640,7 +1736,7 @@ type MutateRequest struct {
 
 func (x *MutateRequest) Reset() {
 	*x = MutateRequest{}
-	mi := &file_meta_proto_msgTypes[25]
+	mi := &file_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1748,7 @@ func (x *MutateRequest) String() string {
 func (*MutateRequest) ProtoMessage() {}
 
 func (x *MutateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[25]
+	mi := &file_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1761,7 @@ func (x *MutateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
 func (*MutateRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{25}
+	return file_meta_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MutateRequest) GetGroup() uint32 {
@@ -1691,7 +1787,7 @@ type MutateReply struct {
 
 func (x *MutateReply) Reset() {
 	*x = MutateReply{}
-	mi := &file_meta_proto_msgTypes[26]
+	mi := &file_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1799,7 @@ func (x *MutateReply) String() string {
 func (*MutateReply) ProtoMessage() {}
 
 func (x *MutateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[26]
+	mi := &file_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1812,7 @@ func (x *MutateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateReply.ProtoReflect.Descriptor instead.
 func (*MutateReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{26}
+	return file_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MutateReply) GetResult() *Result {
@@ -1736,7 +1832,7 @@ type FenceRequest struct {
 
 func (x *FenceRequest) Reset() {
 	*x = FenceRequest{}
-	mi := &file_meta_proto_msgTypes[27]
+	mi := &file_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1844,7 @@ func (x *FenceRequest) String() string {
 func (*FenceRequest) ProtoMessage() {}
 
 func (x *FenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[27]
+	mi := &file_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1857,7 @@ func (x *FenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
 func (*FenceRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{27}
+	return file_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FenceRequest) GetGroup() uint32 {
@@ -1786,7 +1882,7 @@ type FenceReply struct {
 
 func (x *FenceReply) Reset() {
 	*x = FenceReply{}
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1894,7 @@ func (x *FenceReply) String() string {
 func (*FenceReply) ProtoMessage() {}
 
 func (x *FenceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1907,7 @@ func (x *FenceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReply.ProtoReflect.Descriptor instead.
 func (*FenceReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{28}
+	return file_meta_proto_rawDescGZIP(), []int{30}
 }
 
 type ReadRequest struct {
@@ -1824,7 +1920,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1932,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1945,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{29}
+	return file_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -1875,7 +1971,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1983,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +1996,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -1918,7 +2014,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2026,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2039,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_proto_rawDescGZIP(), []int{33}
 }
 
 type StatusReply struct {
@@ -1964,7 +2060,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2072,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2085,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -2076,7 +2172,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2184,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2197,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -2158,7 +2254,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2266,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2279,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -2229,7 +2325,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2337,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2350,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -2354,7 +2450,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12,\n" +
 	"\x06stores\x18\x03 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06stores\x12\x1b\n" +
-	"\tbad_peers\x18\x04 \x03(\rR\bbadPeers\"\xf6\x02\n" +
+	"\tbad_peers\x18\x04 \x03(\rR\bbadPeers\"\x9e\x03\n" +
 	"\tStoreBeat\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x1c\n" +
@@ -2368,7 +2464,9 @@ const file_meta_proto_rawDesc = "" +
 	"\x06blocks\x18\n" +
 	" \x01(\x04R\x06blocks\x12/\n" +
 	"\arefills\x18\v \x03(\v2\x15.dfsd.wire.RefillBeatR\arefills\x12\x19\n" +
-	"\blast_seq\x18\f \x01(\x04R\alastSeq\"D\n" +
+	"\blast_seq\x18\f \x01(\x04R\alastSeq\x12\x12\n" +
+	"\x04live\x18\r \x01(\x04R\x04live\x12\x12\n" +
+	"\x04disk\x18\x0e \x01(\rR\x04disk\"D\n" +
 	"\n" +
 	"RefillBeat\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
@@ -2437,7 +2535,10 @@ const file_meta_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"/\n" +
 	"\x13CloseSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"\x13\n" +
-	"\x11CloseSessionReply\"?\n" +
+	"\x11CloseSessionReply\"(\n" +
+	"\x10WantClassRequest\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\"\x10\n" +
+	"\x0eWantClassReply\"?\n" +
 	"\rMutateRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\fR\acommand\"8\n" +
@@ -2488,7 +2589,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xcc\x06\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\x91\a\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -2499,7 +2600,8 @@ const file_meta_proto_rawDesc = "" +
 	"RefillDone\x12\x1c.dfsd.wire.RefillDoneRequest\x1a\x1a.dfsd.wire.RefillDoneReply\x12I\n" +
 	"\vOpenSession\x12\x1d.dfsd.wire.OpenSessionRequest\x1a\x1b.dfsd.wire.OpenSessionReply\x12C\n" +
 	"\tKeepAlive\x12\x1b.dfsd.wire.KeepAliveRequest\x1a\x19.dfsd.wire.KeepAliveReply\x12L\n" +
-	"\fCloseSession\x12\x1e.dfsd.wire.CloseSessionRequest\x1a\x1c.dfsd.wire.CloseSessionReply\x12:\n" +
+	"\fCloseSession\x12\x1e.dfsd.wire.CloseSessionRequest\x1a\x1c.dfsd.wire.CloseSessionReply\x12C\n" +
+	"\tWantClass\x12\x1b.dfsd.wire.WantClassRequest\x1a\x19.dfsd.wire.WantClassReply\x12:\n" +
 	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x127\n" +
 	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x124\n" +
 	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12:\n" +
@@ -2517,7 +2619,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_meta_proto_goTypes = []any{
 	(*ProbeRequest)(nil),        // 0: dfsd.wire.ProbeRequest
 	(*ProbeReply)(nil),          // 1: dfsd.wire.ProbeReply
@@ -2544,48 +2646,50 @@ var file_meta_proto_goTypes = []any{
 	(*KeepAliveReply)(nil),      // 22: dfsd.wire.KeepAliveReply
 	(*CloseSessionRequest)(nil), // 23: dfsd.wire.CloseSessionRequest
 	(*CloseSessionReply)(nil),   // 24: dfsd.wire.CloseSessionReply
-	(*MutateRequest)(nil),       // 25: dfsd.wire.MutateRequest
-	(*MutateReply)(nil),         // 26: dfsd.wire.MutateReply
-	(*FenceRequest)(nil),        // 27: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),          // 28: dfsd.wire.FenceReply
-	(*ReadRequest)(nil),         // 29: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),           // 30: dfsd.wire.ReadReply
-	(*StatusRequest)(nil),       // 31: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),         // 32: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),         // 33: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),         // 34: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),          // 35: dfsd.wire.Redundancy
-	nil,                         // 36: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),         // 37: dfsd.wire.Incarnation
-	(*ClusterMap)(nil),          // 38: dfsd.wire.ClusterMap
-	(*Result)(nil),              // 39: dfsd.wire.Result
-	(*FenceOp)(nil),             // 40: dfsd.wire.FenceOp
-	(*Query)(nil),               // 41: dfsd.wire.Query
-	(*QueryResult)(nil),         // 42: dfsd.wire.QueryResult
+	(*WantClassRequest)(nil),    // 25: dfsd.wire.WantClassRequest
+	(*WantClassReply)(nil),      // 26: dfsd.wire.WantClassReply
+	(*MutateRequest)(nil),       // 27: dfsd.wire.MutateRequest
+	(*MutateReply)(nil),         // 28: dfsd.wire.MutateReply
+	(*FenceRequest)(nil),        // 29: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),          // 30: dfsd.wire.FenceReply
+	(*ReadRequest)(nil),         // 31: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),           // 32: dfsd.wire.ReadReply
+	(*StatusRequest)(nil),       // 33: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),         // 34: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),         // 35: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),         // 36: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),          // 37: dfsd.wire.Redundancy
+	nil,                         // 38: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),         // 39: dfsd.wire.Incarnation
+	(*ClusterMap)(nil),          // 40: dfsd.wire.ClusterMap
+	(*Result)(nil),              // 41: dfsd.wire.Result
+	(*FenceOp)(nil),             // 42: dfsd.wire.FenceOp
+	(*Query)(nil),               // 43: dfsd.wire.Query
+	(*QueryResult)(nil),         // 44: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	37, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	36, // 1: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	39, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	38, // 1: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 2: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	37, // 3: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	37, // 4: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	39, // 3: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	39, // 4: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 5: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	37, // 6: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	39, // 6: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 7: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	10, // 8: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 9: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	12, // 10: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
-	38, // 11: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	40, // 11: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	15, // 12: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	17, // 13: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	39, // 14: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	40, // 15: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	41, // 16: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	42, // 17: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	38, // 18: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	33, // 19: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	34, // 20: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	35, // 21: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	41, // 14: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	42, // 15: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	43, // 16: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	44, // 17: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	40, // 18: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	35, // 19: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	36, // 20: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	37, // 21: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
 	6,  // 22: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
 	0,  // 23: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
 	2,  // 24: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
@@ -2596,25 +2700,27 @@ var file_meta_proto_depIdxs = []int32{
 	19, // 29: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
 	21, // 30: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
 	23, // 31: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	25, // 32: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	27, // 33: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	29, // 34: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	31, // 35: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 36: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 37: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 38: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	11, // 39: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	14, // 40: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	18, // 41: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	20, // 42: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	22, // 43: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	24, // 44: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	26, // 45: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	28, // 46: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	30, // 47: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	32, // 48: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	36, // [36:49] is the sub-list for method output_type
-	23, // [23:36] is the sub-list for method input_type
+	25, // 32: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	27, // 33: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	29, // 34: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	31, // 35: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	33, // 36: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 37: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 38: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 39: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	11, // 40: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	14, // 41: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	18, // 42: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	20, // 43: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	22, // 44: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	24, // 45: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	26, // 46: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	28, // 47: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	30, // 48: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	32, // 49: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	34, // 50: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	37, // [37:51] is the sub-list for method output_type
+	23, // [23:37] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -2633,7 +2739,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,7 @@ type DRPCMetaClient interface {
 	OpenSession(ctx context.Context, in *OpenSessionRequest) (*OpenSessionReply, error)
 	KeepAlive(ctx context.Context, in *KeepAliveRequest) (*KeepAliveReply, error)
 	CloseSession(ctx context.Context, in *CloseSessionRequest) (*CloseSessionReply, error)
+	WantClass(ctx context.Context, in *WantClassRequest) (*WantClassReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
@@ -134,6 +135,15 @@ func (c *drpcMetaClient) CloseSession(ctx context.Context, in *CloseSessionReque
 	return out, nil
 }
 
+func (c *drpcMetaClient) WantClass(ctx context.Context, in *WantClassRequest) (*WantClassReply, error) {
+	out := new(WantClassReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/WantClass", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error) {
 	out := new(MutateReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{}, in, out)
@@ -180,6 +190,7 @@ type DRPCMetaServer interface {
 	OpenSession(context.Context, *OpenSessionRequest) (*OpenSessionReply, error)
 	KeepAlive(context.Context, *KeepAliveRequest) (*KeepAliveReply, error)
 	CloseSession(context.Context, *CloseSessionRequest) (*CloseSessionReply, error)
+	WantClass(context.Context, *WantClassRequest) (*WantClassReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
@@ -224,6 +235,10 @@ func (s *DRPCMetaUnimplementedServer) CloseSession(context.Context, *CloseSessio
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) WantClass(context.Context, *WantClassRequest) (*WantClassReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Mutate(context.Context, *MutateRequest) (*MutateReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -242,7 +257,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 13 }
+func (DRPCMetaDescription) NumMethods() int { return 14 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -328,6 +343,15 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.CloseSession, true
 	case 9:
+		return "/dfsd.wire.Meta/WantClass", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					WantClass(
+						ctx,
+						in1.(*WantClassRequest),
+					)
+			}, DRPCMetaServer.WantClass, true
+	case 10:
 		return "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -336,7 +360,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MutateRequest),
 					)
 			}, DRPCMetaServer.Mutate, true
-	case 10:
+	case 11:
 		return "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -345,7 +369,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FenceRequest),
 					)
 			}, DRPCMetaServer.Fence, true
-	case 11:
+	case 12:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -354,7 +378,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 12:
+	case 13:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -546,6 +570,26 @@ func (x *drpcMeta_CloseSessionStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_CloseSessionStream) SendAndClose(m *CloseSessionReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_WantClassStream interface {
+	drpc.Stream
+	SendAndClose(*WantClassReply) error
+}
+
+type drpcMeta_WantClassStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_WantClassStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_WantClassStream) SendAndClose(m *WantClassReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}
