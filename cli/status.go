@@ -38,8 +38,9 @@ type clusterStatus struct {
 	Problems     []string `json:"problems"` // why reads or writes are not taken
 	DefaultClass string   `json:"default_class"`
 	BlockSize    int      `json:"block_size"`
-	Capacity     uint64   `json:"capacity"` // bytes, of the stores that are up
-	Used         uint64   `json:"used"`
+	Capacity     uint64   `json:"capacity"` // bytes of the disks of stores that are up, each disk of a node once
+	Used         uint64   `json:"used"`     // bytes of blocks on them, copies included
+	Shared       bool     `json:"shared_disks"`
 	Sessions     uint64   `json:"sessions"`
 }
 
@@ -63,8 +64,10 @@ type storeStatus struct {
 	Current   bool      `json:"current"`     // it has reported under the current map epoch
 	BeatAge   int64     `json:"beat_age_ms"` // since its last report; -1: none yet
 	Condition string    `json:"condition"`   // ok, read-only, failed
-	Capacity  uint64    `json:"capacity"`    // bytes
-	Used      uint64    `json:"used"`
+	Disk      uint32    `json:"disk"`        // the first store of the node that is on the same disk; 0: not known
+	Capacity  uint64    `json:"capacity"`    // bytes of the disk
+	Used      uint64    `json:"used"`        // bytes of blocks
+	Allocated uint64    `json:"allocated"`   // bytes of segment files, whatever is in them
 	Blocks    uint64    `json:"blocks"`
 	PGs       int       `json:"pgs"` // placement groups that it acts for
 }
@@ -156,13 +159,18 @@ func (s *status) addStores(r *wire.StatusReply) {
 	for _, b := range r.GetStores() {
 		beats[b.GetBeat().GetStore()] = b
 	}
+	type diskOf struct {
+		node dfs.NodeID
+		disk uint32
+	}
+	disks := map[diskOf]bool{}
 	s.Stores = []storeStatus{}
 	for _, st := range s.m.Stores {
 		b := beats[uint32(st.ID)]
 		out := storeStatus{
 			ID: uint32(st.ID), Node: s.nodeName(st.Node), State: st.State.String(), Since: time.UnixMilli(st.StateSince).UTC(),
 			Suspect: b.GetSuspect(), Current: b.GetCurrent(), BeatAge: -1, Capacity: st.Capacity, PGs: acts[st.ID],
-			Used: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(),
+			Used: b.GetBeat().GetLive(), Allocated: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(), Disk: b.GetBeat().GetDisk(),
 		}
 		out.Condition = condition(b.GetBeat().GetState())
 		if b != nil {
@@ -170,8 +178,14 @@ func (s *status) addStores(r *wire.StatusReply) {
 			out.Capacity = cmp.Or(b.GetBeat().GetCapacity(), out.Capacity)
 		}
 		if st.State == dfs.StoreUp {
-			s.Cluster.Capacity += out.Capacity
 			s.Cluster.Used += out.Used
+			disk := diskOf{st.Node, out.Disk}
+			if out.Disk != 0 && disks[disk] {
+				s.Cluster.Shared = true
+			} else {
+				s.Cluster.Capacity += out.Capacity
+			}
+			disks[disk] = true
 		}
 		s.Stores = append(s.Stores, out)
 	}
@@ -284,6 +298,10 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 // reasons says why not everything is where it should be.
 func (s *status) reasons(now time.Time) []string {
 	out := []string{}
+	failed := map[uint32]bool{}
+	for _, st := range s.Stores {
+		failed[st.ID] = st.Condition == "failed"
+	}
 	for _, st := range s.m.Stores {
 		lacks, wants := 0, 0 // placement groups that should have, and that are getting, a copy here
 		for _, pg := range s.m.PGs {
@@ -298,9 +316,15 @@ func (s *status) reasons(now time.Time) []string {
 		age := ageText(now.Sub(time.UnixMilli(st.StateSince)))
 		switch {
 		case st.State == dfs.StoreDown:
-			out = append(out, fmt.Sprintf("%s has been down for %s: %s wait for it, until the grace period is over", name, age, plural(lacks, "placement group")))
+			what := "has been down for " + age
+			if failed[uint32(st.ID)] {
+				what += " since a write or sync of its disk failed (start its node anew to have it verified and used again, or replace the disk)"
+			}
+			out = append(out, fmt.Sprintf("%s %s: %s wait for it, until the grace period is over", name, what, plural(lacks, "placement group")))
 		case st.State == dfs.StoreOut && (lacks > 0 || !s.Redundancy.Full):
 			out = append(out, fmt.Sprintf("%s has been out for %s: its share goes to other stores", name, age))
+		case failed[uint32(st.ID)]:
+			out = append(out, fmt.Sprintf("%s has failed: a write or sync of its disk did; start its node anew to have it verified and used again, or replace the disk", name))
 		case wants > 0:
 			out = append(out, fmt.Sprintf("%s pulls what it lacks of %s", name, plural(wants, "placement group")))
 		case lacks > 0:

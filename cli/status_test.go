@@ -32,7 +32,7 @@ func healthy() *wire.StatusReply {
 			ID: dfs.StoreID(1 + i), Node: id, Capacity: 10 << 30, State: dfs.StoreUp, StateSince: statusAt().Add(-time.Minute).UnixMilli(),
 		})
 		r.Stores = append(r.Stores, &wire.StoreStatus{
-			Beat: &wire.StoreBeat{Store: uint32(1 + i), Capacity: 10 << 30, Used: 1 << 30, Blocks: 100, Persisted: 12}, BeatAge: 250, Current: true,
+			Beat: &wire.StoreBeat{Store: uint32(1 + i), Capacity: 10 << 30, Used: 1 << 30, Live: 900 << 20, Disk: uint32(1 + i), Blocks: 100, Persisted: 12}, BeatAge: 250, Current: true,
 		})
 	}
 	for i, stores := range [][]dfs.StoreID{{1, 2}, {1, 3}, {2, 3}} {
@@ -78,6 +78,15 @@ func change(t *testing.T, state string) *wire.StatusReply {
 	case "suspect":
 		r.Stores[0].Suspect = true
 		r.Redundancy.AllFull = false
+	case "failed": // the disks of two stores
+		for i, s := range r.Stores[1:] {
+			s.Beat.State = 2
+			m.Stores[1+i].State = []dfs.StoreState{dfs.StoreUp, dfs.StoreDown}[i]
+		}
+		r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 1, Degraded: 2}
+	case "shared": // a disk holds two of the three stores
+		m.Stores[1].Node = m.Stores[0].Node
+		r.Stores[1].Beat.Disk = 1
 	case "leaderless":
 		r.Groups = r.Groups[:2]
 		r.Problems = []string{"group 2 has no leader"}

@@ -108,7 +108,10 @@ func (a *app) status(ctx context.Context, c *client.Client, f *statusFlags) erro
 	} else {
 		err = s.print(a.proc.Out)
 	}
-	return cmpErr(err, s.verdict())
+	if v := s.verdict(); v != nil && err == nil {
+		return &verbError{err: v, printed: true} // the reason is in what was printed
+	}
+	return err
 }
 
 // verdict is the error of a cluster that does not take reads and writes.
@@ -320,7 +323,11 @@ func (s *status) summary() string {
 func (s *status) print(w io.Writer) error {
 	c := s.Cluster
 	fmt.Fprintf(w, "cluster %s  map epoch %d\nhealth  %s\n", c.ID, c.MapEpoch, s.summary())
-	fmt.Fprintf(w, "space   %s of %s used on the stores that are up; new files are %s\n", sizeText(c.Used), sizeText(c.Capacity), c.DefaultClass)
+	shared := ""
+	if c.Shared {
+		shared = " (one that several stores of a node share counts once)"
+	}
+	fmt.Fprintf(w, "space   %s of blocks, copies included, on disks of %s%s; new files are %s\n", sizeText(c.Used), sizeText(c.Capacity), shared, c.DefaultClass)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "\nNODE\tROLES\tSTATE\tADDRESS\tRELEASE\n")
 	for _, n := range s.Nodes {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/raftgroup"
 	"dfsd/repair"
 	"dfsd/transport/wire"
 )
@@ -32,10 +35,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	if ss, err := s.readSessions(ctx, h); err == nil {
 		reply.Sessions = uint64(len(ss.Live))
 	}
-	for id := range s.beats.freshVotes() {
-		reply.MetaUp = append(reply.MetaUp, uint32(id))
-	}
-	slices.Sort(reply.MetaUp)
+	reply.MetaUp = s.metaUp(h)
 	s.statusGroups(reply)
 	s.statusStores(reply, m)
 	s.statusRedundancy(reply, m)
@@ -44,6 +44,24 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	reply.Notes = slices.Clone(s.plan.notes)
 	s.plan.mu.Unlock()
 	return reply, nil
+}
+
+// metaUp lists the meta nodes that were heard of lately: by their reports, or in
+// the control group, where one that has just joined answers before it reports.
+func (s *Service) metaUp(h *raftgroup.Host) []uint32 {
+	var up []uint32
+	for id := range s.beats.freshVotes() {
+		up = append(up, uint32(id))
+	}
+	if st, ok := h.Status(dfs.ControlGroup); ok {
+		for _, p := range st.Peers {
+			if p.Active {
+				up = append(up, uint32(p.Node))
+			}
+		}
+	}
+	slices.Sort(up)
+	return slices.Compact(up)
 }
 
 func (s *Service) statusGroups(reply *wire.StatusReply) {
@@ -92,17 +110,24 @@ func (s *Service) statusRedundancy(reply *wire.StatusReply, m *dfs.Map) {
 // problems says why the cluster does not take reads or writes; none: it does.
 func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 	var out []string
-	if !reply.Formed {
-		out = append(out, "the cluster is forming: not every listed meta node votes in every group yet")
+	if !reply.Formed { // whatever else is missing follows from it
+		return []string{"the cluster is forming: not every listed meta node votes in every group yet"}
 	}
 	led := map[uint32]bool{}
 	for _, g := range reply.Groups {
 		led[g.Group] = true
 	}
+	var leaderless []string
 	for g := range uint32(m.Groups + 1) {
 		if !led[g] {
-			out = append(out, fmt.Sprintf("group %d has no leader", g))
+			leaderless = append(leaderless, strconv.Itoa(int(g)))
 		}
+	}
+	switch n := len(leaderless); {
+	case n == 1:
+		out = append(out, fmt.Sprintf("group %s has no leader", leaderless[0]))
+	case n > 1:
+		out = append(out, fmt.Sprintf("groups %s and %s have no leader", strings.Join(leaderless[:n-1], ", "), leaderless[n-1]))
 	}
 	up := 0
 	for _, st := range m.Stores {

@@ -114,18 +114,33 @@ func Start(opts Options) (_ *Node, err error) {
 	return n, nil
 }
 
-func (n *Node) openEngines() error {
-	dirs := n.opts.Stores
-	if len(dirs) == 0 {
-		dirs = []string{n.opts.FS.PathJoin(n.opts.Dir, "store0")}
+// storeDirs lists the directories of the stores.
+func (n *Node) storeDirs() []string {
+	if len(n.opts.Stores) == 0 {
+		return []string{n.opts.FS.PathJoin(n.opts.Dir, "store0")}
 	}
-	for _, dir := range dirs {
+	return n.opts.Stores
+}
+
+// disks says what disk each store is on, "" where the file system does not tell.
+func (n *Node) disks() []string {
+	out := make([]string, len(n.engines))
+	for i, dir := range n.storeDirs() {
+		if info, err := n.opts.FS.Stat(dir); err == nil && info.DeviceID() != (vfs.DeviceID{}) {
+			out[i] = info.DeviceID().String()
+		}
+	}
+	return out
+}
+
+func (n *Node) openEngines() error {
+	for _, dir := range n.storeDirs() {
 		o := n.opts.Engine
 		o.FS, o.Dir, o.Logger = n.opts.FS, dir, n.log
 		o.NewMark, o.PID = n.opts.NewMark, n.opts.PID
 		e, err := engine.Open(o)
 		if err != nil {
-			return dfs.Wrap("open store", dir, err)
+			return err
 		}
 		n.engines = append(n.engines, e)
 	}
@@ -168,6 +183,7 @@ func (n *Node) wire() error {
 			return 0
 		}
 		so.Cluster = func() dfs.ClusterID { return n.id.Membership().Cluster }
+		so.Disks = n.disks()
 		so.Engines, so.Dial, so.Metas, so.Logger = n.engines, dial, book, n.log
 		so.Registration = storage.Registration{
 			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Incarnation: inc, Found: found, Release: o.Release, Labels: o.Labels,
@@ -263,8 +279,15 @@ func (n *Node) Close() error {
 		if n.pool != nil {
 			n.pool.Close()
 		}
-		for _, e := range n.engines {
-			errs = append(errs, e.Close())
+		for i, e := range n.engines {
+			failed := e.Stats().State == engine.StateFailed
+			err := e.Close()
+			if failed {
+				// It failed long before, and acknowledged nothing since.
+				n.log.Warn("a failed store is closed: the next start verifies it", "store", e.Identity().Store, "dir", n.storeDirs()[i], "cause", err)
+				continue
+			}
+			errs = append(errs, err)
 		}
 		if n.id != nil {
 			errs = append(errs, n.id.Close())

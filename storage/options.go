@@ -110,6 +110,7 @@ type Options struct {
 	SaveNode func(dfs.ClusterID, dfs.NodeID) error
 
 	Engines      []*engine.Store // one a disk; the caller closes them after Close
+	Disks        []string        // what disk each engine is on; "" and what is missing: one of its own
 	Dial         func(addr string) drpc.Conn
 	Metas        *metas.Book
 	Registration Registration

@@ -60,8 +60,12 @@ func New(opts Options) (*Service, error) {
 		registerNow: make(chan struct{}, 1),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	for _, e := range opts.Engines {
-		s.stores = append(s.stores, newStore(s, e))
+	for i, e := range opts.Engines {
+		st := newStore(s, e)
+		if i < len(opts.Disks) {
+			st.disk = opts.Disks[i]
+		}
+		s.stores = append(s.stores, st)
 	}
 	s.maps = newFollower(s)
 	s.beats = newBeats(s)

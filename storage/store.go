@@ -24,6 +24,8 @@ type store struct {
 	registered atomic.Uint64
 	entered    chan struct{} // registered was set
 
+	disk string // what disk it is on, to know which stores share one; "": one of its own
+
 	measured chan struct{} // closed once there is a first sample
 	weight   uint64        // the capacity in it, in bytes: what is registered; set before measured is closed
 	sample   atomic.Pointer[sample]
