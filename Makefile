@@ -40,7 +40,7 @@ e2e: build
 
 # Generated code is committed; a test compares it with this.
 generate:
-	go run ./transport/wire/gen
+	go run ./transport/wire/gen transport/wire
 
 # Figures of this machine, beside raw baselines: docs/BENCHMARKS.md. Nothing but
 # figures goes to stdout. make bench BENCH=engine|client|all|'client/put-*'

@@ -402,6 +402,10 @@ func TestBadInput(t *testing.T) {
 	if err := os.WriteFile(local, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	local2 := filepath.Join(t.TempDir(), "one byte")
+	if err := os.WriteFile(local2, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	before := c.ok("tree", "-a", "/")
 	for _, b := range []struct {
 		code int
@@ -428,11 +432,14 @@ func TestBadInput(t *testing.T) {
 		{1, "", []string{"mv", "/d", "/d/e"}},
 		{2, "refused", []string{"mv", "/", "/d"}},
 		{1, "not a directory", []string{"policy", "get", "/f"}},
-		{1, "nothing could be stored", []string{"policy", "set", "/d", "rep2"}},
+		{0, "class rep2 needs 2 stores, at least 2 to take writes, and 1 are up", []string{"policy", "set", "/d", "rep2"}},
+		{1, "rep2 needs 2 stores", []string{"--timeout", "2s", "put", local2, "/d/x"}},
+		{2, "this release stores replicated classes only", []string{"policy", "set", "/d", "ec4+2"}},
+		{2, "want rep1 to rep16", []string{"policy", "set", "/d", "rep17"}},
 		{1, "node show x: does not exist; see dfsd node ls", []string{"node", "show", "x"}},
 		{1, "group show 99: does not exist", []string{"group", "show", "99"}},
 		{1, "pg show 99: does not exist", []string{"pg", "show", "99"}},
-		{1, "belongs to cluster", []string{"--cluster-id", strings.Repeat("ab", 16), "ls", "/"}},
+		{3, "belongs to cluster", []string{"--cluster-id", strings.Repeat("ab", 16), "ls", "/"}},
 		{3, "solo:1", []string{"--meta", "solo:1", "--timeout", "1s", "ls", "/"}},
 	} {
 		c.no(b.code, b.text, b.args...)

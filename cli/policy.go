@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -43,7 +42,8 @@ func newPolicy(a *app) *cobra.Command {
 		Use:   "set PATH CLASS",
 		Short: "Set the storage class of what is made in a directory from now on",
 		Long: `Set the storage class of files and directories that are made in a directory from now on: rep1 to
-rep16, or inherit for that of the directory above. What exists keeps the class it has.`,
+rep16, or inherit for that of the directory above. What exists keeps the class it has. The cluster makes
+placement groups of a class when it is first asked for, once it has stores enough.`,
 		Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkRemote("policy set", args[0]); err != nil {
@@ -60,8 +60,11 @@ rep16, or inherit for that of the directory above. What exists keeps the class i
 				}
 			}
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				if err := setPolicy(cmd.Context(), c, args[0], class); err != nil {
+				if err := c.SetPolicy(cmd.Context(), args[0], class); err != nil {
 					return failed("policy set", args[0], err)
+				}
+				if why := lacking(c.Map(), class); why != "" {
+					fmt.Fprintln(a.proc.Err, "dfsd: policy set", quote(args[0])+":", why)
 				}
 				return nil
 			})
@@ -70,29 +73,19 @@ rep16, or inherit for that of the directory above. What exists keeps the class i
 	return family("policy", "Show and set the policies of directories", get, set)
 }
 
-// setPolicy sets the class of a directory; the zero class is that of the
-// directory above. One that no file could be stored in is refused.
-func setPolicy(ctx context.Context, c *client.Client, path string, class dfs.Class) error {
-	m := c.Map()
-	if class.IsZero() {
-		a, err := c.Stat(ctx, path)
-		if err != nil {
-			return err
-		}
-		up, err := c.Inode(a.Parent).Attr(ctx)
-		if err != nil {
-			return err
-		}
-		if class = m.DefaultClass; a.Ino != dfs.RootIno && up.Class != "" {
-			if class, err = dfs.ParseClass(up.Class); err != nil {
-				return err
-			}
+// lacking says what a class lacks to be written to, "" for nothing.
+func lacking(m *dfs.Map, class dfs.Class) string {
+	up := 0
+	for _, s := range m.Stores {
+		if s.State == dfs.StoreUp {
+			up++
 		}
 	}
-	if !slices.ContainsFunc(m.PGs, func(pg *dfs.PG) bool { return pg.Class == class }) {
-		return fmt.Errorf("nothing could be stored: this cluster has no placement groups of class %v, only of its default_class, %v", class, m.DefaultClass)
+	if class.IsZero() || up >= class.MinActing() {
+		return ""
 	}
-	return c.SetPolicy(ctx, path, class)
+	return fmt.Sprintf("class %v needs %d stores, at least %d to take writes, and %d are up: what is made there can hold no bytes until there are more",
+		class, class.Width(), class.MinActing(), up)
 }
 
 // policy is the storage class of what is made in a directory.

@@ -9,12 +9,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
+	"dfsd/transport/metas"
 	"dfsd/transport/wire"
 )
 
 const (
 	// patience is how long no member at all may answer before the attempt counts
-	// as slow.
+	// as slow, and how long a store that is read may be silent before another one
+	// is asked whatever the budget says.
 	patience = 2 * time.Second
 
 	// attemptTimeout ends an attempt to store a block: a store that hangs, or
@@ -71,7 +73,8 @@ type blockWrite struct {
 	avoid map[dfs.StoreID]bool // stores that just failed
 	last  error
 
-	refusals int // attempts that ended as if waiting could not help
+	wanted   bool // placement groups of the class have been asked for
+	refusals int  // attempts that ended as if waiting could not help
 
 	stale dfs.Epoch       // a store refused a map of this epoch: a newer one exists
 	newer <-chan struct{} // closed when there is a newer map than the last one tried
@@ -102,6 +105,21 @@ func (w *blockWrite) choose(m *dfs.Map) (*dfs.PG, bool) {
 	return choosePG(m, w.class, w.avoid, w.c.opts.Rand, func(a, b *dfs.PG) bool {
 		return w.c.health.load(a.Active.Stores) < w.c.health.load(b.Active.Stores)
 	})
+}
+
+// want asks for placement groups of the class, once, where there are none: the
+// first write to a class may be the first that anyone hears of it. A map that has
+// them ends the wait for one; without an answer the write waits all the same.
+func (w *blockWrite) want(ctx context.Context) {
+	if w.wanted {
+		return
+	}
+	w.wanted = true
+	ctx, cancel := context.WithTimeout(ctx, metas.AttemptTimeout)
+	defer cancel()
+	if err := w.c.wantClass(ctx, w.class); err != nil {
+		w.c.log.Warn("no placement groups could be asked for", "class", w.class.String(), "cause", err)
+	}
 }
 
 // try stores the block once, and beside it a second time, elsewhere and under
@@ -193,6 +211,7 @@ func (w *blockWrite) start(ctx context.Context) (*attempt, error) {
 	w.newer = newer
 	pg, _ := w.choose(m)
 	if pg == nil {
+		w.want(ctx)
 		return nil, noPG(m, w.class)
 	}
 	id, err := w.s.blockID(pg.ID, w.ino)

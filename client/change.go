@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"slices"
 
 	"dfsd/dfs"
 	"dfsd/transport/wire"
@@ -75,26 +76,43 @@ func (c *Client) setAttr(ctx context.Context, ino dfs.Ino, set SetAttr) (*Attr, 
 
 func (c *Client) setPolicy(ctx context.Context, ino dfs.Ino, class dfs.Class) error {
 	op := &wire.SetPolicyOp{Ino: uint64(ino)}
+	var err error
 	if class.IsZero() {
-		inherited, err := c.inheritedClass(ctx, ino)
-		if err != nil {
-			return err
-		}
-		op.Class = inherited
+		op.Inherited, err = c.inheritedClass(ctx, ino)
 	} else {
 		op.Class = class.String()
+		err = c.wantClass(ctx, class)
 	}
-	_, err := c.change(ctx, ino.Group(), &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: op}})
+	if err != nil {
+		return err
+	}
+	_, err = c.change(ctx, ino.Group(), &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: op}})
 	return err
 }
 
-// inheritedClass names the class that a directory inherits when its group cannot
-// tell, because the parent lives in another one; else it is empty.
-func (c *Client) inheritedClass(ctx context.Context, ino dfs.Ino) (string, error) {
+// inheritedClass names the class that a directory inherits where its group cannot
+// tell, because the parent lives in another one; else it is nil.
+func (c *Client) inheritedClass(ctx context.Context, ino dfs.Ino) (*string, error) {
 	a, err := c.attr(ctx, ino)
 	if err != nil || dfs.Ino(a.GetParent()).Group() == ino.Group() || a.GetParent() == 0 {
-		return "", err
+		return nil, err
 	}
 	parent, err := c.attr(ctx, dfs.Ino(a.GetParent()))
-	return parent.GetClass(), err
+	if err != nil {
+		return nil, err
+	}
+	class := parent.GetClass()
+	return &class, nil
+}
+
+// wantClass has the control group make placement groups of a class that has
+// none. They are in a later map, once there are stores enough.
+func (c *Client) wantClass(ctx context.Context, class dfs.Class) error {
+	if slices.ContainsFunc(c.Map().PGs, func(pg *dfs.PG) bool { return pg.Class == class }) {
+		return nil
+	}
+	return c.book.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+		_, err := m.WantClass(ctx, &wire.WantClassRequest{Class: class.String()})
+		return err
+	})
 }

@@ -22,6 +22,7 @@ import (
 //	open · close · expire · expired · sessions
 //	plan                               its decisions are lines of input
 //	refill-done
+//	want class= · classes              the default class and what was asked for
 //	map                                what is stored
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -101,6 +102,9 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return fmt.Sprintf("highest %d live %v expiring %v index %d", ss.Highest, ss.Live, ss.Expiring, ss.Index)
 	case "form":
 		op := &wire.FormOp{Cluster: []byte("0123456789abcdef"), Groups: 2, DefaultClass: "rep2", BlockSize: 1 << 20, PgsPerClass: 2, Grace: 1000}
+		if f["pgs"] != "" {
+			op.PgsPerClass = uint32(f.num("pgs"))
+		}
 		if f["metas"] != "" {
 			op.Metas = strings.Split(f["metas"], ",")
 		}
@@ -123,6 +127,14 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 			op.Decisions = append(op.Decisions, decision(line))
 		}
 		ce.Entry = &wire.ControlEntry_Plan{Plan: op}
+	case "want":
+		ce.Entry = &wire.ControlEntry_WantClass{WantClass: &wire.WantClassRequest{Class: f["class"]}}
+	case "classes":
+		st, err := ReadState(s.w.reader())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(st.GetForm().GetDefaultClass(), st.GetClasses())
 	case "refill-done":
 		ce.Entry = &wire.ControlEntry_RefillDone{RefillDone: &wire.RefillDoneRequest{Store: uint32(f.num("store")), Done: []*wire.RefillDone{
 			{Pg: uint32(f.num("pg")), Mark: f.num("mark"), Joined: f.num("joined")},

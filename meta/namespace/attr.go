@@ -54,7 +54,7 @@ func (c *change) setPolicy(op *wire.SetPolicyOp) (outcome, error) {
 	}
 	class := op.Class
 	if class == "" {
-		if class, err = c.inherited(dir); err != nil {
+		if class, err = c.inherited(dir, op); err != nil {
 			return outcome{}, err
 		}
 	}
@@ -64,12 +64,15 @@ func (c *change) setPolicy(op *wire.SetPolicyOp) (outcome, error) {
 }
 
 // inherited returns the class that a directory would get if it were made now.
-func (c *change) inherited(dir *inode) (string, error) {
+// What a parent in another group has travels in the command, as in mkdirPrepare.
+func (c *change) inherited(dir *inode, op *wire.SetPolicyOp) (string, error) {
 	switch {
 	case dir.ino == dfs.RootIno:
 		return c.st.defaultClass, nil
+	case dir.parent.Group() != c.st.group && op.Inherited == nil:
+		return "", refuse(dfs.CrossGroup, "the parent of directory %v lives in group %v, and the request does not say what it has", dir.ino, dir.parent.Group())
 	case dir.parent.Group() != c.st.group:
-		return "", refuse(dfs.CrossGroup, "the parent of directory %v lives in group %v: set the class by its name", dir.ino, dir.parent.Group())
+		return *op.Inherited, checkClass(*op.Inherited)
 	}
 	parent, err := c.needHere(dir.parent)
 	if err != nil {

@@ -269,7 +269,11 @@ func (s *script) command() *wire.Command {
 		ino := s.num("ino", 0)
 		return &wire.Command{Op: &wire.Command_Write{Write: &wire.WriteOp{Ino: ino, Extents: s.extents(dfs.Ino(ino)), Append: s.has("append")}}}
 	case "policy":
-		return &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: &wire.SetPolicyOp{Ino: s.num("ino", 0), Class: s.text("class", "")}}}
+		op := &wire.SetPolicyOp{Ino: s.num("ino", 0), Class: s.text("class", "")}
+		if s.has("inherited") {
+			op.Inherited = proto.String(s.text("inherited", ""))
+		}
+		return &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: op}}
 	case "mkdir-prepare":
 		return &wire.Command{Op: &wire.Command_MkdirPrepare{MkdirPrepare: &wire.MkdirPrepareOp{
 			Parent: parent, Name: name, Mode: mode, Level: 1, Class: s.text("class", ""),

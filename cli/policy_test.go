@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+	"dfsd/engine"
+	"dfsd/meta"
+	"dfsd/node"
+	"dfsd/transport"
+)
+
+// explained is what dfsd explain --json tells of a file.
+type explained struct {
+	Class      string
+	WantCopies int `json:"want_copies"`
+	PGs        []struct {
+		PG       uint32
+		Class    string
+		State    string
+		Complete []any
+	}
+}
+
+// TestPolicy sets a class of two copies on a directory of a cluster of three:
+// that is what its files have, and have again after a store is lost for good.
+func TestPolicy(t *testing.T) {
+	network := transport.NewMemory(transport.MemoryOptions{Seed: 1})
+	var last *node.Node
+	for i, name := range []string{"one", "two", "three", "four"} {
+		marks := rand.New(rand.NewPCG(1, uint64(i)))
+		o := node.Options{
+			FS: vfs.NewMem(), Network: network.Host(name), Name: name, Roles: dfs.RoleStorage, Listen: name + ":7400", Dir: "data",
+			PID: 1, Insecure: true, Release: "test", NewMark: func() uint64 { return marks.Uint64() | 1 },
+			Peers:  []meta.Peer{{Name: "one", Addr: "one:7400"}},
+			Engine: engine.Options{SegmentSize: 1 << 20, CacheSize: 1 << 20, MemTableSize: 256 << 10, Capacity: 1 << 30},
+		}
+		if name == "one" {
+			o.Roles |= dfs.RoleMeta
+		}
+		o.Meta.Groups, o.Meta.PGsPerClass, o.Meta.DefaultClass, o.Meta.BlockSize = 4, 8, dfs.Replicated(3), 128<<10
+		o.Meta.Grace = time.Second
+		o.Meta.Raft.Tick, o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = 20*time.Millisecond, 1<<20, 256<<10
+		n, err := node.Start(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = n
+		t.Cleanup(func() { _ = n.Close() })
+	}
+	c := &cluster{t: t, proc: Process{Network: network.Host("client"), Env: []string{"DFSD_META=one:7400", "DFSD_TIMEOUT=5m"}}}
+	c.ok("status", "--wait", "full")
+	c.ok("mkdir", "-p", "/two")
+	if _, _, stderr := c.run("policy", "set", "/two", "rep2"); stderr != "" {
+		t.Errorf("with stores enough: %s", stderr)
+	}
+	text := strings.Repeat("two copies of this ", 50_000)
+	for i := range 6 {
+		c.ok("mkdir", fmt.Sprintf("/two/%d", i))
+		c.proc.In = strings.NewReader(text)
+		c.ok("put", "-", fmt.Sprintf("/two/%d/file", i))
+		if out := c.ok("policy", "get", fmt.Sprintf("/two/%d", i)); out != "class rep2, by the policy of /two\n" {
+			t.Errorf("policy: %q", out)
+		}
+	}
+	check := func() {
+		t.Helper()
+		c.ok("status", "--wait", "full")
+		for i := range 6 {
+			var e explained
+			if err := json.Unmarshal([]byte(c.ok("explain", "--json", fmt.Sprintf("/two/%d/file", i))), &e); err != nil {
+				t.Fatal(err)
+			}
+			if e.Class != "rep2" || e.WantCopies != 2 || len(e.PGs) == 0 {
+				t.Errorf("explained: %+v", e)
+			}
+			for _, pg := range e.PGs {
+				if pg.Class != "rep2" || pg.State != "full" || len(pg.Complete) != 2 {
+					t.Errorf("explained: %+v", pg)
+				}
+			}
+			if out := c.ok("cat", fmt.Sprintf("/two/%d/file", i)); out != text {
+				t.Errorf("file %d has %d bytes of %d", i, len(out), len(text))
+			}
+		}
+		groups := map[string]int{}
+		for _, line := range strings.Split(c.ok("pg", "ls"), "\n")[1:] {
+			if f := strings.Fields(line); len(f) > 1 {
+				groups[f[1]]++
+			}
+		}
+		if groups["rep3"] != 8 || groups["rep2"] != 8 {
+			t.Errorf("placement groups: %v", groups)
+		}
+	}
+	check()
+	if err := last.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for { // it counts until it is missed
+		if _, out, _ := c.run("status"); strings.Contains(out, " out ") {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	check()
+}
