@@ -62,7 +62,8 @@ lint:
 cross:
 	GOOS=linux GOARCH=arm64 $(GOBUILD) -o /dev/null .
 
-install: build
+# What was built is installed; as root nothing is built that is there.
+install: $(if $(wildcard dfsd),,build)
 	install -D -m 755 dfsd $(DESTDIR)$(BINDIR)/dfsd
 	install -D -m 644 packaging/sysusers.d/dfsd.conf $(DESTDIR)$(SYSUSERSDIR)/dfsd.conf
 	for role in meta storage; do \

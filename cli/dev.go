@@ -56,7 +56,8 @@ data, configuration and logs below DIR. Interrupt it (Ctrl-C) to stop all of the
 goes on with the same data. Settings come from the environment, such as DFSD_GRACE_PERIOD=5s.
 
 A process that ends by itself is reported, with the command that starts it again, and is not
-started again by itself: repair should be seen.`,
+started again by itself: repair should be seen. One that you start again by hand is yours:
+Ctrl-C in its own terminal stops it, and Ctrl-C here leaves it running.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := openDev(a, dir, plan, cmd.Flags().Changed)

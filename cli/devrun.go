@@ -268,7 +268,7 @@ func (n *devNode) report(w io.Writer, binary string) {
 	if line := lastLine(n.log()); line != "" && n.cmd.ProcessState.Exited() {
 		fmt.Fprintf(w, ": %s", printable(line))
 	}
-	fmt.Fprintf(w, "\nStart it again with\n\n    %s\n\n", n.command(binary))
+	fmt.Fprintf(w, "\nStart it again with\n\n    %s\n\nin a terminal of its own, whose Ctrl-C stops it: the one here stops the others only.\n\n", n.command(binary))
 }
 
 // lastLine is the last line of a log.

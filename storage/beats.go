@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -88,14 +89,15 @@ func (b *beats) wake() {
 func (b *beats) send(ctx context.Context, snd *sender) {
 	tick := time.NewTicker(b.s.opts.Heartbeat)
 	defer tick.Stop()
-	failing := false
+	failing, worry := false, slog.LevelInfo // as it was logged
 	for {
 		err := b.beat(ctx, snd.addr)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && !failing {
-			b.s.log.Warn("heartbeats do not reach a meta node", "meta", snd.addr, "cause", err)
+		if level := b.s.worry(); err != nil && (!failing || level > worry) {
+			b.s.log.Log(ctx, level, "heartbeats do not reach a meta node", "meta", snd.addr, "cause", err)
+			worry = level
 		}
 		failing = err != nil
 		select {

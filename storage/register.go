@@ -38,7 +38,7 @@ func (s *Service) register() (dfs.Epoch, bool) {
 		if err == nil {
 			return dfs.Epoch(reply.Epoch), true
 		}
-		s.log.Warn("not registered yet", "cause", err) // Exist: another node of this name is up
+		s.log.Log(s.ctx, s.worry(), "not registered yet", "cause", err) // Exist: another node of this name is up
 		if !s.sleep(s.backoff(failures, registerPause)) {
 			return 0, false
 		}
@@ -186,7 +186,7 @@ func (s *Service) firstMap(registered dfs.Epoch) bool {
 			s.maps.offer(m)
 			return true
 		}
-		s.log.Warn("no current map yet", "cause", err)
+		s.log.Log(s.ctx, s.worry(), "no current map yet", "cause", err)
 		if !s.sleep(s.backoff(failures, registerPause)) {
 			return false
 		}

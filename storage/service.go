@@ -36,6 +36,7 @@ type Service struct {
 	// registered is the map epoch that holds the node's last registration, 0
 	// before there is one.
 	registered  atomic.Uint64
+	begun       time.Time     // of this start
 	registerNow chan struct{} // a meta node does not know this start
 
 	mu     sync.Mutex // guards what follows
@@ -57,7 +58,7 @@ func New(opts Options) (*Service, error) {
 	s := &Service{
 		opts: opts, log: opts.Logger.With("role", "storage"),
 		memory: semaphore.NewWeighted(opts.PutMemory), reads: semaphore.NewWeighted(maxReads),
-		registerNow: make(chan struct{}, 1),
+		registerNow: make(chan struct{}, 1), begun: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for i, e := range opts.Engines {
@@ -189,6 +190,18 @@ func (s *Service) run() {
 			return
 		}
 	}
+}
+
+// startTime is how long a start may wait for the others before that is worth a
+// warning: nodes of a cluster start one after the other.
+const startTime = 30 * time.Second
+
+// worry is the level at which it is logged that the others do not answer yet.
+func (s *Service) worry() slog.Level {
+	if time.Since(s.begun) < startTime {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
 }
 
 // sleep waits for a time or the end of the service, and reports whether the
