@@ -49,7 +49,7 @@ type nodeStatus struct {
 	Name    string            `json:"name"`
 	Addr    string            `json:"addr"`
 	Roles   []string          `json:"roles"`
-	State   string            `json:"state"` // up, down, or partly where its roles and stores differ
+	State   string            `json:"state"` // up, down, partly where its roles and stores differ; joining: of a cluster that forms, not heard of yet
 	Release string            `json:"release"`
 	Labels  map[string]string `json:"labels"`
 	Stores  []uint32          `json:"stores"`
@@ -223,8 +223,11 @@ func (s *status) addNodes(r *wire.StatusReply) {
 				down++
 			}
 		}
+		joining := false
 		if n.Roles.Has(dfs.RoleMeta) {
-			count(slices.Contains(r.GetMetaUp(), uint32(n.ID)))
+			heard := slices.Contains(r.GetMetaUp(), uint32(n.ID))
+			joining = !heard && !r.GetFormed()
+			count(heard)
 		}
 		for _, st := range s.m.Stores {
 			if st.Node == n.ID {
@@ -233,6 +236,8 @@ func (s *status) addNodes(r *wire.StatusReply) {
 			}
 		}
 		switch {
+		case joining:
+			out.State = "joining"
 		case down == 0:
 			out.State = "up"
 		case up == 0:

@@ -87,6 +87,9 @@ func change(t *testing.T, state string) *wire.StatusReply {
 	case "shared": // a disk holds two of the three stores
 		m.Stores[1].Node = m.Stores[0].Node
 		r.Stores[1].Beat.Disk = 1
+	case "forming":
+		r.Formed, r.MetaUp, r.Groups = false, nil, nil
+		r.Problems = []string{"the cluster is forming: not every listed meta node votes in every group yet"}
 	case "leaderless":
 		r.Groups = r.Groups[:2]
 		r.Problems = []string{"group 2 has no leader"}

@@ -135,8 +135,11 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 			up++
 		}
 	}
-	writable, unreadable := 0, 0
+	made, writable, unreadable := 0, 0, 0
 	for _, p := range m.PGs {
+		if p.Class == m.DefaultClass && p.Active.Epoch > 0 {
+			made++
+		}
 		readable, acting := 0, 0
 		for _, id := range p.Active.Stores {
 			if st := m.Store(id); st != nil && st.State == dfs.StoreUp {
@@ -156,8 +159,12 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 	if unreadable > 0 {
 		out = append(out, fmt.Sprintf("%d placement groups have no complete copy on a store that is up", unreadable))
 	}
-	if writable == 0 {
-		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: it needs %d stores up, %d are", m.DefaultClass, m.DefaultClass.MinActing(), up))
+	switch need := m.DefaultClass.MinActing(); {
+	case writable > 0:
+	case made == 0 && up >= need:
+		out = append(out, fmt.Sprintf("the placement groups of class %v are being made", m.DefaultClass))
+	default:
+		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: it needs %d stores up, %d are", m.DefaultClass, need, up))
 	}
 	return out
 }

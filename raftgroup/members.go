@@ -197,7 +197,7 @@ func (r *replica) beginTransfer(to dfs.NodeID) error {
 // TransferAll hands over the leadership of every group that this node leads
 // and another voter could, as far as the time given allows.
 func (h *Host) TransferAll(ctx context.Context) {
-	done := make(chan struct{})
+	done := make(chan error)
 	n := 0
 	for _, st := range h.Statuses() {
 		to := successor(&st, h.opts.Node)
@@ -205,16 +205,20 @@ func (h *Host) TransferAll(ctx context.Context) {
 			continue
 		}
 		if h.spawn(func() {
-			if err := h.TransferLeader(ctx, st.Group, to); err != nil {
-				h.log.Info("leadership not handed over", "group", uint16(st.Group), "to", uint32(to), "cause", err)
-			}
-			done <- struct{}{}
+			done <- h.TransferLeader(ctx, st.Group, to)
 		}) {
 			n++
 		}
 	}
+	kept := 0
+	var last error
 	for range n {
-		<-done
+		if err := <-done; err != nil {
+			kept, last = kept+1, err
+		}
+	}
+	if kept > 0 { // the others may be stopping too
+		h.log.Info("leadership not handed over", "groups", kept, "of", n, "cause", last)
 	}
 }
 
