@@ -93,7 +93,7 @@ type redundancyStatus struct {
 
 type repairStatus struct {
 	Active    bool         `json:"active"`
-	Why       []string     `json:"why"`
+	Why       []string     `json:"why"` // not everything is where it should be, or is not to be
 	Refills   []refillJSON `json:"refills"`
 	BytesDone uint64       `json:"bytes_done"`
 	BytesLeft uint64       `json:"bytes_left"`
@@ -297,7 +297,7 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 	}
 	rep.Active = len(rep.Refills) > 0
 	s.Repair = rep
-	s.Repair.Why = s.reasons(now)
+	s.Repair.Why = append(s.reasons(now), r.GetNotes()...)
 }
 
 // reasons says why not everything is where it should be.

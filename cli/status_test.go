@@ -67,6 +67,10 @@ func change(t *testing.T, state string) *wire.StatusReply {
 		}
 		r.Stores[2].Current, r.Stores[2].BeatAge = false, 3000
 		r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 1, Degraded: 2}
+	case "many-down": // too many to declare any of them out
+		m.Stores[1].State, m.Stores[2].State = dfs.StoreDown, dfs.StoreDown
+		r.Redundancy = &wire.Redundancy{Pgs: 3, Degraded: 2, Stalled: 1}
+		r.Notes = []string{"no store is declared out: 2 of 3 stores are missing"}
 	case "refill": // the store is out, another one takes over
 		m.Stores[2].State = dfs.StoreOut
 		pg := m.PGs[1]
