@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -75,6 +76,20 @@ func (s *Service) statusGroups(reply *wire.StatusReply) {
 		reply.Groups = append(reply.Groups, &wire.GroupStatus{
 			Group: g.Group, Leader: leaders[g.Group], Voters: g.Voters, Learners: g.Learners, Applied: g.Applied, Inodes: g.Inodes,
 		})
+	}
+	// A leader that has just taken over has not reported yet: what the replica
+	// here knows of the group serves until then.
+	for _, st := range s.Groups() {
+		g := uint32(st.Group)
+		i, told := slices.BinarySearchFunc(reply.Groups, g, func(x *wire.GroupStatus, g uint32) int { return cmp.Compare(x.Group, g) })
+		if told || st.Leader == 0 {
+			continue
+		}
+		gs := &wire.GroupStatus{Group: g, Leader: uint32(st.Leader), Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners), Applied: st.Applied}
+		if g != 0 {
+			gs.Inodes = s.countInodes(s.host.Load(), st.Group)
+		}
+		reply.Groups = slices.Insert(reply.Groups, i, gs)
 	}
 }
 

@@ -94,6 +94,9 @@ func TestLeadersSpread(t *testing.T) {
 			if took := time.Since(begun); took > 3*time.Second {
 				t.Errorf("a write took %v", took)
 			}
+			if st, err := p.Status(t.Context()); err != nil || len(st.Problems) > 0 || len(st.Groups) != evenGroups+1 {
+				t.Errorf("a status while leaders move: %d groups, problems %q, %v", len(st.GetGroups()), st.GetProblems(), err)
+			}
 			time.Sleep(200 * time.Millisecond)
 		}
 		awaitCalm(t, c, awaitEven(t, c))
