@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"dfsd/config"
@@ -144,13 +145,27 @@ func TestServerHelp(t *testing.T) {
 	}
 }
 
-// TestServerEndsWithItsParent: a closed pipe stops the node, whatever closed it.
-func TestServerEndsWithItsParent(t *testing.T) {
+// inheritedPipe returns the reading end of a pipe as a process inherits it, a
+// number that nobody else here closes, and the parent's end.
+func inheritedPipe(t *testing.T) (fd int, w *os.File) {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop, err := untilClosed(t.Context(), int(r.Fd()))
+	if fd, err = syscall.Dup(int(r.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return fd, w
+}
+
+// TestServerEndsWithItsParent: a closed pipe stops the node, whatever closed it.
+func TestServerEndsWithItsParent(t *testing.T) {
+	fd, w := inheritedPipe(t)
+	ctx, stop, err := untilClosed(t.Context(), fd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,12 +181,9 @@ func TestServerEndsWithItsParent(t *testing.T) {
 
 // TestServerOutlivesItsPipe: the watcher of the pipe ends with the node.
 func TestServerOutlivesItsPipe(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	fd, w := inheritedPipe(t)
 	defer w.Close()
-	_, stop, err := untilClosed(t.Context(), int(r.Fd()))
+	_, stop, err := untilClosed(t.Context(), fd)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,7 +118,7 @@ func TestGetFileReplacedMeanwhile(t *testing.T) {
 // answer at all, and the map that says nothing about it at first and then that
 // they are down: few reads of many meet them.
 func TestReadsPastDeadStores(t *testing.T) {
-	const files = 300
+	const files = 60
 	for _, tc := range []struct {
 		name  string
 		onGet func(context.Context, dfs.BlockID) error
