@@ -20,7 +20,7 @@ func (r *run) checkBlocks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stores := r.engines()
+	stores := r.c.engines()
 	named := map[dfs.BlockID]bool{}
 	for _, w := range r.workers {
 		if err := w.eachFile(ctx, func(path string, e client.Extent) error {
@@ -32,16 +32,6 @@ func (r *run) checkBlocks(ctx context.Context) error {
 	}
 	r.counts["blocks verified"] += len(named)
 	return r.checkReleased(m, stores, named)
-}
-
-func (r *run) engines() map[dfs.StoreID]*engine.Store {
-	out := map[dfs.StoreID]*engine.Store{}
-	for _, i := range r.c.Up() {
-		for _, e := range r.c.nodes[i].node.Engines() {
-			out[e.Identity().Store] = e
-		}
-	}
-	return out
 }
 
 // eachFile calls fn with every extent of every file in the worker's directory.
@@ -60,6 +50,56 @@ func (w *worker) eachFile(ctx context.Context, fn func(path string, e client.Ext
 			if err := fn("/"+w.name+"/"+d.Name, e); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// checkCopies checks, while things break, that every block of a file is on every
+// store that runs and, says the newest map, holds all of that epoch. Nobody but
+// the worker releases them.
+func (w *worker) checkCopies(ctx context.Context, path string, in client.Inode) error {
+	m := w.c.newestMap()
+	if m == nil {
+		return nil
+	}
+	stores := w.c.engines()
+	for x, err := range in.Extents(ctx) {
+		if err != nil {
+			return nil // checked when there is an answer
+		}
+		if err := w.checkMembers(m, stores, path, x.Block); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *worker) checkMembers(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, path string, id dfs.BlockID) error {
+	pg := m.PG(id.PG)
+	if pg == nil {
+		return nil // it is newer than the map
+	}
+	var epoch dfs.Epoch // under which the block was acknowledged, 0: no store could tell
+	var without []dfs.Member
+	for _, member := range pg.Members {
+		e := stores[member.Store]
+		if e == nil || e.Identity().Incarnation.Mark != member.Mark {
+			continue
+		}
+		have, err := e.Stat(id, 0)
+		switch {
+		case dfs.KindOf(err) == dfs.NotExist:
+			without = append(without, member)
+		case err == nil && !have.Tombstone && !have.Lost:
+			epoch = have.Epoch
+			w.counts["copies seen"]++
+		}
+	}
+	for _, member := range without {
+		if epoch > 0 && member.Complete >= epoch {
+			return fmt.Errorf("%s: block %v of epoch %d is not on store %v, which holds all of %v through %d (active %v, members %v)",
+				path, id, epoch, member.Store, pg.ID, member.Complete, pg.Active, pg.Members)
 		}
 	}
 	return nil

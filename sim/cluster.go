@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +24,12 @@ import (
 
 // Config describes a simulated cluster.
 type Config struct {
-	Seed    uint64
-	Metas   int // default 3
-	Stores  int // storage nodes; default 4
-	Class   dfs.Class
-	Latency time.Duration // of the network, one way, at most
-	Logger  *slog.Logger
-	Tweak   func(*node.Options) // planted bugs and settings of one test
+	Seed   uint64
+	Metas  int // default 3
+	Stores int // storage nodes; default 4
+	Class  dfs.Class
+	Logger *slog.Logger
+	Tweak  func(*node.Options) // planted bugs and settings of one test
 }
 
 // Cluster is a running simulation. Its methods are not safe for concurrent use
@@ -38,15 +39,17 @@ type Cluster struct {
 	net  *transport.Memory
 	rand *rand.Rand // of faults; the workload has its own
 
-	mu    sync.Mutex // guards the nodes' fields
-	nodes []*simNode // metas first
+	mu      sync.Mutex      // guards the nodes' fields, and what follows
+	nodes   []*simNode      // metas first
+	clients map[string]bool // hosts of clients that are open
 }
 
 type simNode struct {
 	name  string
 	roles dfs.Role
 	fs    *vfs.MemFS
-	node  *node.Node // nil while it is down
+	slow  atomic.Int64 // see disk
+	node  *node.Node   // nil while it is down
 	lives int
 }
 
@@ -69,6 +72,14 @@ const (
 	// lostMaps of a thousand maps never reach a client, so that many a write goes
 	// out under an epoch that is over.
 	lostMaps = 600
+
+	// minLatency and maxLatency are those of the network, one way: what is under
+	// way when something breaks is where the mistakes are.
+	minLatency, maxLatency = 50 * time.Microsecond, 2 * time.Millisecond
+
+	// longTimeout is the client's default. No fault of a run lasts as long, so it
+	// hides all of them; shortTimeout is below most.
+	longTimeout, shortTimeout = 60 * time.Second, 4 * time.Second
 )
 
 // New makes the nodes' disks and starts all of them.
@@ -87,7 +98,7 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{
 		cfg: cfg, rand: rand.New(rand.NewPCG(cfg.Seed, 1)),
-		net: transport.NewMemory(transport.MemoryOptions{Seed: cfg.Seed}),
+		net: transport.NewMemory(transport.MemoryOptions{Seed: cfg.Seed, MinLatency: minLatency, MaxLatency: maxLatency}),
 	}
 	for i := range cfg.Metas {
 		c.nodes = append(c.nodes, &simNode{name: fmt.Sprintf("meta%d", i+1), roles: dfs.RoleMeta, fs: vfs.NewCrashableMem()})
@@ -129,7 +140,7 @@ func (c *Cluster) Start(i int) error {
 func (c *Cluster) options(sn *simNode) node.Options {
 	marks := lockedRand(c.cfg.Seed, hash(sn.name)+uint64(sn.lives))
 	o := node.Options{
-		FS: sn.fs, Network: c.net.Host(sn.name), Name: sn.name, Roles: sn.roles, Listen: sn.name + ":" + rpcPort, Dir: "data", PID: 1,
+		FS: &disk{sn.fs, lockedRand(c.cfg.Seed, hash("disk of "+sn.name)+uint64(sn.lives)), &sn.slow}, Network: c.net.Host(sn.name), Name: sn.name, Roles: sn.roles, Listen: sn.name + ":" + rpcPort, Dir: "data", PID: 1,
 		Insecure: true, Release: "sim", Logger: c.cfg.Logger,
 		NewMark: func() uint64 { return marks() | 1 },
 		Engine:  engine.Options{SegmentSize: simSegment, CacheSize: simCache, MemTableSize: simMemTable, Capacity: simCapacity},
@@ -154,43 +165,43 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	return o
 }
 
-// Crash ends a node as a power loss does: what it had not synced is gone.
-func (c *Cluster) Crash(i int) {
-	sn := c.nodes[i]
-	c.net.Cut(sn.name) // first: what was said before it was synced before
-	c.mu.Lock()
-	old := sn.node
-	sn.node = nil
-	if old != nil {
-		sn.fs = sn.fs.CrashClone(vfs.CrashCloneCfg{})
+// Crash ends nodes as a power loss does, at the same moment: what they had not
+// synced is gone, or some of it.
+func (c *Cluster) Crash(nodes ...int) {
+	for _, i := range nodes {
+		c.net.Cut(c.nodes[i].name) // first: what was said before it was synced before
 	}
-	c.mu.Unlock()
-	if old == nil {
-		return
-	}
-	_ = old.Close() // on the orphaned disk: whatever it says changes nothing
-}
-
-// CrashAll ends every node at the same moment.
-func (c *Cluster) CrashAll() {
 	var old []*node.Node
-	for _, sn := range c.nodes {
-		c.net.Cut(sn.name)
-	}
 	c.mu.Lock()
-	for _, sn := range c.nodes {
-		if sn.node != nil {
-			old = append(old, sn.node)
-			sn.node = nil
-			sn.fs = sn.fs.CrashClone(vfs.CrashCloneCfg{})
+	for _, i := range nodes {
+		sn := c.nodes[i]
+		if sn.node == nil {
+			continue
 		}
+		old = append(old, sn.node)
+		sn.node = nil
+		cfg := vfs.CrashCloneCfg{}
+		if c.rand.IntN(2) == 0 {
+			cfg = vfs.CrashCloneCfg{UnsyncedDataPercent: c.rand.IntN(101), RNG: c.rand}
+		}
+		sn.fs = sn.fs.CrashClone(cfg)
+		sn.slow.Store(0)
 	}
 	c.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, n := range old {
-		wg.Go(func() { _ = n.Close() })
+		wg.Go(func() { _ = n.Close() }) // on the orphaned disk: whatever it says changes nothing
 	}
 	wg.Wait()
+}
+
+// CrashAll ends every node.
+func (c *Cluster) CrashAll() {
+	all := make([]int, len(c.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	c.Crash(all...)
 }
 
 // Wipe gives a node that is down an empty disk.
@@ -219,6 +230,38 @@ func (c *Cluster) Up() []int {
 	return out
 }
 
+// newestMap is the newest map that a running meta node has; nil: none has one.
+// Safe for concurrent use.
+func (c *Cluster) newestMap() (newest *dfs.Map) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sn := range c.nodes {
+		if sn.node == nil || sn.node.Meta() == nil {
+			continue
+		}
+		if m := sn.node.Meta().Map(); m != nil && (newest == nil || m.Epoch > newest.Epoch) {
+			newest = m
+		}
+	}
+	return newest
+}
+
+// engines are those of the nodes that run. Safe for concurrent use.
+func (c *Cluster) engines() map[dfs.StoreID]*engine.Store {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[dfs.StoreID]*engine.Store{}
+	for _, sn := range c.nodes {
+		if sn.node == nil {
+			continue
+		}
+		for _, e := range sn.node.Engines() {
+			out[e.Identity().Store] = e
+		}
+	}
+	return out
+}
+
 // Close ends every node.
 func (c *Cluster) Close() {
 	var wg sync.WaitGroup
@@ -234,12 +277,17 @@ func (c *Cluster) Close() {
 type Peer struct {
 	*client.Client
 	pool *transport.Pool
-	net  *transport.Memory
+	c    *Cluster
 	name string
 }
 
 // Client opens a client on a host of its own. Safe for concurrent use.
 func (c *Cluster) Client(ctx context.Context, name string, seed uint64) (*Peer, error) {
+	return c.clientWithin(ctx, name, seed, longTimeout)
+}
+
+// clientWithin is Client with a limit on the time of each operation.
+func (c *Cluster) clientWithin(ctx context.Context, name string, seed uint64, timeout time.Duration) (*Peer, error) {
 	host := c.net.Host(name)
 	var cluster atomic.Value // dfs.ClusterID
 	pool := transport.NewPool(transport.PoolOptions{
@@ -255,24 +303,40 @@ func (c *Cluster) Client(ctx context.Context, name string, seed uint64) (*Peer, 
 	cl, err := client.Open(ctx, client.Options{
 		Metas: addrs, Dial: func(addr string) drpc.Conn { return pool.Conn(addr) }, Holder: name,
 		OnCluster: func(id dfs.ClusterID) { cluster.Store(id) },
-		Timeout:   60 * time.Second, Rand: lockedRand(seed, hash(name)), Logger: c.cfg.Logger.With("client", name),
+		Timeout:   timeout, Rand: lockedRand(seed, hash(name)), Logger: c.cfg.Logger.With("client", name),
 	})
 	if err != nil {
 		pool.Close()
 		return nil, err
 	}
-	return &Peer{Client: cl, pool: pool, net: c.net, name: name}, nil
+	c.mu.Lock()
+	if c.clients == nil {
+		c.clients = map[string]bool{}
+	}
+	c.clients[name] = true
+	c.mu.Unlock()
+	return &Peer{Client: cl, pool: pool, c: c, name: name}, nil
 }
 
 // Close ends the session and the client.
 func (p *Peer) Close() {
+	p.c.mu.Lock()
+	delete(p.c.clients, p.name)
+	p.c.mu.Unlock()
 	p.Client.Close()
 	p.pool.Close()
 }
 
+// clientNames are the hosts of the clients that are open, sorted.
+func (c *Cluster) clientNames() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.clients))
+}
+
 // Kill ends the client as kill -9 does: nothing it leaves is cleaned up.
 func (p *Peer) Kill() {
-	p.net.Cut(p.name)
+	p.c.net.Cut(p.name)
 	p.Close()
 }
 

@@ -149,7 +149,12 @@ func oneCluster(t *testing.T, c *Cluster, p *Peer) {
 		}
 		await(t, 10*time.Minute, func() string {
 			if !sn.node.Ready() || sn.node.Err() != nil {
-				return fmt.Sprintf("%s is not ready: %v", sn.name, sn.node.Err())
+				why := fmt.Sprintf("%s is not ready: %v", sn.name, sn.node.Err())
+				if st := sn.node.Storage(); st != nil { // what it knows, and what is known of it
+					m, err := p.Refresh(t.Context())
+					why += fmt.Sprintf("\n%+v; %+v\n%+v, %v", st.Stats(), membershipOf(t, sn), wire.FromMap(m), err)
+				}
+				return why
 			}
 			return ""
 		})
@@ -461,8 +466,7 @@ func complete(t *testing.T, c *Cluster, p *Peer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{c: c, counts: Counts{}}
-	stores := r.engines()
+	stores := c.engines()
 	blocks := 0
 	for d, err := range p.ReadDir(t.Context(), "/", false) {
 		if err != nil {

@@ -224,7 +224,7 @@ func TestReturnIsCaughtUpByDelta(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r := &run{c: c, counts: Counts{}}
 		m, _ := storesOf(t, p)
-		if err := r.checkReleased(m, r.engines(), nil); err != nil {
+		if err := r.checkReleased(m, c.engines(), nil); err != nil {
 			t.Error(err)
 		}
 		after := liveBlocks(t, c, own)
@@ -240,8 +240,7 @@ func TestReturnIsCaughtUpByDelta(t *testing.T) {
 // liveBlocks counts the blocks of a store that are no tombstones.
 func liveBlocks(t *testing.T, c *Cluster, id dfs.StoreID) (n int) {
 	t.Helper()
-	r := &run{c: c}
-	e := r.engines()[id]
+	e := c.engines()[id]
 	for pg := range dfs.PGID(simPGs) {
 		entries, next, err := e.Inventory(pg+1, nil, 1000)
 		if err != nil || len(next) > 0 {

@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"slices"
+	"time"
 )
 
 // file is what the model knows of a file: every content that it may have. A
@@ -19,6 +20,11 @@ func (f *file) may(got []byte) bool {
 // nil for none.
 type entry struct {
 	may []*file // never empty
+
+	// late are what changes without an answer may still make of the name, until
+	// lateUntil: they go on in the background.
+	late      []*file
+	lateUntil time.Time
 }
 
 // sure returns the file the name leads to, and whether that is certain.
@@ -26,7 +32,22 @@ func (e *entry) sure() (*file, bool) {
 	return e.may[0], len(e.may) == 1
 }
 
-func (e *entry) set(f *file) { e.may = []*file{f} }
+// set is what an answer says: the name leads to f now.
+func (e *entry) set(f *file) {
+	e.may = []*file{f}
+	if time.Now().After(e.lateUntil) {
+		e.late = nil
+	}
+	e.add(e.late...)
+}
+
+// addLate adds what the name leads to once a change has taken effect, which
+// may be any time until then.
+func (e *entry) addLate(f *file, until time.Time) {
+	e.add(f)
+	e.late = append(e.late, f)
+	e.lateUntil = until
+}
 
 // add adds possibilities.
 func (e *entry) add(files ...*file) {

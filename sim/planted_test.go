@@ -29,7 +29,7 @@ var planted = []struct {
 }
 
 // plantedSeeds is how many seeds a planted bug may need to be found.
-const plantedSeeds = 20
+const plantedSeeds = 10
 
 // TestPlantedBugsAreFound plants one bug at a time and runs seeds until a
 // check fails. It is part of make soak: DFSD_TEST_PLANTED is "all", or the number

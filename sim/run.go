@@ -83,17 +83,7 @@ type run struct {
 }
 
 func (r *run) all(ctx context.Context) error {
-	for i := range r.plan.Workers {
-		w := newWorker(r.c, i, r.trace)
-		r.workers = append(r.workers, w)
-		if err := w.open(ctx); err != nil {
-			return err
-		}
-		if err := w.setup(ctx); err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
-		}
-	}
-	if err := r.work(ctx); err != nil {
+	if err := r.workload(ctx); err != nil {
 		return err
 	}
 	if err := r.heal(ctx); err != nil {
@@ -105,123 +95,59 @@ func (r *run) all(ctx context.Context) error {
 	return r.loseCopies(ctx)
 }
 
-// work runs the workers and the faults side by side, until both have done
-// enough: no fault meets an idle cluster.
-func (r *run) work(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+// maxWork is how long a workload may take under faults: several times what it
+// does while the cluster comes back after each.
+const maxWork = 40 * time.Minute
+
+func (r *run) workload(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, maxWork, fmt.Errorf("the cluster does not come back: the workload is not done after %v", maxWork))
 	defer cancel()
+	for i := range r.plan.Workers {
+		w := newWorker(r.c, i, r.trace)
+		r.workers = append(r.workers, w)
+		err := w.open(ctx)
+		if err == nil {
+			err = w.setup(ctx)
+		}
+		if err != nil {
+			return errors.Join(context.Cause(ctx), fmt.Errorf("%s: %w", w.name, err))
+		}
+	}
+	return r.work(ctx)
+}
+
+// work runs the workers and the faults side by side, until both have done
+// enough: no fault meets an idle cluster. It returns the first error; the others
+// are its consequences.
+func (r *run) work(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var wg sync.WaitGroup
-	errs := make([]error, len(r.workers)+1)
 	enough := make(chan struct{})
-	for i, w := range r.workers {
+	for _, w := range r.workers {
 		wg.Go(func() {
-			if errs[i] = w.run(ctx, r.plan.Operations/len(r.workers), enough); errs[i] != nil {
-				cancel()
+			if err := w.run(ctx, r.plan.Operations/len(r.workers), enough); err != nil {
+				cancel(err)
 			}
 		})
 	}
 	wg.Go(func() {
 		defer close(enough)
-		if errs[len(r.workers)] = r.faults(ctx); errs[len(r.workers)] != nil {
-			cancel()
+		if err := r.faults(ctx); err != nil {
+			cancel(err)
 		}
 	})
 	wg.Wait()
-	for _, err := range errs { // the first that is not only a consequence
-		if err != nil && !errors.Is(err, context.Canceled) {
-			return err
-		}
-	}
-	return errors.Join(errs...)
+	return context.Cause(ctx)
 }
-
-// faults breaks things until there were enough crashes.
-func (r *run) faults(ctx context.Context) error {
-	for r.counts["crashes"] < r.plan.Crashes {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Duration(r.rand.Int64N(int64(r.plan.Pause)))):
-		}
-		if err := r.fault(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *run) fault() error {
-	metas, stores := r.c.cfg.Metas, len(r.c.nodes)-r.c.cfg.Metas
-	switch pick := r.rand.IntN(100); {
-	case pick < 34:
-		return r.bounce("storage crash", metas+r.rand.IntN(stores))
-	case pick < 52:
-		return r.bounce("meta crash", r.rand.IntN(metas))
-	case pick < 62:
-		return r.bounce("two storage crashes", metas+r.rand.IntN(stores), metas+r.rand.IntN(stores))
-	case pick < 70:
-		return r.bounce("meta and storage crash", r.rand.IntN(metas), metas+r.rand.IntN(stores))
-	case pick < 76:
-		r.counts["power loss of all"]++
-		r.counts["crashes"] += len(r.c.Up())
-		r.trace("fault: power loss of all")
-		r.c.CrashAll()
-		r.rest(5 * time.Second)
-		return r.c.StartAll()
-	case pick < 84:
-		i := metas + r.rand.IntN(stores)
-		r.counts["store without metas"]++
-		r.trace("fault: %s and the meta nodes do not reach each other", r.c.nodes[i].name)
-		for m := range metas {
-			r.c.net.Block(r.c.nodes[i].name, r.c.nodes[m].name)
-			r.c.net.Block(r.c.nodes[m].name, r.c.nodes[i].name)
-		}
-		r.rest(15 * time.Second)
-		r.c.net.Heal()
-	case pick < 92:
-		i := r.rand.IntN(len(r.c.nodes))
-		r.counts["partition"]++
-		r.trace("fault: %s is cut off", r.c.nodes[i].name)
-		r.c.net.Isolate(r.c.nodes[i].name)
-		r.rest(15 * time.Second)
-		r.c.net.Heal()
-	default:
-		a, b := r.rand.IntN(len(r.c.nodes)), r.rand.IntN(len(r.c.nodes))
-		r.counts["one-way cut"]++
-		r.trace("fault: %s does not reach %s", r.c.nodes[a].name, r.c.nodes[b].name)
-		r.c.net.Block(r.c.nodes[a].name, r.c.nodes[b].name)
-		r.rest(10 * time.Second)
-		r.c.net.Heal()
-	}
-	return nil
-}
-
-// bounce crashes nodes at the same moment and starts them a while later.
-func (r *run) bounce(what string, nodes ...int) error {
-	slices.Sort(nodes)
-	nodes = slices.Compact(nodes)
-	r.counts[what]++
-	for _, i := range nodes {
-		r.trace("fault: %s of %s", what, r.c.nodes[i].name)
-		r.counts["crashes"]++
-		r.c.Crash(i)
-	}
-	r.rest(12 * time.Second)
-	for _, i := range nodes {
-		if err := r.c.Start(i); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// rest waits for up to d of virtual time.
-func (r *run) rest(d time.Duration) { time.Sleep(time.Duration(r.rand.Int64N(int64(d)))) }
 
 // heal brings every node back and waits until the cluster is whole.
 func (r *run) heal(ctx context.Context) error {
 	r.trace("heal")
 	r.c.net.Heal()
+	for i := range r.c.nodes {
+		r.slow(i, 0)
+	}
 	if err := r.c.StartAll(); err != nil {
 		return err
 	}
@@ -287,19 +213,36 @@ func (r *run) verify(ctx context.Context) error {
 	return r.checkReplicas()
 }
 
+// verifyFiles reads everything: the cluster is well, so there must be an answer.
 func (r *run) verifyFiles(ctx context.Context) error {
 	for _, w := range r.workers {
 		for _, path := range slices.Sorted(maps.Keys(w.files)) {
 			r.counts["files verified"]++
-			if err := w.check(ctx, path, w.files[path]); err != nil {
+			if err := insist(func() error { return w.check(ctx, path, w.files[path]) }); err != nil {
 				return fmt.Errorf("%s: at the end: %w", w.name, err)
 			}
 		}
-		if err := w.list(ctx); err != nil {
+		if err := insist(func() error { return w.list(ctx) }); err != nil {
 			return fmt.Errorf("%s: at the end: %w", w.name, err)
 		}
 	}
 	return nil
+}
+
+// maxSilence is how long a cluster that is well may leave a question without
+// an answer: clients still know nodes that are gone.
+const maxSilence = time.Minute
+
+// insist asks until there is an answer.
+func insist(ask func() error) error {
+	begun := time.Now()
+	for {
+		err := ask()
+		if !errors.Is(err, errNoAnswer) || time.Since(begun) > maxSilence {
+			return err
+		}
+		time.Sleep(time.Second)
+	}
 }
 
 // loseCopies ends all stores but one copy's worth for good and reads

@@ -35,6 +35,10 @@ const (
 	workerNames = 8
 	workerDirs  = 3
 	opTimeout   = 90 * time.Second // virtual; above the client's own limit
+
+	// maxLate is for how long a directory may come or go after the answer was
+	// given up: while the session lives, its client tries to end what it began.
+	maxLate = 2 * time.Minute
 )
 
 // aDir stands for a directory in dirs.
@@ -60,7 +64,11 @@ func (w *worker) path(name string) string { return "/" + w.name + "/" + name }
 func (w *worker) open(ctx context.Context) error {
 	for {
 		w.lives++
-		p, err := w.c.Client(ctx, fmt.Sprintf("%s-%d", w.name, w.lives), w.c.cfg.Seed)
+		timeout := shortTimeout
+		if w.rand.IntN(4) == 0 {
+			timeout = longTimeout
+		}
+		p, err := w.c.clientWithin(ctx, fmt.Sprintf("%s-%d", w.name, w.lives), w.c.cfg.Seed, timeout)
 		if err == nil {
 			w.peer = p
 			return nil
@@ -119,7 +127,7 @@ func (w *worker) run(ctx context.Context, n int, more <-chan struct{}) error {
 		do     func(context.Context) error
 	}{
 		{"put", 22, w.put}, {"create", 8, w.create}, {"read", 26, w.read}, {"write", 12, w.write}, {"truncate", 6, w.truncate},
-		{"remove", 8, w.remove}, {"rename", 6, w.rename}, {"link", 4, w.link}, {"mkdir", 6, w.mkdir}, {"rmdir", 5, w.rmdir}, {"list", 3, w.list},
+		{"remove", 8, w.remove}, {"rename", 6, w.rename}, {"link", 4, w.link}, {"mkdir", 6, w.mkdir}, {"rmdir", 5, w.rmdir}, {"list", 3, w.readDir},
 	}
 	total := 0
 	for _, o := range ops {
@@ -260,10 +268,14 @@ func (w *worker) drop(e *entry, gone *file) {
 
 func (w *worker) read(ctx context.Context) error {
 	path, e := w.pickFile()
-	return w.check(ctx, path, e)
+	if err := w.check(ctx, path, e); !errors.Is(err, errNoAnswer) {
+		return err
+	}
+	return nil
 }
 
-// check reads a whole file and holds it against the model.
+// check reads a whole file and holds it against the model, and where its blocks
+// are against the map. Error: errNoAnswer.
 func (w *worker) check(ctx context.Context, path string, e *entry) error {
 	var buf bytes.Buffer
 	f, err := w.peer.Open(ctx, path)
@@ -279,13 +291,15 @@ func (w *worker) check(ctx context.Context, path string, e *entry) error {
 	case err != nil && dfs.KindOf(err) != dfs.NotExist && w.judge(err) == refused:
 		return w.fault(path, "read: %v", err)
 	case err != nil && w.judge(err) != refused:
-		return errUnread
+		return fmt.Errorf("%s: %w: %w", path, errNoAnswer, err)
+	case err != nil:
+		return nil // it does not exist
 	}
-	return nil
+	return w.checkCopies(ctx, path, f.Inode())
 }
 
-// errUnread says that a check could not be made: no node could answer.
-var errUnread = error(nil)
+// errNoAnswer says that a check could not be made: no node could answer.
+var errNoAnswer = errors.New("no answer")
 
 // describe says how bytes differ from the nearest that they may be.
 func (w *worker) describe(e *entry, got []byte) string {
@@ -442,7 +456,7 @@ func (w *worker) mkdir(ctx context.Context) error {
 		}
 		e.set(aDir)
 	case unknown:
-		e.add(aDir)
+		e.addLate(aDir, time.Now().Add(maxLate))
 	case refused:
 		if dfs.KindOf(err) != dfs.Exist || sure && old == nil {
 			return w.fault(path, "mkdir was refused: %v", err)
@@ -464,7 +478,7 @@ func (w *worker) rmdir(ctx context.Context) error {
 		}
 		e.set(nil)
 	case unknown:
-		e.add(nil)
+		e.addLate(nil, time.Now().Add(maxLate))
 	case refused:
 		if dfs.KindOf(err) != dfs.NotExist || sure && old != nil {
 			return w.fault(path, "rmdir was refused: %v", err)
@@ -474,6 +488,14 @@ func (w *worker) rmdir(ctx context.Context) error {
 	return nil
 }
 
+func (w *worker) readDir(ctx context.Context) error {
+	if err := w.list(ctx); !errors.Is(err, errNoAnswer) {
+		return err
+	}
+	return nil
+}
+
+// list holds the worker's directory against the model. Error: errNoAnswer.
 func (w *worker) list(ctx context.Context) error {
 	seen := map[string]bool{}
 	for e, err := range w.peer.ReadDir(ctx, "/"+w.name, false) {
@@ -481,7 +503,7 @@ func (w *worker) list(ctx context.Context) error {
 			if w.judge(err) == refused {
 				return w.fault("/"+w.name, "list: %v", err)
 			}
-			return nil
+			return fmt.Errorf("%w: %w", errNoAnswer, err)
 		}
 		if seen[e.Name] {
 			return w.fault("/"+w.name, "%q is listed twice", e.Name)
