@@ -169,7 +169,7 @@ func format(o *Options) error {
 		switch n {
 		case lockName, holderName, epochName, markName, segmentsName, newStoreName, "lost+found":
 		default:
-			return dfs.Errorf(dfs.Invalid, "open store", "%s is not empty (%s) and holds no store; give an empty directory", o.Dir, n)
+			return dfs.Errorf(dfs.Invalid, "", "it is not empty (%s) and holds no store; give an empty directory", n)
 		}
 	}
 	if err := syncParents(fs, o.Dir); err != nil {
@@ -182,11 +182,11 @@ func format(o *Options) error {
 	if old, err := fs.List(segments); err != nil {
 		return err
 	} else if len(old) > 0 {
-		return dfs.Errorf(dfs.Corrupt, "open store", "%s has %d segments and no %s file: it was a store; restore the file or move the directory away", o.Dir, len(old), storeName)
+		return dfs.Errorf(dfs.Corrupt, "", "it has %d segments and no %s file: it was a store; restore the file or move the directory away", len(old), storeName)
 	}
 	mark := o.NewMark()
 	if mark == 0 {
-		return dfs.Errorf(dfs.Invalid, "open store", "the mark of a new store may not be 0")
+		return dfs.Errorf(dfs.Invalid, "", "the mark of a new store may not be 0")
 	}
 	for _, f := range []struct {
 		name    string

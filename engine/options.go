@@ -116,11 +116,11 @@ func (o *Options) setDefaults() {
 func (o *Options) Validate() error {
 	switch {
 	case o.FS == nil, o.Dir == "", o.NewMark == nil:
-		return dfs.Errorf(dfs.Invalid, "open store", "FS, Dir and NewMark must be given")
+		return dfs.Errorf(dfs.Invalid, "", "FS, Dir and NewMark must be given")
 	case o.SegmentSize < MinSegmentSize || o.SegmentSize > MaxSegmentSize || o.SegmentSize%pageSize != 0:
-		return dfs.Errorf(dfs.Invalid, "open store", "segment size %d: want %d to %d, a multiple of %d", o.SegmentSize, MinSegmentSize, MaxSegmentSize, pageSize)
+		return dfs.Errorf(dfs.Invalid, "", "segment size %d: want %d to %d, a multiple of %d", o.SegmentSize, MinSegmentSize, MaxSegmentSize, pageSize)
 	case o.CacheSize < 0 || o.MemTableSize < 64<<10 || o.MaxQueueBytes < minQueueCost || o.CheckpointBytes < 0:
-		return dfs.Errorf(dfs.Invalid, "open store", "cache %d, memtable %d, queue %d, checkpoint %d bytes: too small", o.CacheSize, o.MemTableSize, o.MaxQueueBytes, o.CheckpointBytes)
+		return dfs.Errorf(dfs.Invalid, "", "cache %d, memtable %d, queue %d, checkpoint %d bytes: too small", o.CacheSize, o.MemTableSize, o.MaxQueueBytes, o.CheckpointBytes)
 	}
 	return nil
 }

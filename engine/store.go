@@ -86,7 +86,7 @@ type Store struct {
 func Open(opts Options) (*Store, error) {
 	opts.setDefaults()
 	if err := opts.Validate(); err != nil {
-		return nil, err
+		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
 	s := &Store{
 		opts: opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},

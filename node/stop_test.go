@@ -78,9 +78,9 @@ func TestOpenSaysOnceWhatItOpens(t *testing.T) {
 	_, err := Start(Options{
 		FS: fs, Network: transport.NewMemory(transport.MemoryOptions{}).Host("h"), Name: "n", Roles: dfs.RoleStorage, Listen: "h:1", Dir: "d",
 		Stores: []string{"photos"}, PID: 1, Insecure: true, NewMark: func() uint64 { return 7 },
-		Engine: engine.Options{Capacity: 1 << 30},
+		Engine: engine.Options{SegmentSize: 1 << 20, MemTableSize: 256 << 10, Capacity: 1 << 30},
 	})
-	if dfs.KindOf(err) != dfs.Invalid || strings.Count(err.Error(), "open store") != 1 {
+	if dfs.KindOf(err) != dfs.Invalid || strings.Count(err.Error(), "open store") != 1 || !strings.Contains(err.Error(), "not empty (2025)") {
 		t.Errorf("got %v", err)
 	}
 }
