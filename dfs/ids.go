@@ -163,13 +163,14 @@ func get48(p []byte) uint64 {
 }
 
 // Incarnation tells lives of one data directory apart: a random mark drawn
-// when the directory was formatted, and a counter that each start raises.
+// when the directory was formatted, and a random number that each start draws.
+// Which of two starts is the later one they do not say: see Lineage.
 type Incarnation struct {
-	Mark  uint64 // random, never 0
-	Start uint64 // the counter this start wrote, from 1 up
+	Mark  uint64 // of the directory, never 0
+	Start uint64 // of one process's life on it, never 0
 }
 
-func (i Incarnation) String() string { return fmt.Sprintf("%016x#%d", i.Mark, i.Start) }
+func (i Incarnation) String() string { return fmt.Sprintf("%016x#%x", i.Mark, i.Start) }
 
 // Role is a set of the parts that a node can play.
 type Role uint8

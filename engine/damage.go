@@ -158,14 +158,14 @@ func (s *Store) AcknowledgeDamage() error {
 	if err := s.ackRows(); err != nil {
 		return err
 	}
-	s.identMu.Lock()
-	defer s.identMu.Unlock()
-	if !s.ident.rolledBack {
+	s.identTurn.Lock()
+	defer s.identTurn.Unlock()
+	next := s.identity()
+	if !next.rolledBack {
 		return nil
 	}
-	next := s.ident
 	next.rolledBack = false
-	return s.writeIdentLocked(next)
+	return s.writeIdent(next)
 }
 
 // ackRows marks the rows of unnamed damage, durably.

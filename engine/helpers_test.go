@@ -26,6 +26,16 @@ func testOptions(fs vfs.FS) Options {
 	}
 }
 
+// numberedOptions draw a different number each time: testMark for a new store,
+// then one a start.
+func numberedOptions(fs vfs.FS) Options {
+	o := testOptions(fs)
+	var n atomic.Uint64
+	n.Store(testMark - 1)
+	o.NewMark = func() uint64 { return n.Add(1) }
+	return o
+}
+
 func mustOpen(t testing.TB, o Options) *Store {
 	t.Helper()
 	s, err := Open(o)

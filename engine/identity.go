@@ -19,7 +19,6 @@ type Identity struct {
 	Store   dfs.StoreID   // 0 until SetIdentity
 
 	Incarnation dfs.Incarnation // of this start
-	Found       uint64          // the start counter that this start found; 0: formatted by it
 
 	// RolledBack: the log ends before a sequence number that was once recorded
 	// as durable. The directory, or part of it, was put back to an earlier
@@ -30,19 +29,20 @@ type Identity struct {
 // identityRecord is the payload of the STORE file.
 type identityRecord struct {
 	mark       uint64
-	start      uint64
 	rolledBack bool
 	cluster    dfs.ClusterID
 	node       dfs.NodeID
 	store      dfs.StoreID
+	lineage    dfs.Lineage
 }
 
+// identityLen is the length of a record without offered starts.
 const identityLen = 48
 
 func (r *identityRecord) encode() []byte {
 	b := binary.BigEndian
-	p := b.AppendUint64(make([]byte, 0, identityLen), r.mark)
-	p = b.AppendUint64(p, r.start)
+	p := b.AppendUint64(make([]byte, 0, identityLen+8*len(r.lineage.Offered)), r.mark)
+	p = b.AppendUint64(p, r.lineage.Accepted)
 	p = append(p, r.cluster[:]...)
 	p = b.AppendUint32(p, uint32(r.node))
 	p = b.AppendUint32(p, uint32(r.store))
@@ -50,19 +50,27 @@ func (r *identityRecord) encode() []byte {
 	if r.rolledBack {
 		flags = 1
 	}
-	return b.AppendUint64(p, flags)
+	p = b.AppendUint64(p, flags)
+	for _, start := range r.lineage.Offered {
+		p = b.AppendUint64(p, start)
+	}
+	return p
 }
 
 func decodeIdentity(p []byte) (identityRecord, error) {
-	if len(p) != identityLen {
+	if len(p) < identityLen || len(p)%8 != 0 || len(p) > identityLen+8*dfs.MaxOffered {
 		return identityRecord{}, dfs.Errorf(dfs.Corrupt, "read identity", "%d bytes", len(p))
 	}
 	b := binary.BigEndian
 	r := identityRecord{
-		mark: b.Uint64(p), start: b.Uint64(p[8:]), node: dfs.NodeID(b.Uint32(p[32:])), store: dfs.StoreID(b.Uint32(p[36:])),
+		mark: b.Uint64(p), node: dfs.NodeID(b.Uint32(p[32:])), store: dfs.StoreID(b.Uint32(p[36:])),
 		rolledBack: b.Uint64(p[40:])&1 != 0,
 	}
 	copy(r.cluster[:], p[16:32])
+	r.lineage.Accepted = b.Uint64(p[8:])
+	for p = p[identityLen:]; len(p) > 0; p = p[8:] {
+		r.lineage.Offered = append(r.lineage.Offered, b.Uint64(p))
+	}
 	return r, nil
 }
 
@@ -184,9 +192,9 @@ func format(o *Options) error {
 	} else if len(old) > 0 {
 		return dfs.Errorf(dfs.Corrupt, "", "it has %d segments and no %s file: it was a store; restore the file or move the directory away", len(old), storeName)
 	}
-	mark := o.NewMark()
-	if mark == 0 {
-		return dfs.Errorf(dfs.Invalid, "", "the mark of a new store may not be 0")
+	mark, err := o.newMark()
+	if err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		name    string

@@ -71,8 +71,8 @@ type Options struct {
 	FS  vfs.FS
 	Dir string // the data directory; made when it does not exist
 
-	// NewMark draws the random mark of a new store, and is asked once, when
-	// the directory is formatted. It never returns 0.
+	// NewMark draws random numbers, never 0: the mark of a new store and one for
+	// each start.
 	NewMark func() uint64
 
 	// PID is written into the directory, so that a second process that is
@@ -110,6 +110,14 @@ func (o *Options) setDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+}
+
+// newMark draws a random number.
+func (o *Options) newMark() (uint64, error) {
+	if n := o.NewMark(); n != 0 {
+		return n, nil
+	}
+	return 0, dfs.Errorf(dfs.Invalid, "", "NewMark returned 0")
 }
 
 // Validate names the first option that cannot be used.

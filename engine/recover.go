@@ -75,7 +75,10 @@ func (r *recovery) readFiles() error {
 	if s.ident, err = decodeIdentity(p); err != nil {
 		return err
 	}
-	s.mark, s.found = s.ident.mark, s.ident.start
+	s.mark = s.ident.mark
+	if s.start, err = s.opts.newMark(); err != nil {
+		return err
+	}
 	if s.files.epoch, p, err = r.openOrMake(epochName, epochMagic, (&epochRecord{}).encode()); err != nil {
 		return err
 	}
@@ -468,7 +471,7 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 }
 
 // judge compares the log with what was once recorded as durable, and makes
-// the start counter and the verdict durable, and the epoch once more: what was
+// the verdict durable, in both slots of STORE, and the epoch once more: what was
 // read of it may be in the page cache only.
 func (r *recovery) judge() error {
 	s := r.s
@@ -483,9 +486,8 @@ func (r *recovery) judge() error {
 		return err
 	}
 	next := s.ident
-	next.start++
 	next.rolledBack = next.rolledBack || r.suspect
-	if err := s.writeIdentLocked(next); err != nil {
+	if err := s.writeIdent(next); err != nil {
 		return err
 	}
 	return s.files.epoch.both(r.epoch.encode())

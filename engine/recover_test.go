@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -246,12 +247,16 @@ func TestRolledBack(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fs := vfs.NewCrashableMem()
-			s := openPGs(t, testOptions(fs), 1)
+			o := numberedOptions(fs)
+			s := openPGs(t, o, 1)
 			mustPut(t, s, 1, 5000, 1)
 			mustClose(t, s)
 			old := cloneAll(fs)
-			s = openPGs(t, testOptions(fs), 1)
-			registered := s.Identity().Incarnation
+			s = openPGs(t, o, 1)
+			if err := errors.Join(s.OfferStart(), s.SetIdentity(dfs.ClusterID{9}, 1, 2)); err != nil {
+				t.Fatal(err)
+			}
+			registered := s.Identity().Incarnation.Start
 			for n := range uint64(50) {
 				mustPut(t, s, 200+n, 9000, 1)
 			}
@@ -267,25 +272,27 @@ func TestRolledBack(t *testing.T) {
 					t.Fatal(ok, err)
 				}
 			}
-			for range 2 { // the verdict outlives a restart
-				s = openPGs(t, testOptions(fs), 2)
+			for n := range uint64(2) { // the verdict outlives a restart
+				s = openPGs(t, o, 2)
 				id := s.Identity()
 				if id.RolledBack != c.noticed || s.DamagedUnnamed() != c.noticed {
 					t.Errorf("rolled back: %v", id.RolledBack)
 				}
-				if !c.noticed && id.Found >= registered.Start {
-					t.Errorf("found counter %d, %d was registered", id.Found, registered.Start)
+				if err := s.OfferStart(); err != nil {
+					t.Fatal(err)
 				}
-				registered.Start++
-				mustPut(t, s, 100+id.Found, 10, 2)
+				if l := s.Lineage(); l.Holds(registered) != c.noticed {
+					t.Errorf("%x was registered, the directory knows %x", registered, l)
+				}
+				mustPut(t, s, 100+n, 10, 2)
 				mustClose(t, s)
 			}
-			s = mustOpen(t, testOptions(fs))
+			s = mustOpen(t, o)
 			if err := s.AcknowledgeDamage(); err != nil {
 				t.Fatal(err)
 			}
 			mustClose(t, s)
-			s = mustOpen(t, testOptions(fs))
+			s = mustOpen(t, o)
 			if s.DamagedUnnamed() {
 				t.Error("damage came back after it was acknowledged")
 			}
@@ -306,12 +313,12 @@ func TestUnnamedDamageStays(t *testing.T) {
 	p := fileBytes(t, fs, "segments/"+segmentName(1))
 	p[pageSize+batchHeaderLen+30] ^= 1
 	_ = fs.RemoveAll(dir + indexName)
-	for range 3 {
+	for n := range uint64(3) {
 		s = openPGs(t, testOptions(fs), 1)
 		if list := s.Damage(); !s.DamagedUnnamed() || len(list) != 1 || list[0].Named || list[0].Segment != 1 {
 			t.Fatalf("%v %+v", s.DamagedUnnamed(), list)
 		}
-		mustPut(t, s, 10+s.Identity().Found, 10, 1)
+		mustPut(t, s, 10+n, 10, 1)
 		mustClose(t, s)
 	}
 	s = mustOpen(t, testOptions(fs))

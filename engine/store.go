@@ -29,10 +29,14 @@ type Store struct {
 	queue *queue
 	bufs  buffers
 
-	// identMu guards ident and writes of the STORE file.
+	// identTurn is held by who changes ident and the STORE file, so that a disk
+	// that hangs keeps nobody from reading ident.
+	identTurn sync.Mutex
+
+	// identMu guards ident.
 	identMu sync.Mutex
 	ident   identityRecord
-	found   uint64
+	start   uint64 // random number of this start; set by open
 
 	epochTurn chan struct{} // holds a token while SetEpochs runs
 	mapEpoch  atomic.Uint64
@@ -271,17 +275,42 @@ func (s *Store) Failed() <-chan struct{} { return s.failed }
 
 // Identity returns what the directory says of itself.
 func (s *Store) Identity() Identity {
-	s.identMu.Lock()
-	defer s.identMu.Unlock()
+	r := s.identity()
 	return Identity{
-		Cluster: s.ident.cluster, Node: s.ident.node, Store: s.ident.store,
-		Incarnation: dfs.Incarnation{Mark: s.ident.mark, Start: s.ident.start}, Found: s.found, RolledBack: s.ident.rolledBack,
+		Cluster: r.cluster, Node: r.node, Store: r.store,
+		Incarnation: dfs.Incarnation{Mark: r.mark, Start: s.start}, RolledBack: r.rolledBack,
 	}
 }
 
-// SetIdentity records, durably and once, what the control group called this
-// store. Repeating it is allowed; a change is refused with WrongCluster or
-// Invalid.
+// Lineage returns what the directory remembers of its starts.
+func (s *Store) Lineage() dfs.Lineage { return s.identity().lineage }
+
+func (s *Store) identity() identityRecord {
+	s.identMu.Lock()
+	defer s.identMu.Unlock()
+	return s.ident
+}
+
+// OfferStart adds this start to the lineage, durably: before anything that
+// carries it is sent to the control group. Repeating it is allowed.
+func (s *Store) OfferStart() error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.exit()
+	s.identTurn.Lock()
+	defer s.identTurn.Unlock()
+	next := s.identity()
+	if next.lineage.Holds(s.start) {
+		return nil
+	}
+	next.lineage = next.lineage.Offer(s.start)
+	return s.writeIdent(next)
+}
+
+// SetIdentity records, durably, that the control group has registered this start
+// and what it called this store. Repeating it is allowed; another name than
+// before is refused with WrongCluster or Invalid.
 func (s *Store) SetIdentity(cluster dfs.ClusterID, node dfs.NodeID, store dfs.StoreID) error {
 	if err := s.enter(); err != nil {
 		return err
@@ -290,23 +319,26 @@ func (s *Store) SetIdentity(cluster dfs.ClusterID, node dfs.NodeID, store dfs.St
 	if cluster.IsZero() || node == 0 || store == 0 {
 		return dfs.Errorf(dfs.Invalid, "identify store", "cluster %s, node %s, store %s", cluster, node, store)
 	}
-	s.identMu.Lock()
-	defer s.identMu.Unlock()
-	if have := s.ident; !have.cluster.IsZero() {
+	s.identTurn.Lock()
+	defer s.identTurn.Unlock()
+	next := s.identity()
+	if !next.cluster.IsZero() {
 		switch {
-		case have.cluster != cluster:
-			return dfs.Errorf(dfs.WrongCluster, "identify store", "%s belongs to cluster %s, not %s", s.opts.Dir, have.cluster, cluster)
-		case have.node != node || have.store != store:
-			return dfs.Errorf(dfs.Invalid, "identify store", "%s is %s of %s, not %s of %s", s.opts.Dir, have.store, have.node, store, node)
+		case next.cluster != cluster:
+			return dfs.Errorf(dfs.WrongCluster, "identify store", "%s belongs to cluster %s, not %s", s.opts.Dir, next.cluster, cluster)
+		case next.node != node || next.store != store:
+			return dfs.Errorf(dfs.Invalid, "identify store", "%s is %s of %s, not %s of %s", s.opts.Dir, next.store, next.node, store, node)
+		case next.lineage.Accepted == s.start:
+			return nil
 		}
-		return nil
 	}
-	next := s.ident
 	next.cluster, next.node, next.store = cluster, node, store
-	return s.writeIdentLocked(next)
+	next.lineage = dfs.Lineage{Accepted: s.start}
+	return s.writeIdent(next)
 }
 
-func (s *Store) writeIdentLocked(next identityRecord) error {
+// writeIdent makes a record durable. REQUIRES: identTurn is held.
+func (s *Store) writeIdent(next identityRecord) error {
 	if err := s.failure(); err != nil {
 		return err
 	}
@@ -314,6 +346,8 @@ func (s *Store) writeIdentLocked(next identityRecord) error {
 		s.fail(err)
 		return s.failure()
 	}
+	s.identMu.Lock()
+	defer s.identMu.Unlock()
 	s.ident = next
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -409,7 +410,8 @@ func TestListsRefuseBadCursors(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	fs := vfs.NewMem()
-	s := mustOpen(t, testOptions(fs))
+	o := numberedOptions(fs)
+	s := mustOpen(t, o)
 	a, b := dfs.ClusterID{1}, dfs.ClusterID{2}
 	if err := errors.Join(s.SetIdentity(a, 3, 4), s.SetIdentity(a, 3, 4)); err != nil {
 		t.Fatal(err)
@@ -419,13 +421,52 @@ func TestIdentity(t *testing.T) {
 	wantKind(t, s.SetIdentity(a, 0, 4), dfs.Invalid)
 	mustClose(t, s)
 	for start := range uint64(3) {
-		s = mustOpen(t, testOptions(fs))
-		want := Identity{Cluster: a, Node: 3, Store: 4, Incarnation: dfs.Incarnation{Mark: testMark, Start: start + 2}, Found: start + 1}
+		s = mustOpen(t, o)
+		want := Identity{Cluster: a, Node: 3, Store: 4, Incarnation: dfs.Incarnation{Mark: testMark, Start: testMark + 2 + start}}
 		if s.Identity() != want {
 			t.Errorf("%+v, want %+v", s.Identity(), want)
 		}
 		mustClose(t, s)
 	}
+}
+
+// TestLineage: an offer is on the disk when OfferStart returns, whatever happens
+// then; starts that offer nothing leave no trace; an accepted one ends them all.
+func TestLineage(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	o := numberedOptions(fs)
+	var offered []uint64
+	s := mustOpen(t, o)
+	crash := func() {
+		t.Helper()
+		o.FS = fs.CrashClone(vfs.CrashCloneCfg{})
+		fs = o.FS.(*vfs.MemFS)
+		mustClose(t, s) // on the old one
+		s = mustOpen(t, o)
+		if got := s.Lineage(); !slices.Equal(got.Offered, offered) {
+			t.Errorf("the directory knows %x, offered were %x", got, offered)
+		}
+	}
+	for range 8 {
+		if err := errors.Join(s.OfferStart(), s.OfferStart()); err != nil {
+			t.Fatal(err)
+		}
+		offered = dfs.Lineage{Offered: offered}.Offer(s.Identity().Incarnation.Start).Offered
+		crash()
+		if len(offered) < 3 {
+			crash()
+		}
+	}
+	start := s.Identity().Incarnation.Start
+	if err := errors.Join(s.OfferStart(), s.SetIdentity(dfs.ClusterID{1}, 3, 4), s.OfferStart()); err != nil {
+		t.Fatal(err)
+	}
+	offered = nil
+	crash()
+	if got := s.Lineage().Accepted; got != start {
+		t.Errorf("accepted %x, want %x", got, start)
+	}
+	mustClose(t, s)
 }
 
 func TestOpenRefuses(t *testing.T) {

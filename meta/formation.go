@@ -171,27 +171,52 @@ func (s *Service) join() (bool, error) {
 func (s *Service) register(ctx context.Context) (*wire.RegisterReply, error) {
 	var reply *wire.RegisterReply
 	var refused error
-	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) (err error) {
-		reply, err = c.Register(ctx, s.registration())
+	err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		if err := s.reach(ctx, c); err != nil {
+			return err
+		}
+		req, err := s.registration()
+		if err != nil {
+			return err
+		}
+		reply, err = c.Register(ctx, req)
 		if dfs.KindOf(err) == dfs.Stale {
 			refused, err = err, nil
 		}
 		return err
 	})
-	return reply, cmp.Or(refused, err)
+	if err = cmp.Or(refused, err); err != nil {
+		return nil, err
+	}
+	return reply, s.opts.Identity.Accept(dfs.Epoch(reply.Epoch))
 }
 
-func (s *Service) registration() *wire.RegisterRequest {
-	inc, found := s.opts.Identity.Incarnation()
+// reach makes sure that there is somebody to offer this start to: starts that
+// reach nobody leave no trace.
+func (s *Service) reach(ctx context.Context, c wire.DRPCMetaClient) error {
+	if lineage, _ := s.opts.Identity.Lineage(); lineage.Holds(s.opts.Identity.Incarnation().Start) {
+		return nil
+	}
+	_, err := c.Probe(ctx, &wire.ProbeRequest{Name: s.opts.Name})
+	return err
+}
+
+// registration makes the request, once what it says of this start is durable.
+func (s *Service) registration() (*wire.RegisterRequest, error) {
+	if err := s.opts.Identity.Offer(); err != nil {
+		return nil, err
+	}
+	lineage, _ := s.opts.Identity.Lineage()
 	ms := s.opts.Identity.Membership()
 	req := &wire.RegisterRequest{
-		Name: s.opts.Name, Addr: s.opts.Addr, Roles: uint32(s.opts.Roles), Incarnation: wire.FromIncarnation(inc), Found: found,
+		Name: s.opts.Name, Addr: s.opts.Addr, Roles: uint32(s.opts.Roles),
+		Incarnation: wire.FromIncarnation(s.opts.Identity.Incarnation()), Lineage: wire.FromLineage(lineage),
 		Release: s.opts.Release, Labels: s.opts.Labels, Cluster: ms.Cluster.Bytes(),
 	}
 	if !ms.Founding {
 		req.Node = uint32(ms.Node)
 	}
-	return req
+	return req, nil
 }
 
 // registerLoop tells the control group of this start, until it knows.
@@ -288,11 +313,19 @@ func (s *Service) found(h *raftgroup.Host) error {
 		return err
 	}
 	err = s.insist(func(ctx context.Context) error {
-		reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: s.registration()}})
-		if n := dfs.NodeID(reply.GetRegister().GetNode()); err == nil && n != s.opts.Identity.Membership().Node {
+		req, err := s.registration()
+		if err != nil {
+			return err
+		}
+		entry, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: req}})
+		if err != nil {
+			return err
+		}
+		reply := entry.GetRegister()
+		if n := dfs.NodeID(reply.GetNode()); n != s.opts.Identity.Membership().Node {
 			return dfs.Errorf(dfs.Internal, "found cluster", "the founder was registered as node %v", n)
 		}
-		return err
+		return s.opts.Identity.Accept(dfs.Epoch(reply.GetEpoch()))
 	})
 	if err != nil {
 		return err

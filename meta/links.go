@@ -106,7 +106,7 @@ func (l *links) run(k linkKey, q chan []byte) {
 				continue
 			}
 		}
-		if !sendWithin(stream, msg) {
+		if !sendWithin(stream, &wire.RaftBatch{Data: msg}) {
 			stream, down = nil, time.Now().Add(linkRetry)
 		}
 	}
@@ -114,9 +114,9 @@ func (l *links) run(k linkKey, q chan []byte) {
 
 // sendWithin sends on a stream that is closed when that takes too long: a peer
 // that is frozen must not hold messages back that would be stale by then.
-func sendWithin(stream wire.DRPCRaft_MessagesClient, msg []byte) bool {
+func sendWithin(stream wire.DRPCRaft_MessagesClient, b *wire.RaftBatch) bool {
 	stuck := time.AfterFunc(linkTimeout, func() { _ = stream.Close() })
-	err := stream.Send(&wire.RaftBatch{Data: msg})
+	err := stream.Send(b)
 	if !stuck.Stop() || err != nil {
 		_ = stream.Close()
 		return false
@@ -130,10 +130,16 @@ func (l *links) open(ctx context.Context, to dfs.NodeID) wire.DRPCRaft_MessagesC
 		return nil
 	}
 	stream, err := wire.NewDRPCRaftClient(l.s.opts.Dial(addr)).Messages(ctx)
-	if err != nil {
+	if err != nil || !sendWithin(stream, &wire.RaftBatch{Hello: l.hello()}) {
 		return nil
 	}
 	return stream
+}
+
+// hello is what this node says of itself at the start of every stream.
+func (l *links) hello() *wire.RaftHello {
+	lineage, since := l.s.opts.Identity.Lineage()
+	return &wire.RaftHello{Lineage: wire.FromLineage(lineage), Epoch: uint64(since), Addr: l.s.opts.Addr}
 }
 
 // openSnapshot starts a snapshot stream to a peer.
@@ -144,6 +150,10 @@ func (l *links) openSnapshot(ctx context.Context, to dfs.NodeID) (raftgroup.Snap
 	}
 	stream, err := wire.NewDRPCRaftClient(l.s.opts.Dial(addr)).Snapshot(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&wire.RaftBatch{Hello: l.hello()}); err != nil {
+		_ = stream.Close()
 		return nil, err
 	}
 	return &snapshotSink{stream}, nil
@@ -164,37 +174,65 @@ func (k *snapshotSink) CloseAndWait() error {
 // raftServer is the receiving side.
 type raftServer struct{ s *Service }
 
-// peer checks who sends Raft's bytes: a node whose incarnation mark is the one
-// that the control group has on record for its number, at the start on record or
-// a later one. A wiped node that comes back under an old number is refused here,
-// and an old copy of a disk, which may have forgotten what it acknowledged.
-func (r *raftServer) peer(ctx context.Context) (dfs.NodeID, *raftgroup.Host, error) {
+// caller is who sends on one stream of Raft's bytes.
+type caller struct {
+	transport.Peer
+	hello   *wire.RaftHello
+	checked *dfs.Map // check passed by it
+}
+
+// accept checks who opened a stream and reads its first message.
+func (r *raftServer) accept(ctx context.Context, recv func() (*wire.RaftBatch, error)) (*caller, *raftgroup.Host, error) {
 	h, err := r.s.raft()
 	if err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	p, ok := transport.PeerFrom(ctx)
 	if !ok || p.Kind != transport.KindNode || p.Node == 0 {
-		return 0, nil, dfs.Errorf(dfs.Permission, "raft", "only meta nodes may send Raft messages")
+		return nil, nil, dfs.Errorf(dfs.Permission, "raft", "only meta nodes may send Raft messages")
 	}
-	if m := r.s.maps.current(); m != nil {
-		n := m.Node(p.Node)
-		if n == nil {
-			return 0, nil, dfs.Errorf(dfs.Unavailable, "raft", "node %v is not registered here yet", p.Node)
-		}
-		if n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark || p.Incarnation.Start < n.Incarnation.Start {
-			return 0, nil, dfs.Errorf(dfs.Stale, "raft", "node %v is not the incarnation on record", p.Node)
-		}
+	b, err := recv()
+	if err != nil {
+		return nil, nil, err
 	}
-	return p.Node, h, nil
+	if b.Hello == nil || len(b.Hello.Lineage.GetOffered()) > dfs.MaxOffered {
+		return nil, nil, dfs.Errorf(dfs.Invalid, "raft", "the stream begins without a greeting")
+	}
+	c := &caller{Peer: p, hello: b.Hello}
+	return c, h, c.check(r.s.maps.current())
+}
+
+// check holds a sender to the control group's record as far as this node has
+// applied it. A wiped node that comes back under an old number is refused here,
+// and a copy or an old state of a data directory, which may have forgotten what
+// it acknowledged: they do not know the start on record. A node whose last
+// accepted registration is not in the map yet knows more than this one.
+//
+// A start that is not on record yet may speak, since there may be no leader
+// to register with, but from the address on record only: one address has one
+// process, so it is no copy beside a living original.
+func (c *caller) check(m *dfs.Map) error {
+	if m == c.checked {
+		return nil
+	}
+	n := m.Node(c.Node)
+	switch {
+	case n == nil:
+		return dfs.Errorf(dfs.Unavailable, "raft", "node %v is not registered here yet", c.Node)
+	case n.Replaced || n.Incarnation.Mark != c.Incarnation.Mark:
+		return dfs.Errorf(dfs.Stale, "raft", "node %v is not the incarnation on record", c.Node)
+	case uint64(m.Epoch) < c.hello.Epoch:
+	case !c.hello.Lineage.ToDFS().Holds(n.Incarnation.Start):
+		return dfs.Errorf(dfs.Stale, "raft", "the data directory of node %v is a copy or was rolled back: it does not know start %016x", c.Node, n.Incarnation.Start)
+	case n.Addr != c.hello.Addr:
+		return dfs.Errorf(dfs.Unavailable, "raft", "node %v is on record at %s, not %s", c.Node, n.Addr, c.hello.Addr)
+	}
+	c.checked = m
+	return nil
 }
 
 // Messages implements the Raft service.
 func (r *raftServer) Messages(stream wire.DRPCRaft_MessagesStream) error {
-	from, h, err := r.peer(stream.Context())
-	if err != nil {
-		return err
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	done := make(chan struct{})
@@ -206,12 +244,19 @@ func (r *raftServer) Messages(stream wire.DRPCRaft_MessagesStream) error {
 		case <-done:
 		}
 	})
+	c, h, err := r.accept(stream.Context(), stream.Recv)
+	if err != nil {
+		return err
+	}
 	for {
 		b, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		if err := h.Step(from, b.Data); err != nil {
+		if err := c.check(r.s.maps.current()); err != nil { // the node may have started anew
+			return err
+		}
+		if err := h.Step(c.Node, b.Data); err != nil {
 			return err
 		}
 	}
@@ -219,11 +264,11 @@ func (r *raftServer) Messages(stream wire.DRPCRaft_MessagesStream) error {
 
 // Snapshot implements the Raft service.
 func (r *raftServer) Snapshot(stream wire.DRPCRaft_SnapshotStream) error {
-	from, h, err := r.peer(stream.Context())
+	c, h, err := r.accept(stream.Context(), stream.Recv)
 	if err != nil {
 		return err
 	}
-	err = h.ReceiveSnapshot(stream.Context(), from, func() ([]byte, error) {
+	err = h.ReceiveSnapshot(stream.Context(), c.Node, func() ([]byte, error) {
 		b, err := stream.Recv()
 		if err != nil {
 			return nil, err

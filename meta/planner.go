@@ -29,7 +29,6 @@ type planner struct {
 	led       time.Time // when this node last knew of a control leader
 	persisted map[dfs.StoreID]*wire.PersistedMark
 	notes     []string
-	content   dfs.Epoch // of the last map that left the planner nothing to decide
 }
 
 func newPlanner(s *Service) *planner {
@@ -113,9 +112,6 @@ func (s *Service) planOnce(ctx context.Context) error {
 	out := repair.Plan(in)
 	s.plan.mu.Lock()
 	s.plan.notes = out.Notes
-	if len(out.Decisions) == 0 {
-		s.plan.content = m.Epoch
-	}
 	s.plan.mu.Unlock()
 	if len(out.Decisions) == 0 {
 		return nil

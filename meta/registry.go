@@ -13,8 +13,13 @@ import (
 )
 
 // voteFresh is how long a meta node's report counts: two heartbeats lost in a
-// row silence it.
+// row silence it. What arrives that long after something else was said after it:
+// no call takes longer to arrive.
 const voteFresh = 2 * time.Second
+
+// maxClaims bounds the claims that are remembered: more copies are not started at
+// a time. When there are more all are forgotten, and wait a little longer.
+const maxClaims = 64
 
 // beat is the last heartbeat about one store.
 type beat struct {
@@ -29,6 +34,18 @@ type vote struct {
 	at       time.Time
 }
 
+// word is the last sign of life of a node's start.
+type word struct {
+	inc dfs.Incarnation
+	at  time.Time
+}
+
+// claim is made by a start that wants to take the place of one at another address.
+type claim struct {
+	start uint64 // the first of its directory's since the one on record: it stays over restarts
+	term  uint64 // of the control leader that hears it: an earlier leader listened to others
+}
+
 // registry keeps in memory what heartbeats and reports say. Nothing here
 // decides: a new leader starts without it.
 type registry struct {
@@ -38,6 +55,8 @@ type registry struct {
 	detect *repair.Detector
 	beats  map[dfs.StoreID]beat
 	votes  map[dfs.NodeID]vote
+	words  map[dfs.NodeID]word    // the last of each node
+	claims map[claim]time.Time    // when each was first made
 	loads  map[dfs.GroupID]uint64 // inodes a group, from the control leader
 	formed bool                   // as the control leader says
 }
@@ -46,14 +65,16 @@ func newRegistry(s *Service) *registry {
 	return &registry{
 		s: s, detect: repair.NewDetector(s.opts.Health, time.Now()),
 		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]uint64{},
+		words: map[dfs.NodeID]word{}, claims: map[claim]time.Time{},
 	}
 }
 
 // hear notes a heartbeat that reached this node itself.
-func (r *registry) hear(node dfs.NodeID, stores []*wire.StoreBeat) {
+func (r *registry) hear(n *dfs.Node, stores []*wire.StoreBeat) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.words[n.ID] = word{n.Incarnation, now}
 	for _, b := range stores {
 		id := dfs.StoreID(b.Store)
 		r.beats[id] = beat{b, now}
@@ -112,7 +133,7 @@ func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*w
 		reply.Register = reply.Register || st.Incarnation != b.Incarnation.ToDFS() || st.State != dfs.StoreUp && b.State != storeFailed
 		known = append(known, b)
 	}
-	s.beats.hear(n.ID, known)
+	s.beats.hear(n, known)
 	if _, leads := s.leads(dfs.ControlGroup); leads {
 		s.plan.heard(m, known)
 	}
@@ -137,6 +158,9 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 	}
 	m := s.maps.current()
 	if err := s.beats.admit(m, req); err != nil {
+		return nil, err
+	}
+	if err := s.checkHolder(ctx, m, req); err != nil {
 		return nil, err
 	}
 	if err := s.mayReturn(m, req); err != nil {
@@ -186,6 +210,60 @@ func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest) error {
 	return nil
 }
 
+// checkHolder refuses, for now, a start at another address until the start on
+// record has not been heard for a while: a directory that was moved has a holder
+// that has just ended, and a copy one that lives on. Which it is shows when the
+// holder is heard later than what was under way at the claim: then the claimant is
+// barred, before it can wait for a moment in which the original is down.
+func (s *Service) checkHolder(ctx context.Context, m *dfs.Map, req *wire.RegisterRequest) error {
+	if m == nil {
+		return nil
+	}
+	i := slices.IndexFunc(m.Nodes, func(n *dfs.Node) bool { return n.Incarnation.Mark == req.Incarnation.GetMark() })
+	if i < 0 || m.Nodes[i].Replaced || m.Nodes[i].Incarnation.Start == req.Incarnation.GetStart() || m.Nodes[i].Addr == req.Addr {
+		return nil // one address has one process
+	}
+	holder := m.Nodes[i]
+	term, _ := s.leads(dfs.ControlGroup)
+	c := claim{req.Lineage.ToDFS().Since(holder.Incarnation.Start), term}
+	if c.start == 0 {
+		return nil // refused for another reason
+	}
+	switch free, proven := s.beats.judge(c, holder); {
+	case free:
+		return nil
+	case !proven:
+		return dfs.Errorf(dfs.Exist, "register "+req.Name, "the start on record of this data directory may be up at %s", holder.Addr)
+	}
+	s.log.Error("a copy of a data directory was started while the original is up: it is refused for ever", "name", req.Name, "addr", req.Addr, "original", holder.Addr)
+	bar := &wire.BarOp{Mark: holder.Incarnation.Mark, Start: c.start}
+	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Bar{Bar: bar}})
+	return err // the registration itself is refused for it
+}
+
+// judge notes a claim. It reports whether the directory is free, after listening
+// for its holder since the claim was first made, or else whether the holder was
+// heard late enough after the claim to prove that there are two directories.
+func (r *registry) judge(c claim, holder *dfs.Node) (free, proven bool) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first, ok := r.claims[c]
+	if !ok {
+		if len(r.claims) >= maxClaims {
+			clear(r.claims)
+		}
+		first = now
+		r.claims[c] = now
+	}
+	last := r.words[holder.ID]
+	if holder.ID == r.s.opts.Identity.Membership().Node {
+		last = word{r.s.opts.Identity.Incarnation(), now}
+	}
+	heard := last.inc == holder.Incarnation && now.Sub(last.at) < voteFresh
+	return !heard && now.Sub(first) >= voteFresh, heard && last.at.Sub(first) >= voteFresh
+}
+
 // reportLoop tells the control leader what this node sees.
 func (s *Service) reportLoop() {
 	for s.sleep(s.opts.Heartbeat) {
@@ -194,7 +272,7 @@ func (s *Service) reportLoop() {
 			continue
 		}
 		if _, leads := s.leads(dfs.ControlGroup); leads {
-			s.beats.take(rep)
+			s.beats.take(rep, s.opts.Identity.Incarnation())
 			s.beats.learn(s.beats.loadsNow(), s.maps.isFormed())
 			continue
 		}
@@ -245,14 +323,23 @@ func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaR
 	if err := nodesOnly(ctx); err != nil {
 		return nil, err
 	}
-	s.beats.take(rep)
+	p, _ := transport.PeerFrom(ctx)
+	if m := s.maps.current(); m != nil {
+		if n := m.Node(dfs.NodeID(rep.Node)); n == nil || n.Incarnation != p.Incarnation {
+			return nil, dfs.Errorf(dfs.Stale, "report", "start %v of n%d is not on record", p.Incarnation, rep.Node)
+		}
+	}
+	s.beats.take(rep, p.Incarnation)
 	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed()}, nil
 }
 
-func (r *registry) take(rep *wire.MetaReport) {
+// take notes a report and the start that it is from.
+func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) {
+	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, at: time.Now()}
+	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, at: now}
+	r.words[dfs.NodeID(rep.Node)] = word{inc, now}
 }
 
 // freshVotes returns what was said lately.

@@ -39,8 +39,17 @@ type Membership struct {
 // Identity is the node's identity in its data directory. Implementations are
 // safe for concurrent use.
 type Identity interface {
-	// Incarnation returns this start's incarnation and the counter it found.
-	Incarnation() (inc dfs.Incarnation, found uint64)
+	// Incarnation returns this start's incarnation.
+	Incarnation() dfs.Incarnation
+	// Lineage returns what the directory remembers of its starts, and the map
+	// epoch since which the accepted one is on record.
+	Lineage() (dfs.Lineage, dfs.Epoch)
+	// Offer adds this start to the lineage, durably: before anything that carries
+	// it is sent to the control group. It may be repeated.
+	Offer() error
+	// Accept notes, durably, that this start is on record since a map epoch.
+	Accept(since dfs.Epoch) error
+
 	Membership() Membership
 	// SaveMembership stores what the node learnt, durably.
 	SaveMembership(Membership) error
@@ -225,11 +234,11 @@ func (s *Service) groupCount() int {
 
 // raft returns the host, or why there is none.
 func (s *Service) raft() (*raftgroup.Host, error) {
+	if err := s.Err(); err != nil { // above all: a copy that was refused serves nobody
+		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "serve", Object: s.opts.Name, Text: "the meta role has ended", Err: err}
+	}
 	if h := s.host.Load(); h != nil {
 		return h, nil
-	}
-	if err := s.Err(); err != nil {
-		return nil, dfs.Wrap("serve", s.opts.Name, err)
 	}
 	return nil, dfs.Errorf(dfs.Unavailable, "serve", "not part of a cluster yet: %s", *s.waiting.Load())
 }

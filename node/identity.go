@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	iofs "io/fs"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,14 +31,33 @@ const (
 // identityDoc is the content of node.json: one line of JSON and one with its
 // CRC32C (docs/FORMATS.md).
 type identityDoc struct {
-	Format   int    `json:"format"`
-	Name     string `json:"name"`
-	Mark     uint64 `json:"mark,string"`
-	Start    uint64 `json:"start"`
-	Cluster  string `json:"cluster,omitempty"`
-	Node     uint32 `json:"node,omitempty"`
-	Founding bool   `json:"founding,omitempty"`
-	Hosted   bool   `json:"hosted,omitempty"`
+	Format   int      `json:"format"`
+	Name     string   `json:"name"`
+	Mark     number   `json:"mark"`
+	Accepted number   `json:"accepted,omitzero"` // start, see dfs.Lineage
+	Since    uint64   `json:"since,omitempty"`   // map epoch since which it is on record
+	Offered  []number `json:"offered,omitempty"` // starts
+	Cluster  string   `json:"cluster,omitempty"`
+	Node     uint32   `json:"node,omitempty"`
+	Founding bool     `json:"founding,omitempty"`
+	Hosted   bool     `json:"hosted,omitempty"`
+}
+
+// number is a random number: 16 hexadecimal digits, since readers of JSON round
+// large numbers.
+type number uint64
+
+// MarshalText implements encoding.TextMarshaler.
+func (n number) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(n)), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (n *number) UnmarshalText(p []byte) error {
+	v, err := strconv.ParseUint(string(p), 16, 64)
+	if err != nil || len(p) != 16 {
+		return fmt.Errorf("%q is no number of 16 hexadecimal digits", p)
+	}
+	*n = number(v)
+	return nil
 }
 
 // Identity is a node's identity in its data directory, which it keeps locked
@@ -47,17 +67,18 @@ type Identity struct {
 	fs    vfs.FS
 	dir   string
 	lock  io.Closer
-	found uint64
+	start uint64 // of this life, see dfs.Incarnation
 
-	mu  sync.Mutex
+	mu  sync.Mutex // guards doc and writes of node.json
 	doc identityDoc
 }
 
 var _ meta.Identity = (*Identity)(nil)
 
 // OpenIdentity locks the directory and starts a new life of the identity in
-// it. An empty or missing directory is formatted with a mark from newMark; one
-// with anything else in it, a locked one, and one of another name are refused.
+// it, under a number from newMark, which never returns 0. An empty or missing
+// directory is formatted with a mark from newMark; one with anything else in it,
+// a locked one, and one of another name are refused.
 func OpenIdentity(fs vfs.FS, dir, name string, pid int, newMark func() uint64) (_ *Identity, err error) {
 	if err := mkdirSynced(fs, dir); err != nil {
 		return nil, dfs.Wrap("open data directory", dir, err)
@@ -78,11 +99,7 @@ func OpenIdentity(fs vfs.FS, dir, name string, pid int, newMark func() uint64) (
 	if err := id.writePID(pid); err != nil {
 		return nil, dfs.Wrap("open data directory", dir, err)
 	}
-	id.found = id.doc.Start
-	id.doc.Start++
-	if err := id.save(id.doc); err != nil {
-		return nil, dfs.Wrap("open data directory", dir, err)
-	}
+	id.start = newMark()
 	return id, nil
 }
 
@@ -92,8 +109,8 @@ func (id *Identity) load(name string, newMark func() uint64) error {
 		if err := id.checkEmpty(); err != nil {
 			return err
 		}
-		id.doc = identityDoc{Format: identityFormat, Name: name, Mark: newMark()}
-		return nil
+		id.doc = identityDoc{Format: identityFormat, Name: name, Mark: number(newMark())}
+		return id.save(id.doc)
 	}
 	if err != nil {
 		return err
@@ -111,7 +128,10 @@ func (id *Identity) load(name string, newMark func() uint64) error {
 	if id.doc.Name != name {
 		return dfs.Errorf(dfs.Invalid, "", "it belongs to node %q, the configuration says %q", id.doc.Name, name)
 	}
-	return nil
+	if id.doc.Mark == 0 || len(id.doc.Offered) > dfs.MaxOffered {
+		return dfs.Errorf(dfs.Corrupt, "", "%s is damaged: mark %016x, %d offered starts", identityFile, uint64(id.doc.Mark), len(id.doc.Offered))
+	}
+	return syncDir(id.fs, id.dir) // what was read may be in the page cache only
 }
 
 // checkEmpty refuses to format a directory that holds something.
@@ -165,10 +185,57 @@ func holder(fs vfs.FS, dir string) string {
 }
 
 // Incarnation implements meta.Identity.
-func (id *Identity) Incarnation() (dfs.Incarnation, uint64) {
+func (id *Identity) Incarnation() dfs.Incarnation {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return dfs.Incarnation{Mark: id.doc.Mark, Start: id.doc.Start}, id.found
+	return dfs.Incarnation{Mark: uint64(id.doc.Mark), Start: id.start}
+}
+
+// Lineage implements meta.Identity.
+func (id *Identity) Lineage() (dfs.Lineage, dfs.Epoch) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.doc.lineage(), dfs.Epoch(id.doc.Since)
+}
+
+func (d *identityDoc) lineage() dfs.Lineage {
+	l := dfs.Lineage{Accepted: uint64(d.Accepted)}
+	for _, n := range d.Offered {
+		l.Offered = append(l.Offered, uint64(n))
+	}
+	return l
+}
+
+// Offer implements meta.Identity.
+func (id *Identity) Offer() error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	l := id.doc.lineage()
+	if l.Holds(id.start) {
+		return nil
+	}
+	doc := id.doc
+	doc.Offered = nil
+	for _, n := range l.Offer(id.start).Offered {
+		doc.Offered = append(doc.Offered, number(n))
+	}
+	return id.replaceLocked(doc)
+}
+
+// Accept implements meta.Identity.
+func (id *Identity) Accept(since dfs.Epoch) error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.replaceLocked(id.acceptedLocked(since))
+}
+
+// acceptedLocked is doc with this start as the one on record.
+func (id *Identity) acceptedLocked(since dfs.Epoch) identityDoc {
+	doc := id.doc
+	if doc.Accepted != number(id.start) {
+		doc.Accepted, doc.Since, doc.Offered = number(id.start), uint64(since), nil
+	}
+	return doc
 }
 
 // Membership implements meta.Identity.
@@ -184,24 +251,30 @@ func (id *Identity) Membership() meta.Membership {
 func (id *Identity) SaveMembership(m meta.Membership) error {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.saveLocked(m)
+	return id.saveLocked(id.doc, m)
 }
 
-// SaveNode stores what a registration gave, durably; the rest of the membership
-// stays as it is.
-func (id *Identity) SaveNode(cluster dfs.ClusterID, node dfs.NodeID) error {
+// SaveNode stores what a registration gave, durably: that this start is on record
+// since a map epoch, and under which number. The rest of the membership stays as
+// it is.
+func (id *Identity) SaveNode(cluster dfs.ClusterID, node dfs.NodeID, since dfs.Epoch) error {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.saveLocked(meta.Membership{Cluster: cluster, Node: node, Founding: id.doc.Founding, Hosted: id.doc.Hosted})
+	return id.saveLocked(id.acceptedLocked(since), meta.Membership{Cluster: cluster, Node: node, Founding: id.doc.Founding, Hosted: id.doc.Hosted})
 }
 
-func (id *Identity) saveLocked(m meta.Membership) error {
+// saveLocked stores doc with a membership.
+func (id *Identity) saveLocked(doc identityDoc, m meta.Membership) error {
 	if id.doc.Cluster != "" && id.doc.Cluster != m.Cluster.String() || id.doc.Node != 0 && dfs.NodeID(id.doc.Node) != m.Node {
 		return dfs.Errorf(dfs.WrongCluster, "save identity", "%s is node %d of cluster %s, not node %d of %v", id.dir, id.doc.Node, id.doc.Cluster, m.Node, m.Cluster)
 	}
-	doc := id.doc
 	doc.Cluster, doc.Node, doc.Founding, doc.Hosted = m.Cluster.String(), uint32(m.Node), m.Founding, m.Hosted
-	if doc == id.doc {
+	return id.replaceLocked(doc)
+}
+
+// replaceLocked makes doc the identity, durably.
+func (id *Identity) replaceLocked(doc identityDoc) error {
+	if reflect.DeepEqual(doc, id.doc) {
 		return nil
 	}
 	if err := id.save(doc); err != nil {

@@ -1,35 +1,46 @@
 package node
 
 import (
+	"errors"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
-	"dfsd/meta"
 )
 
 // identityBytes is a node.json of docs/FORMATS.md. A release may add fields to
 // format 1; it reads this file for ever.
-const identityBytes = `{"format":1,"name":"meta1","mark":"1234605616436508552","start":3,"cluster":"000102030405060708090a0b0c0d0e0f","node":2,"hosted":true}
-crc32c 73e87f1b
+const identityBytes = `{"format":1,"name":"meta1","mark":"1122334455667788","accepted":"112233445566778a","since":7,"offered":["112233445566778b","112233445566778c"],"cluster":"000102030405060708090a0b0c0d0e0f","node":2,"hosted":true}
+crc32c a410c5bd
 `
+
+// numbers draws numbers one after the other.
+func numbers(first uint64) func() uint64 {
+	first--
+	return func() uint64 { first++; return first }
+}
 
 func TestIdentityBytes(t *testing.T) {
 	fs := vfs.NewMem()
-	newMark := func() uint64 { return 0x1122334455667788 }
-	for range 3 {
+	newMark := numbers(0x1122334455667788)
+	for n := range 4 {
 		id, err := OpenIdentity(fs, "d", "meta1", 42, newMark)
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = id.SaveMembership(meta.Membership{
-			Cluster: dfs.ClusterID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, Node: 2, Hosted: true,
-		})
-		if err != nil {
-			t.Fatal(err)
+		if n > 0 { // the first start reaches nobody
+			err = errors.Join(id.Offer(), id.Offer())
 		}
-		if err := id.Close(); err != nil {
+		if n == 1 {
+			err = errors.Join(err, id.SaveNode(dfs.ClusterID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, 2, 7))
+		}
+		if m := id.Membership(); n > 0 {
+			m.Hosted = true
+			err = errors.Join(err, id.SaveMembership(m))
+		}
+		if err := errors.Join(err, id.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -40,15 +51,49 @@ func TestIdentityBytes(t *testing.T) {
 	}
 }
 
+// TestOfferIsDurable: an offer is on the disk when Offer returns, and nothing of
+// it before; a start that offers nothing leaves no trace.
+func TestOfferIsDurable(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	newMark := numbers(1)
+	want := dfs.Lineage{}
+	for n := range 9 {
+		id, err := OpenIdentity(fs, "d", "meta1", 42, newMark)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, since := id.Lineage()
+		if !slices.Equal(got.Offered, want.Offered) || got.Accepted != want.Accepted || (since != 0) != (got.Accepted != 0) {
+			t.Errorf("start %d knows %v since %d, want %v", n, got, since, want)
+		}
+		start := id.Incarnation().Start
+		if n%3 != 0 {
+			err = id.Offer()
+			want = want.Offer(start)
+		}
+		if n == 5 {
+			err = errors.Join(err, id.Accept(9))
+			want = dfs.Lineage{Accepted: start}
+		}
+		crashed := fs.CrashClone(vfs.CrashCloneCfg{})
+		if err := errors.Join(err, id.Close()); err != nil {
+			t.Fatal(err)
+		}
+		fs = crashed
+	}
+}
+
 func TestReadIdentity(t *testing.T) {
 	for _, c := range []struct {
 		name, body string
 		want       dfs.Kind // 0: no error
 	}{
 		{"as documented", identityBytes, 0},
-		{"with a field of a later release", sealed(`{"format":1,"name":"meta1","mark":"5","start":3,"later":true}`), 0},
-		{"of another format", sealed(`{"format":2,"name":"meta1","mark":"5","start":3}`), dfs.Unsupported},
-		{"of another node", sealed(`{"format":1,"name":"meta2","mark":"5","start":3}`), dfs.Invalid},
+		{"with a field of a later release", sealed(`{"format":1,"name":"meta1","mark":"0000000000000005","later":true}`), 0},
+		{"of another format", sealed(`{"format":2,"name":"meta1","mark":"0000000000000005"}`), dfs.Unsupported},
+		{"of another node", sealed(`{"format":1,"name":"meta2","mark":"0000000000000005"}`), dfs.Invalid},
+		{"without a mark", sealed(`{"format":1,"name":"meta1"}`), dfs.Corrupt},
+		{"with a number of an earlier form", sealed(`{"format":1,"name":"meta1","mark":"1234605616436508552","start":3}`), dfs.Corrupt},
 		{"changed by hand", identityBytes[:30] + "9" + identityBytes[31:], dfs.Corrupt},
 		{"cut short", identityBytes[:40], dfs.Corrupt},
 		{"empty", "", dfs.Corrupt},
@@ -69,8 +114,8 @@ func TestReadIdentity(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if inc, found := id.Incarnation(); inc.Start != 4 || found != 3 {
-				t.Errorf("start %d, found %d", inc.Start, found)
+			if inc := id.Incarnation(); inc.Start != 9 || inc.Mark == 0 {
+				t.Errorf("incarnation %v", inc)
 			}
 			if err := id.Close(); err != nil {
 				t.Error(err)

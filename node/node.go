@@ -175,7 +175,6 @@ func (n *Node) wire() error {
 	}
 	if o.Roles.Has(dfs.RoleStorage) {
 		so := o.Storage
-		inc, found := n.id.Incarnation()
 		so.Node = func() dfs.NodeID {
 			if m := n.id.Membership(); !m.Founding { // its number is not on record yet
 				return m.Node
@@ -186,9 +185,9 @@ func (n *Node) wire() error {
 		so.Disks = n.disks()
 		so.Engines, so.Dial, so.Metas, so.Logger = n.engines, dial, book, n.log
 		so.Registration = storage.Registration{
-			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Incarnation: inc, Found: found, Release: o.Release, Labels: o.Labels,
+			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Incarnation: n.id.Incarnation(), Release: o.Release, Labels: o.Labels,
 		}
-		so.SaveNode = n.saveNode
+		so.SaveNode, so.Offer = n.saveNode, n.offer
 		var err error
 		if n.storage, err = storage.New(so); err != nil {
 			return err
@@ -200,19 +199,27 @@ func (n *Node) wire() error {
 	return nil
 }
 
+// offer makes this start durable in the node's lineage and returns that.
+func (n *Node) offer() (dfs.Lineage, error) {
+	if err := n.id.Offer(); err != nil {
+		return dfs.Lineage{}, err
+	}
+	l, _ := n.id.Lineage()
+	return l, nil
+}
+
 // saveNode notes what registration of the storage role gave; the meta role's
 // marks stay as they are.
-func (n *Node) saveNode(cluster dfs.ClusterID, id dfs.NodeID) error {
+func (n *Node) saveNode(cluster dfs.ClusterID, id dfs.NodeID, since dfs.Epoch) error {
 	if !n.opts.Cluster.IsZero() && cluster != n.opts.Cluster {
 		return dfs.Errorf(dfs.WrongCluster, "register", "the meta nodes are of cluster %v, the configuration says %v", cluster, n.opts.Cluster)
 	}
-	return n.id.SaveNode(cluster, id)
+	return n.id.SaveNode(cluster, id, since)
 }
 
 func (n *Node) identity() transport.Identity {
 	m := n.id.Membership()
-	inc, _ := n.id.Incarnation()
-	return transport.Identity{Cluster: m.Cluster, Kind: transport.KindNode, Node: m.Node, Incarnation: inc}
+	return transport.Identity{Cluster: m.Cluster, Kind: transport.KindNode, Node: m.Node, Incarnation: n.id.Incarnation()}
 }
 
 // Addr is the address that the node listens on.

@@ -57,6 +57,7 @@ type node struct {
 	name    string
 	fs      []*vfs.MemFS // one a store
 	start   uint64
+	drawn   uint64     // random numbers
 	id      dfs.NodeID // as saved
 	cluster dfs.ClusterID
 
@@ -79,7 +80,7 @@ func bubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
 			Identity: func() transport.Identity {
 				return transport.Identity{Cluster: c.plane.cluster, Kind: transport.KindNode, Node: 1}
 			},
-			OpenMethods: []string{"/dfsd.wire.Meta/Register"},
+			OpenMethods: []string{"/dfsd.wire.Meta/Probe", "/dfsd.wire.Meta/Register"},
 		})
 		if err := wire.DRPCRegisterMeta(c.meta, c.plane); err != nil {
 			t.Fatal(err)
@@ -150,7 +151,7 @@ func (n *node) run() {
 	for i, fs := range n.fs {
 		o := engine.Options{
 			FS: fs, Dir: "store", SegmentSize: 512 << 10, CacheSize: 1 << 20, MemTableSize: 128 << 10, Capacity: 1 << 30, ReserveBytes: 4 << 20,
-			NewMark: func() uint64 { return n.mark()*100 + uint64(i) + 1 },
+			NewMark: func() uint64 { n.drawn++; return n.mark()*1_000_000 + n.drawn*100 + uint64(i) },
 		}
 		if n.tuneEng != nil {
 			n.tuneEng(i, &o)
@@ -161,7 +162,6 @@ func (n *node) run() {
 		}
 		n.engines = append(n.engines, e)
 	}
-	found := n.start
 	n.start++
 	identity := func() transport.Identity {
 		return transport.Identity{Cluster: n.cluster, Kind: transport.KindNode, Node: n.id, Incarnation: dfs.Incarnation{Mark: n.mark(), Start: n.start}}
@@ -173,7 +173,8 @@ func (n *node) run() {
 	opts := Options{
 		Node:    func() dfs.NodeID { return locked().Node },
 		Cluster: func() dfs.ClusterID { return locked().Cluster },
-		SaveNode: func(c dfs.ClusterID, id dfs.NodeID) error {
+		Offer:   func() (dfs.Lineage, error) { return dfs.Lineage{Offered: []uint64{n.start}}, nil },
+		SaveNode: func(c dfs.ClusterID, id dfs.NodeID, _ dfs.Epoch) error {
 			mu.Lock()
 			defer mu.Unlock()
 			n.cluster, n.id = c, id
@@ -181,7 +182,7 @@ func (n *node) run() {
 		},
 		Engines: n.engines, Dial: dial, Metas: metas.New(dial, []string{"meta:1"}),
 		Registration: Registration{
-			Name: n.name, Addr: n.name + ":1", Roles: dfs.RoleStorage, Incarnation: dfs.Incarnation{Mark: n.mark(), Start: n.start}, Found: found,
+			Name: n.name, Addr: n.name + ":1", Roles: dfs.RoleStorage, Incarnation: dfs.Incarnation{Mark: n.mark(), Start: n.start},
 		},
 		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", n.name),
 	}

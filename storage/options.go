@@ -81,7 +81,6 @@ type Registration struct {
 	Addr        string // host:port where clients and peers reach the node
 	Roles       dfs.Role
 	Incarnation dfs.Incarnation // of this start
-	Found       uint64          // the start counter that this start found; 0: a new directory
 	Release     string
 	Labels      map[string]string
 }
@@ -98,16 +97,19 @@ type Hooks struct {
 }
 
 // Options configures a Service. Node, Cluster, Engines, Dial, Metas,
-// Registration and SaveNode are needed; the zero value of any other field means
+// Registration, Offer and SaveNode are needed; the zero value of any other field means
 // its default.
 type Options struct {
 	// Node and Cluster say what the node's directory knows: 0 and the zero
 	// value before the control group has answered a registration of it (the
-	// number that a founding meta node gives itself is none yet). SaveNode
-	// stores what it answered, durably.
+	// number that a founding meta node gives itself is none yet). Offer makes
+	// this start durable in the lineage of the node's directory, which it
+	// returns, before a registration is sent. SaveNode stores what was answered,
+	// durably: this start is on record since a map epoch.
 	Node     func() dfs.NodeID
 	Cluster  func() dfs.ClusterID
-	SaveNode func(dfs.ClusterID, dfs.NodeID) error
+	Offer    func() (dfs.Lineage, error)
+	SaveNode func(cluster dfs.ClusterID, node dfs.NodeID, since dfs.Epoch) error
 
 	Engines      []*engine.Store // one a disk; the caller closes them after Close
 	Disks        []string        // what disk each engine is on; "" and what is missing: one of its own
@@ -160,7 +162,7 @@ func (o *Options) validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	fault(o.Node == nil || o.Cluster == nil || o.SaveNode == nil, "Node, Cluster and SaveNode are needed")
+	fault(o.Node == nil || o.Cluster == nil || o.Offer == nil || o.SaveNode == nil, "Node, Cluster, Offer and SaveNode are needed")
 	fault(o.Dial == nil || o.Metas == nil, "Dial and Metas are needed")
 	fault(len(o.Engines) == 0, "no engine: a storage node has at least one store")
 	fault(o.Heartbeat < 0, "Heartbeat %v: want a positive time", o.Heartbeat)

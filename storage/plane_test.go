@@ -116,6 +116,10 @@ func (p *plane) activateLocked() {
 	}
 }
 
+func (p *plane) Probe(context.Context, *wire.ProbeRequest) (*wire.ProbeReply, error) {
+	return &wire.ProbeReply{Name: "meta"}, nil
+}
+
 func (p *plane) Register(_ context.Context, req *wire.RegisterRequest) (*wire.RegisterReply, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 const registerPause = 5 * time.Second
 
 // measureWait is how long a registration waits for disks to say how big they
-// are.
+// are, and to record this start.
 const measureWait = 5 * time.Second
 
 // register tells the control group of this start until it is accepted. It
@@ -22,13 +22,9 @@ const measureWait = 5 * time.Second
 // ends. It is idempotent.
 func (s *Service) register() (dfs.Epoch, bool) {
 	for failures := 1; ; failures++ {
-		req, asked := s.registration()
-		if len(asked) == 0 && s.registered.Load() != 0 {
+		reply, err := s.tryRegister()
+		if err == nil && reply == nil {
 			return dfs.Epoch(s.registered.Load()), true // no healthy store to speak for
-		}
-		reply, err := s.sendRegistration(req)
-		if err == nil {
-			err = s.accept(reply, asked)
 		}
 		switch dfs.KindOf(err) {
 		case dfs.WrongCluster, dfs.Stale, dfs.Invalid, dfs.TooLarge:
@@ -45,13 +41,42 @@ func (s *Service) register() (dfs.Epoch, bool) {
 	}
 }
 
+// tryRegister registers once. The reply is nil when there is nothing to register.
+func (s *Service) tryRegister() (*wire.RegisterReply, error) {
+	if s.registered.Load() == 0 {
+		if err := s.reach(); err != nil {
+			return nil, err
+		}
+	}
+	req, asked, err := s.registration()
+	if err != nil || len(asked) == 0 && s.registered.Load() != 0 {
+		return nil, err
+	}
+	reply, err := s.sendRegistration(req)
+	if err != nil {
+		return nil, err
+	}
+	return reply, s.accept(reply, asked)
+}
+
+// reach makes sure that there is a meta node to offer this start to: starts that
+// reach nobody leave no trace.
+func (s *Service) reach() error {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
+	defer cancel()
+	return s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		_, err := c.Probe(ctx, &wire.ProbeRequest{Name: s.opts.Registration.Name})
+		return err
+	})
+}
+
 // isRegistered reports whether there is nothing to register: every store that
 // could be measured was entered in this start, and the newest map has the node's
 // incarnation and each healthy store as up. A meta node that asks for a
 // registration and knows a newer map asks again.
 func (s *Service) isRegistered() bool {
 	for _, st := range s.stores {
-		if st.registered.Load() == 0 && st.sample.Load() != nil {
+		if st.registered.Load() == 0 && st.sample.Load() != nil && !st.failed() {
 			return false
 		}
 	}
@@ -98,30 +123,34 @@ func (s *Service) callLeader(ctx context.Context, fn func(context.Context, wire.
 	return cmp.Or(refused, err)
 }
 
-// registration makes the request and lists the stores in it. A store that was
-// registered in this start and whose disk does not answer is left out: it would
-// be called up again.
-func (s *Service) registration() (*wire.RegisterRequest, []*store) {
+// registration makes the request, once what it says of this start is durable, and
+// lists the stores in it. A store that was registered in this start and whose disk
+// does not answer is left out: it would be called up again.
+func (s *Service) registration() (*wire.RegisterRequest, []*store, error) {
+	lineage, err := s.opts.Offer()
+	if err != nil {
+		return nil, nil, err
+	}
 	r := &s.opts.Registration
 	req := &wire.RegisterRequest{
-		Name: r.Name, Addr: r.Addr, Roles: uint32(r.Roles), Incarnation: wire.FromIncarnation(r.Incarnation), Found: r.Found,
+		Name: r.Name, Addr: r.Addr, Roles: uint32(r.Roles), Incarnation: wire.FromIncarnation(r.Incarnation), Lineage: wire.FromLineage(lineage),
 		Node: uint32(s.opts.Node()), Release: r.Release, Labels: r.Labels, Cluster: s.opts.Cluster().Bytes(),
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, measureWait)
 	defer cancel()
 	var asked []*store
 	for _, st := range s.stores {
-		if !st.isMeasured(ctx) || st.registered.Load() != 0 && !st.healthy() {
+		if !st.isMeasured(ctx) || !st.isOffered(ctx) || st.registered.Load() != 0 && !st.healthy() {
 			continue
 		}
 		id := st.Identity()
 		req.Stores = append(req.Stores, &wire.RegisterStore{
-			Store: uint32(st.ID()), Incarnation: wire.FromIncarnation(id.Incarnation), Found: id.Found,
+			Store: uint32(st.ID()), Incarnation: wire.FromIncarnation(id.Incarnation), Lineage: wire.FromLineage(st.Lineage()),
 			Capacity: st.weight, Incomplete: st.DamagedUnnamed(),
 		})
 		asked = append(asked, st)
 	}
-	return req, asked
+	return req, asked, nil
 }
 
 // accept writes down what the control group answered.
@@ -133,7 +162,7 @@ func (s *Service) accept(reply *wire.RegisterReply, asked []*store) error {
 	if cluster.IsZero() || reply.Node == 0 || len(reply.Stores) != len(asked) {
 		return dfs.Errorf(dfs.Invalid, "register", "the answer names node %d and %d stores, %d were asked for", reply.Node, len(reply.Stores), len(asked))
 	}
-	if err := s.opts.SaveNode(cluster, dfs.NodeID(reply.Node)); err != nil {
+	if err := s.opts.SaveNode(cluster, dfs.NodeID(reply.Node), dfs.Epoch(reply.Epoch)); err != nil {
 		return err
 	}
 	for i, st := range asked {
@@ -163,6 +192,12 @@ func (st *store) accept(cluster dfs.ClusterID, node dfs.NodeID, id dfs.StoreID) 
 			st.s.log.Error("the store's identity cannot be written", "store", id, "cause", err)
 		}
 		st.id.Store(uint32(id))
+	} else if st.registered.Load() == 0 {
+		st.s.wg.Go(func() { // by itself: nothing waits for it but the next start
+			if err := st.SetIdentity(cluster, node, id); err != nil {
+				st.log().Error("the accepted start cannot be recorded", "cause", err)
+			}
+		})
 	}
 	// Recorded with the first registration of a start: the store is complete
 	// through nothing now.

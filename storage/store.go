@@ -26,6 +26,9 @@ type store struct {
 
 	disk string // what disk it is on, to know which stores share one; "": one of its own
 
+	offering sync.Once
+	offered  chan struct{} // closed once this start is durable in the store's lineage
+
 	measured chan struct{} // closed once there is a first sample
 	weight   uint64        // the capacity in it, in bytes: what is registered; set before measured is closed
 	sample   atomic.Pointer[sample]
@@ -41,7 +44,7 @@ type sample struct {
 }
 
 func newStore(s *Service, e *engine.Store) *store {
-	st := &store{Store: e, s: s, applied: newLatest(), entered: make(chan struct{}, 1), measured: make(chan struct{})}
+	st := &store{Store: e, s: s, applied: newLatest(), entered: make(chan struct{}, 1), measured: make(chan struct{}), offered: make(chan struct{})}
 	st.id.Store(uint32(e.Identity().Store))
 	return st
 }
@@ -149,9 +152,7 @@ func (st *store) measure() {
 		if n == 0 {
 			st.weight = x.capacity
 			close(st.measured)
-			if st.s.registered.Load() != 0 {
-				poke(st.s.registerNow)
-			}
+			poke(st.s.registerNow)
 		}
 		if !st.s.sleep(st.s.opts.Heartbeat) {
 			return
@@ -160,14 +161,33 @@ func (st *store) measure() {
 }
 
 // isMeasured waits for the first measurement until ctx ends.
-func (st *store) isMeasured(ctx context.Context) bool {
+func (st *store) isMeasured(ctx context.Context) bool { return isClosed(ctx, st.measured) }
+
+// isOffered makes this start durable in the store's lineage, and waits for that
+// until ctx ends. A store that is late is registered as soon as it has done it.
+func (st *store) isOffered(ctx context.Context) bool {
+	st.offering.Do(func() {
+		st.s.wg.Go(func() {
+			if err := st.OfferStart(); err != nil {
+				st.log().Error("the store cannot be registered: its start cannot be recorded", "cause", err)
+				return
+			}
+			close(st.offered)
+			poke(st.s.registerNow)
+		})
+	})
+	return isClosed(ctx, st.offered)
+}
+
+// isClosed waits until a channel is closed, or ctx ends.
+func isClosed(ctx context.Context, c <-chan struct{}) bool {
 	select {
-	case <-st.measured:
+	case <-c:
 		return true
 	default:
 	}
 	select {
-	case <-st.measured:
+	case <-c:
 		return true
 	case <-ctx.Done():
 		return false

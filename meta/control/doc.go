@@ -18,8 +18,9 @@
 //   - Node, store, session, placement group numbers and epochs only grow.
 //   - Entries evaluate alike on every replica: time, random numbers and limits
 //     travel in the entry, time never goes back.
-//   - A store that registers with an older start counter than the one on record
-//     is a copied or rolled-back disk and is refused.
+//   - A registration whose lineage lacks the start on record is that of a copied
+//     or rolled-back directory and is refused. The start on record is the one in
+//     the map's row of the node or store.
 //
 // Package meta calls it; it calls the pure rules of package repair.
 package control

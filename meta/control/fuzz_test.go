@@ -14,15 +14,20 @@ import (
 // comes from a meta node, but a registration in it comes from the network.
 func FuzzApply(f *testing.F) {
 	inc := func(mark, start uint64) *wire.Incarnation { return &wire.Incarnation{Mark: mark, Start: start} }
+	lineage := func(accepted uint64, offered ...uint64) *wire.Lineage {
+		return &wire.Lineage{Accepted: accepted, Offered: offered}
+	}
 	for _, ce := range []*wire.ControlEntry{
 		{Entry: &wire.ControlEntry_Form{Form: &wire.FormOp{Cluster: make([]byte, 16), Groups: 1, DefaultClass: "rep1", BlockSize: 1, Metas: []string{"m"}, PgsPerClass: 1}}},
 		{Entry: &wire.ControlEntry_Register{Register: &wire.RegisterRequest{
-			Name: "d2", Addr: "d2:1", Roles: 2, Incarnation: inc(99, 1), Stores: []*wire.RegisterStore{{Incarnation: inc(98, 1), Capacity: 5}},
+			Name: "d2", Addr: "d2:1", Roles: 2, Incarnation: inc(99, 1), Lineage: lineage(0, 1),
+			Stores: []*wire.RegisterStore{{Incarnation: inc(98, 1), Lineage: lineage(0, 1), Capacity: 5}},
 		}}},
 		{Entry: &wire.ControlEntry_Register{Register: &wire.RegisterRequest{
-			Name: "d1", Addr: "d1:1", Roles: 2, Node: 2, Incarnation: inc(21, 3), Found: 2,
-			Stores: []*wire.RegisterStore{{Store: 1, Incarnation: inc(31, 3), Found: 2, Incomplete: true}},
+			Name: "d1", Addr: "d1:1", Roles: 2, Node: 2, Incarnation: inc(21, 3), Lineage: lineage(1, 2, 3),
+			Stores: []*wire.RegisterStore{{Store: 1, Incarnation: inc(31, 3), Lineage: lineage(1, 3), Incomplete: true}},
 		}}},
+		{Entry: &wire.ControlEntry_Bar{Bar: &wire.BarOp{Mark: 21, Start: 5}}},
 		{Entry: &wire.ControlEntry_OpenSession{OpenSession: &wire.OpenSessionRequest{Mark: 5, Holder: "h"}}},
 		{Entry: &wire.ControlEntry_CloseSession{CloseSession: &wire.CloseSessionRequest{Session: 1}}},
 		{Entry: &wire.ControlEntry_Expire{Expire: &wire.ExpireOp{Sessions: []uint64{1, 2, 1 << 60}}}},
@@ -96,7 +101,7 @@ func TestMapsOfTheMachineAreNotChanged(t *testing.T) {
 		decision("activate pg=1 epoch=5 persisted=1:31:9,2:32:9"), decision("down store=1 mark=31 start=1 voters=1"),
 	}}}})
 	w.apply(&wire.ControlEntry{Entry: &wire.ControlEntry_Register{
-		Register: registration(fields{"name": "d1", "mark": "21", "start": "2", "found": "1"}, "store mark=31 start=2 found=1 capacity=7"),
+		Register: registration(fields{"name": "d1", "mark": "21", "start": "2", "after": "1"}, "store mark=31 start=2 after=1 capacity=7"),
 	}})
 	if m := w.lives.m; m.PG(1).Active.Epoch != 5 || m.Store(1).Capacity != 7 {
 		t.Fatalf("the entries were not carried out: %+v %+v", m.PG(1), m.Store(1))

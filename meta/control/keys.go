@@ -20,7 +20,7 @@ const (
 	tagPG           = 'p' // + PG ID: wire.MapPG
 	tagSession      = 'v' // + session ID: wire.SessionRow
 	tagSessionMark  = 'w' // + mark: session ID, 8 bytes
-	tagIncarnations = 'i' // + incarnation mark of a node or store: kind byte, ID 4 bytes
+	tagIncarnations = 'i' // + incarnation mark of a node or store: kind byte, ID 4 bytes, barred starts 8 bytes each
 )
 
 var stateKey = []byte{tagState}

@@ -39,7 +39,7 @@ type entry struct {
 	nodes    map[dfs.NodeID]bool
 	stores   map[dfs.StoreID]bool
 	pgs      map[dfs.PGID]bool
-	marks    map[uint64][]byte // of incarnations new with this entry
+	marks    map[uint64][]byte // rows of incarnation marks that this entry changed
 	sessions bool
 }
 
@@ -114,6 +114,8 @@ func (ev *entry) dispatch(ce *wire.ControlEntry) (*wire.ControlReply, error) {
 		return ok, ev.refillDone(op.RefillDone)
 	case *wire.ControlEntry_WantClass:
 		return ok, ev.wantClass(op.WantClass)
+	case *wire.ControlEntry_Bar:
+		return ok, ev.bar(op.Bar)
 	case *wire.ControlEntry_Formed:
 		ev.st.Formed = true
 		return ok, nil

@@ -2,7 +2,9 @@ package control
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -15,6 +17,10 @@ const (
 	markOfNode  = 'n'
 	markOfStore = 's'
 )
+
+// maxBarred bounds the copies of one directory that are barred. Each was started
+// while the original was up; when there are more, the first may try again.
+const maxBarred = 64
 
 // register enters a node and its stores, or finds them as they were. It is
 // idempotent: the same incarnation registers any number of times.
@@ -84,7 +90,7 @@ func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 		return dfs.Errorf(dfs.Invalid, "register", "name, address, release or labels are malformed")
 	case dfs.Role(op.Roles)&(dfs.RoleMeta|dfs.RoleStorage) == 0:
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "no role")
-	case op.Incarnation.GetMark() == 0 || op.Incarnation.GetStart() <= op.Found:
+	case !wellFormed(op.Incarnation, op.Lineage):
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "malformed incarnation")
 	case ev.st.LastNode == 0 && op.Name != ev.st.Form.Metas[0]:
 		return dfs.Errorf(dfs.Unavailable, "register "+op.Name, "%s makes this cluster and has not registered yet", ev.st.Form.Metas[0])
@@ -92,11 +98,17 @@ func (ev *entry) checkRegister(op *wire.RegisterRequest) error {
 		return dfs.Errorf(dfs.TooLarge, "register "+op.Name, "%d stores: at most %d", len(op.Stores), dfs.MaxStoresPerNode)
 	}
 	for _, s := range op.Stores {
-		if s.Incarnation.GetMark() == 0 || s.Incarnation.GetStart() <= s.Found {
+		if !wellFormed(s.Incarnation, s.Lineage) {
 			return dfs.Errorf(dfs.Invalid, "register "+op.Name, "malformed incarnation of a store")
 		}
 	}
 	return nil
+}
+
+// wellFormed holds a registration to what every data directory does: a start is
+// offered, and the offer synced, before it is sent.
+func wellFormed(inc *wire.Incarnation, lineage *wire.Lineage) bool {
+	return inc.GetMark() != 0 && len(lineage.GetOffered()) <= dfs.MaxOffered && lineage.ToDFS().Holds(inc.GetStart())
 }
 
 func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
@@ -105,7 +117,7 @@ func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
 	if err != nil {
 		return 0, err
 	}
-	id := dfs.NodeID(known)
+	id := dfs.NodeID(known.id)
 	if id == 0 {
 		if op.Node != 0 {
 			return 0, dfs.Errorf(dfs.Invalid, "register "+op.Name, "node %d was never registered with this data directory", op.Node)
@@ -120,8 +132,14 @@ func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
 		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "another data directory took this name over; empty the directory to join as a new node")
 	case n.Name != op.Name:
 		return 0, dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory is that of node %q", n.Name)
-	case !sameDirectory(n.Incarnation, inc, op.Found) || inc.Start == n.Incarnation.Start && n.Addr != op.Addr:
-		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "the data directory is a copy or was rolled back: it is at start %d, the cluster saw %d; empty it to join as a new node", inc.Start, n.Incarnation.Start)
+	case inc.Start == n.Incarnation.Start && n.Addr != op.Addr:
+		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "start %v runs at %s already: this process is a copy of that one; end it, and give its machine an empty data directory", inc, n.Addr)
+	}
+	if why := known.refuses(n.Incarnation, op.Lineage.ToDFS()); why != "" {
+		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "the data directory %016x of node %v %s", inc.Mark, id, why)
+	}
+	if err := ev.holderGone(n, op); err != nil {
+		return 0, err
 	}
 	if n.Incarnation == inc && n.Addr == op.Addr && n.Roles == dfs.Role(op.Roles) && n.Release == op.Release && maps.Equal(n.Labels, op.Labels) {
 		return id, nil
@@ -129,6 +147,20 @@ func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
 	n = ev.node(id)
 	n.Incarnation, n.Addr, n.Roles, n.Release, n.Labels = inc, op.Addr, dfs.Role(op.Roles), op.Release, op.Labels
 	return id, nil
+}
+
+// holderGone refuses, for now, a start at another address while stores of the
+// start on record are up: one of the two directories is a copy.
+func (ev *entry) holderGone(n *dfs.Node, op *wire.RegisterRequest) error {
+	if n.Incarnation.Start == op.Incarnation.Start || n.Addr == op.Addr {
+		return nil // one address has one process
+	}
+	for _, s := range ev.m.Stores {
+		if s.Node == n.ID && s.State == dfs.StoreUp {
+			return dfs.Errorf(dfs.Exist, "register "+op.Name, "a start of this data directory is up at %s", n.Addr)
+		}
+	}
+	return nil
 }
 
 // newNode enters a node that was never seen. One that takes the name of
@@ -151,7 +183,7 @@ func (ev *entry) newNode(op *wire.RegisterRequest, inc dfs.Incarnation) (dfs.Nod
 		ID: id, Name: op.Name, Addr: op.Addr, Roles: dfs.Role(op.Roles), Incarnation: inc, Release: op.Release, Labels: op.Labels,
 	})
 	ev.node(id)
-	ev.setMark(markOfNode, inc.Mark, uint32(id))
+	ev.setMark(inc.Mark, markRow{kind: markOfNode, id: uint32(id)})
 	return id, nil
 }
 
@@ -161,7 +193,7 @@ func (ev *entry) registerStore(node dfs.NodeID, op *wire.RegisterStore) (dfs.Sto
 	if err != nil {
 		return 0, err
 	}
-	id := dfs.StoreID(known)
+	id := dfs.StoreID(known.id)
 	if id == 0 {
 		if op.Store != 0 {
 			return 0, dfs.Errorf(dfs.Invalid, "register store", "store s%d was never registered with this data directory", op.Store)
@@ -172,7 +204,7 @@ func (ev *entry) registerStore(node dfs.NodeID, op *wire.RegisterStore) (dfs.Sto
 			ID: id, Node: node, Incarnation: inc, Capacity: op.Capacity, State: dfs.StoreUp, StateSince: ev.now,
 		})
 		ev.store(id)
-		ev.setMark(markOfStore, inc.Mark, uint32(id))
+		ev.setMark(inc.Mark, markRow{kind: markOfStore, id: uint32(id)})
 		return id, nil
 	}
 	s := ev.m.Store(id)
@@ -181,8 +213,9 @@ func (ev *entry) registerStore(node dfs.NodeID, op *wire.RegisterStore) (dfs.Sto
 		return 0, dfs.Errorf(dfs.Invalid, "register store", "the directory is that of store %v, not s%d", id, op.Store)
 	case s.Node != node && ev.m.Node(s.Node).Name != ev.m.Node(node).Name:
 		return 0, dfs.Errorf(dfs.Invalid, "register store", "store %v belongs to node %q: put the disk back, or empty its directory", id, ev.m.Node(s.Node).Name)
-	case !sameDirectory(s.Incarnation, inc, op.Found):
-		return 0, dfs.Errorf(dfs.Stale, "register store", "the directory of store %v is a copy or was rolled back: it is at start %d, the cluster saw %d; empty it to have it filled anew", id, inc.Start, s.Incarnation.Start)
+	}
+	if why := known.refuses(s.Incarnation, op.Lineage.ToDFS()); why != "" {
+		return 0, dfs.Errorf(dfs.Stale, "register store", "the data directory %016x of store %v %s", inc.Mark, id, why)
 	}
 	if op.Incomplete && s.Incarnation != inc {
 		for _, p := range ev.m.PGs {
@@ -202,27 +235,82 @@ func (ev *entry) registerStore(node dfs.NodeID, op *wire.RegisterStore) (dfs.Sto
 	return id, nil
 }
 
-// sameDirectory reports whether a start belongs to the directory on record:
-// the same start again, or a later one that found at least what was recorded.
-func sameDirectory(on dfs.Incarnation, inc dfs.Incarnation, found uint64) bool {
-	return on.Mark == inc.Mark && (inc.Start == on.Start || found >= on.Start)
+// markRow is what is on record about an incarnation mark.
+type markRow struct {
+	kind   byte
+	id     uint32   // of the node or store; 0: the mark is new
+	barred []uint64 // starts of copies: what has one in its lineage is refused for ever
 }
 
-// byMark finds the ID that an incarnation mark was given; 0 is none.
-func (ev *entry) byMark(kind byte, mark uint64) (uint32, error) {
+// refuses says why a directory with this lineage is not the one whose start is on
+// record, "" when it is. Every later start of that one holds the start on record;
+// a copy, and a state from before it, never come to.
+func (r *markRow) refuses(on dfs.Incarnation, lineage dfs.Lineage) string {
+	const helps = "empty it: then it joins as new, and the cluster fills it"
+	for _, start := range r.barred {
+		if lineage.Holds(start) {
+			return fmt.Sprintf("is a copy of one that was up when this was started (as %x); %s", start, helps)
+		}
+	}
+	if !lineage.Holds(on.Start) {
+		return fmt.Sprintf("is a copy of, or was rolled back behind, one that has since registered: start %x is on record; the last accepted one that this directory knows is %x, and it has offered %d since; %s",
+			on.Start, lineage.Accepted, len(lineage.Offered), helps)
+	}
+	return ""
+}
+
+// bar refuses, for ever, what descends from a start that came while the start on
+// record was up.
+func (ev *entry) bar(op *wire.BarOp) error {
+	row, err := ev.readMark(op.Mark)
+	if err != nil {
+		return err
+	}
+	if row.id == 0 || op.Start == 0 || row.kind == markOfNode && ev.m.Node(dfs.NodeID(row.id)).Incarnation.Start == op.Start {
+		return dfs.Errorf(dfs.Stale, "bar copy", "start %016x of %016x is on record by now", op.Start, op.Mark)
+	}
+	if slices.Contains(row.barred, op.Start) {
+		return nil
+	}
+	row.barred = append(row.barred, op.Start)
+	row.barred = row.barred[max(0, len(row.barred)-maxBarred):]
+	ev.setMark(op.Mark, row)
+	return nil
+}
+
+// byMark reads the row of a mark, which may be that of one kind of thing only.
+func (ev *entry) byMark(kind byte, mark uint64) (markRow, error) {
+	row, err := ev.readMark(mark)
+	if err == nil && row.id != 0 && row.kind != kind {
+		err = dfs.Errorf(dfs.Invalid, "register", "incarnation mark %016x is in use for something else", mark)
+	}
+	return row, err
+}
+
+func (ev *entry) readMark(mark uint64) (markRow, error) {
 	v, ok := ev.marks[mark]
 	if !ok {
 		var err error
 		if v, ok, err = ev.tx.Get(key64(tagIncarnations, mark)); err != nil || !ok {
-			return 0, err
+			return markRow{}, err
 		}
 	}
-	if len(v) != 5 || v[0] != kind {
-		return 0, dfs.Errorf(dfs.Invalid, "register", "incarnation mark %016x is in use for something else", mark)
+	if len(v) < 5 || len(v)%8 != 5 {
+		return markRow{}, dfs.Errorf(dfs.Corrupt, "read control row", "mark %016x: %d bytes", mark, len(v))
 	}
-	return binary.BigEndian.Uint32(v[1:]), nil
+	row := markRow{kind: v[0], id: binary.BigEndian.Uint32(v[1:])}
+	for v = v[5:]; len(v) > 0; v = v[8:] {
+		row.barred = append(row.barred, binary.BigEndian.Uint64(v))
+	}
+	return row, nil
 }
 
-func (ev *entry) setMark(kind byte, mark uint64, id uint32) {
-	ev.marks[mark] = binary.BigEndian.AppendUint32([]byte{kind}, id)
+func (ev *entry) setMark(mark uint64, row markRow) { ev.marks[mark] = row.encode() }
+
+func (r *markRow) encode() []byte {
+	v := binary.BigEndian.AppendUint32([]byte{r.kind}, r.id)
+	for _, start := range r.barred {
+		v = binary.BigEndian.AppendUint64(v, start)
+	}
+	return v
 }

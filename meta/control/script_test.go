@@ -21,6 +21,7 @@ import (
 //	register name= mark= start= …      its stores are lines of input
 //	open · close · expire · expired · sessions
 //	plan                               its decisions are lines of input
+//	bar mark= start=
 //	refill-done
 //	want class= · classes              the default class and what was asked for
 //	map                                what is stored
@@ -78,6 +79,19 @@ func (f fields) incarnation() *wire.Incarnation {
 	return &wire.Incarnation{Mark: f.num("mark"), Start: f.num("start")}
 }
 
+// lineage reads after=ACCEPTED,OFFERED,…; this start is offered, as all are that
+// a data directory sends, unless alone=yes.
+func (f fields) lineage() *wire.Lineage {
+	l := dfs.Lineage{}
+	if known := f.longs("after"); len(known) > 0 {
+		l = dfs.Lineage{Accepted: known[0], Offered: known[1:]}
+	}
+	if f["alone"] == "" && f.num("start") != 0 {
+		l = l.Offer(f.num("start"))
+	}
+	return wire.FromLineage(l)
+}
+
 func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	line := d.Cmd
 	for _, a := range d.CmdArgs {
@@ -109,6 +123,8 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 			op.Metas = strings.Split(f["metas"], ",")
 		}
 		ce.Entry = &wire.ControlEntry_Form{Form: op}
+	case "bar":
+		ce.Entry = &wire.ControlEntry_Bar{Bar: &wire.BarOp{Mark: f.num("mark"), Start: f.num("start")}}
 	case "formed":
 		ce.Entry = &wire.ControlEntry_Formed{Formed: &wire.FormedOp{}}
 	case "register":
@@ -147,7 +163,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 
 func registration(f fields, input string) *wire.RegisterRequest {
 	op := &wire.RegisterRequest{
-		Name: f["name"], Addr: f["name"] + ":7400", Roles: uint32(dfs.RoleStorage), Incarnation: f.incarnation(), Found: f.num("found"),
+		Name: f["name"], Addr: f["name"] + ":7400", Roles: uint32(dfs.RoleStorage), Incarnation: f.incarnation(), Lineage: f.lineage(),
 		Node: uint32(f.num("node")), Cluster: []byte(f["cluster"]),
 	}
 	if a, ok := f["addr"]; ok {
@@ -162,7 +178,7 @@ func registration(f fields, input string) *wire.RegisterRequest {
 	for line := range strings.SplitSeq(input, "\n") {
 		_, f := wordsOf(line)
 		op.Stores = append(op.Stores, &wire.RegisterStore{
-			Store: uint32(f.num("id")), Incarnation: f.incarnation(), Found: f.num("found"), Capacity: f.num("capacity"), Incomplete: f["incomplete"] != "",
+			Store: uint32(f.num("id")), Incarnation: f.incarnation(), Lineage: f.lineage(), Capacity: f.num("capacity"), Incomplete: f["incomplete"] != "",
 		})
 	}
 	return op

@@ -21,7 +21,7 @@ func TestRegistrationsAreBounded(t *testing.T) {
 	register := func(mark uint64, name string, labels map[string]string, release string) dfs.Kind {
 		return dfs.Kind(w.apply(&wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: &wire.RegisterRequest{
 			Name: name, Addr: name, Roles: uint32(dfs.RoleMeta), Labels: labels, Release: release,
-			Incarnation: &wire.Incarnation{Mark: mark, Start: 1},
+			Incarnation: &wire.Incarnation{Mark: mark, Start: 1}, Lineage: &wire.Lineage{Offered: []uint64{1}},
 		}}}).GetKind())
 	}
 	for _, k := range []dfs.Kind{

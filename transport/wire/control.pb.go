@@ -39,6 +39,7 @@ type ControlEntry struct {
 	//	*ControlEntry_RefillDone
 	//	*ControlEntry_Formed
 	//	*ControlEntry_WantClass
+	//	*ControlEntry_Bar
 	Entry         isControlEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -178,6 +179,15 @@ func (x *ControlEntry) GetWantClass() *WantClassRequest {
 	return nil
 }
 
+func (x *ControlEntry) GetBar() *BarOp {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_Bar); ok {
+			return x.Bar
+		}
+	}
+	return nil
+}
+
 type isControlEntry_Entry interface {
 	isControlEntry_Entry()
 }
@@ -222,6 +232,10 @@ type ControlEntry_WantClass struct {
 	WantClass *WantClassRequest `protobuf:"bytes,25,opt,name=want_class,json=wantClass,proto3,oneof"`
 }
 
+type ControlEntry_Bar struct {
+	Bar *BarOp `protobuf:"bytes,26,opt,name=bar,proto3,oneof"`
+}
+
 func (*ControlEntry_Form) isControlEntry_Entry() {}
 
 func (*ControlEntry_Register) isControlEntry_Entry() {}
@@ -241,6 +255,8 @@ func (*ControlEntry_RefillDone) isControlEntry_Entry() {}
 func (*ControlEntry_Formed) isControlEntry_Entry() {}
 
 func (*ControlEntry_WantClass) isControlEntry_Entry() {}
+
+func (*ControlEntry_Bar) isControlEntry_Entry() {}
 
 // FormOp makes the cluster; it is the first entry.
 type FormOp struct {
@@ -372,6 +388,60 @@ func (*FormedOp) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{2}
 }
 
+// BarOp refuses for ever a copy of a data directory that was started while the
+// one on record was up: whatever has that start in its lineage.
+type BarOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mark          uint64                 `protobuf:"varint,1,opt,name=mark,proto3" json:"mark,omitempty"`
+	Start         uint64                 `protobuf:"fixed64,2,opt,name=start,proto3" json:"start,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BarOp) Reset() {
+	*x = BarOp{}
+	mi := &file_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BarOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BarOp) ProtoMessage() {}
+
+func (x *BarOp) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BarOp.ProtoReflect.Descriptor instead.
+func (*BarOp) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BarOp) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *BarOp) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
 type ExpireOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []uint64               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
@@ -381,7 +451,7 @@ type ExpireOp struct {
 
 func (x *ExpireOp) Reset() {
 	*x = ExpireOp{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +463,7 @@ func (x *ExpireOp) String() string {
 func (*ExpireOp) ProtoMessage() {}
 
 func (x *ExpireOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +476,7 @@ func (x *ExpireOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireOp.ProtoReflect.Descriptor instead.
 func (*ExpireOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ExpireOp) GetSessions() []uint64 {
@@ -426,7 +496,7 @@ type ExpiredOp struct {
 
 func (x *ExpiredOp) Reset() {
 	*x = ExpiredOp{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +508,7 @@ func (x *ExpiredOp) String() string {
 func (*ExpiredOp) ProtoMessage() {}
 
 func (x *ExpiredOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +521,7 @@ func (x *ExpiredOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpiredOp.ProtoReflect.Descriptor instead.
 func (*ExpiredOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ExpiredOp) GetSessions() []uint64 {
@@ -478,7 +548,7 @@ type PlanOp struct {
 
 func (x *PlanOp) Reset() {
 	*x = PlanOp{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +560,7 @@ func (x *PlanOp) String() string {
 func (*PlanOp) ProtoMessage() {}
 
 func (x *PlanOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +573,7 @@ func (x *PlanOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanOp.ProtoReflect.Descriptor instead.
 func (*PlanOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlanOp) GetDecisions() []*Decision {
@@ -529,7 +599,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +611,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +624,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Decision) GetDecision() isDecision_Decision {
@@ -658,7 +728,7 @@ type StateDecision struct {
 
 func (x *StateDecision) Reset() {
 	*x = StateDecision{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +740,7 @@ func (x *StateDecision) String() string {
 func (*StateDecision) ProtoMessage() {}
 
 func (x *StateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +753,7 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
 func (*StateDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StateDecision) GetStore() uint32 {
@@ -738,7 +808,7 @@ type TargetDecision struct {
 
 func (x *TargetDecision) Reset() {
 	*x = TargetDecision{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +820,7 @@ func (x *TargetDecision) String() string {
 func (*TargetDecision) ProtoMessage() {}
 
 func (x *TargetDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +833,7 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
 func (*TargetDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TargetDecision) GetPg() uint32 {
@@ -791,7 +861,7 @@ type ProposeDecision struct {
 
 func (x *ProposeDecision) Reset() {
 	*x = ProposeDecision{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +873,7 @@ func (x *ProposeDecision) String() string {
 func (*ProposeDecision) ProtoMessage() {}
 
 func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +886,7 @@ func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
 func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProposeDecision) GetPg() uint32 {
@@ -851,7 +921,7 @@ type ActivateDecision struct {
 
 func (x *ActivateDecision) Reset() {
 	*x = ActivateDecision{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +933,7 @@ func (x *ActivateDecision) String() string {
 func (*ActivateDecision) ProtoMessage() {}
 
 func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +946,7 @@ func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
 func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ActivateDecision) GetPg() uint32 {
@@ -912,7 +982,7 @@ type PersistedMark struct {
 
 func (x *PersistedMark) Reset() {
 	*x = PersistedMark{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +994,7 @@ func (x *PersistedMark) String() string {
 func (*PersistedMark) ProtoMessage() {}
 
 func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1007,7 @@ func (x *PersistedMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
 func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PersistedMark) GetStore() uint32 {
@@ -971,7 +1041,7 @@ type CreatePGsDecision struct {
 
 func (x *CreatePGsDecision) Reset() {
 	*x = CreatePGsDecision{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1053,7 @@ func (x *CreatePGsDecision) String() string {
 func (*CreatePGsDecision) ProtoMessage() {}
 
 func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1066,7 @@ func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
 func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreatePGsDecision) GetClass() string {
@@ -1028,7 +1098,7 @@ type ControlReply struct {
 
 func (x *ControlReply) Reset() {
 	*x = ControlReply{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1110,7 @@ func (x *ControlReply) String() string {
 func (*ControlReply) ProtoMessage() {}
 
 func (x *ControlReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1123,7 @@ func (x *ControlReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlReply.ProtoReflect.Descriptor instead.
 func (*ControlReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ControlReply) GetKind() uint32 {
@@ -1131,7 +1201,7 @@ type ControlState struct {
 
 func (x *ControlState) Reset() {
 	*x = ControlState{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1213,7 @@ func (x *ControlState) String() string {
 func (*ControlState) ProtoMessage() {}
 
 func (x *ControlState) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1226,7 @@ func (x *ControlState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlState.ProtoReflect.Descriptor instead.
 func (*ControlState) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ControlState) GetForm() *FormOp {
@@ -1246,7 +1316,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1328,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1341,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeRow) GetNode() *MapNode {
@@ -1294,7 +1364,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1376,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1389,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SessionRow) GetHolder() string {
@@ -1355,7 +1425,7 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\n" +
-	"meta.proto\"\xcf\x04\n" +
+	"meta.proto\"\xf5\x04\n" +
 	"\fControlEntry\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\x03R\x03now\x12'\n" +
 	"\x04form\x18\x10 \x01(\v2\x11.dfsd.wire.FormOpH\x00R\x04form\x128\n" +
@@ -1369,7 +1439,8 @@ const file_control_proto_rawDesc = "" +
 	"refillDone\x12-\n" +
 	"\x06formed\x18\x18 \x01(\v2\x13.dfsd.wire.FormedOpH\x00R\x06formed\x12<\n" +
 	"\n" +
-	"want_class\x18\x19 \x01(\v2\x1b.dfsd.wire.WantClassRequestH\x00R\twantClassB\a\n" +
+	"want_class\x18\x19 \x01(\v2\x1b.dfsd.wire.WantClassRequestH\x00R\twantClass\x12$\n" +
+	"\x03bar\x18\x1a \x01(\v2\x10.dfsd.wire.BarOpH\x00R\x03barB\a\n" +
 	"\x05entry\"\xce\x01\n" +
 	"\x06FormOp\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
@@ -1381,7 +1452,10 @@ const file_control_proto_rawDesc = "" +
 	"\rpgs_per_class\x18\x06 \x01(\rR\vpgsPerClass\x12\x14\n" +
 	"\x05grace\x18\a \x01(\x03R\x05grace\"\n" +
 	"\n" +
-	"\bFormedOp\"&\n" +
+	"\bFormedOp\"1\n" +
+	"\x05BarOp\x12\x12\n" +
+	"\x04mark\x18\x01 \x01(\x04R\x04mark\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x06R\x05start\"&\n" +
 	"\bExpireOp\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\x04R\bsessions\"=\n" +
 	"\tExpiredOp\x12\x1a\n" +
@@ -1465,63 +1539,65 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_control_proto_goTypes = []any{
 	(*ControlEntry)(nil),        // 0: dfsd.wire.ControlEntry
 	(*FormOp)(nil),              // 1: dfsd.wire.FormOp
 	(*FormedOp)(nil),            // 2: dfsd.wire.FormedOp
-	(*ExpireOp)(nil),            // 3: dfsd.wire.ExpireOp
-	(*ExpiredOp)(nil),           // 4: dfsd.wire.ExpiredOp
-	(*PlanOp)(nil),              // 5: dfsd.wire.PlanOp
-	(*Decision)(nil),            // 6: dfsd.wire.Decision
-	(*StateDecision)(nil),       // 7: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),      // 8: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),     // 9: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),    // 10: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),       // 11: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),   // 12: dfsd.wire.CreatePGsDecision
-	(*ControlReply)(nil),        // 13: dfsd.wire.ControlReply
-	(*ControlState)(nil),        // 14: dfsd.wire.ControlState
-	(*NodeRow)(nil),             // 15: dfsd.wire.NodeRow
-	(*SessionRow)(nil),          // 16: dfsd.wire.SessionRow
-	(*RegisterRequest)(nil),     // 17: dfsd.wire.RegisterRequest
-	(*OpenSessionRequest)(nil),  // 18: dfsd.wire.OpenSessionRequest
-	(*CloseSessionRequest)(nil), // 19: dfsd.wire.CloseSessionRequest
-	(*RefillDoneRequest)(nil),   // 20: dfsd.wire.RefillDoneRequest
-	(*WantClassRequest)(nil),    // 21: dfsd.wire.WantClassRequest
-	(*Incarnation)(nil),         // 22: dfsd.wire.Incarnation
-	(*RegisterReply)(nil),       // 23: dfsd.wire.RegisterReply
-	(*OpenSessionReply)(nil),    // 24: dfsd.wire.OpenSessionReply
-	(*MapNode)(nil),             // 25: dfsd.wire.MapNode
+	(*BarOp)(nil),               // 3: dfsd.wire.BarOp
+	(*ExpireOp)(nil),            // 4: dfsd.wire.ExpireOp
+	(*ExpiredOp)(nil),           // 5: dfsd.wire.ExpiredOp
+	(*PlanOp)(nil),              // 6: dfsd.wire.PlanOp
+	(*Decision)(nil),            // 7: dfsd.wire.Decision
+	(*StateDecision)(nil),       // 8: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),      // 9: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),     // 10: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),    // 11: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),       // 12: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),   // 13: dfsd.wire.CreatePGsDecision
+	(*ControlReply)(nil),        // 14: dfsd.wire.ControlReply
+	(*ControlState)(nil),        // 15: dfsd.wire.ControlState
+	(*NodeRow)(nil),             // 16: dfsd.wire.NodeRow
+	(*SessionRow)(nil),          // 17: dfsd.wire.SessionRow
+	(*RegisterRequest)(nil),     // 18: dfsd.wire.RegisterRequest
+	(*OpenSessionRequest)(nil),  // 19: dfsd.wire.OpenSessionRequest
+	(*CloseSessionRequest)(nil), // 20: dfsd.wire.CloseSessionRequest
+	(*RefillDoneRequest)(nil),   // 21: dfsd.wire.RefillDoneRequest
+	(*WantClassRequest)(nil),    // 22: dfsd.wire.WantClassRequest
+	(*Incarnation)(nil),         // 23: dfsd.wire.Incarnation
+	(*RegisterReply)(nil),       // 24: dfsd.wire.RegisterReply
+	(*OpenSessionReply)(nil),    // 25: dfsd.wire.OpenSessionReply
+	(*MapNode)(nil),             // 26: dfsd.wire.MapNode
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: dfsd.wire.ControlEntry.form:type_name -> dfsd.wire.FormOp
-	17, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
-	18, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
-	19, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
-	3,  // 4: dfsd.wire.ControlEntry.expire:type_name -> dfsd.wire.ExpireOp
-	4,  // 5: dfsd.wire.ControlEntry.expired:type_name -> dfsd.wire.ExpiredOp
-	5,  // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
-	20, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
+	18, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
+	19, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
+	20, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
+	4,  // 4: dfsd.wire.ControlEntry.expire:type_name -> dfsd.wire.ExpireOp
+	5,  // 5: dfsd.wire.ControlEntry.expired:type_name -> dfsd.wire.ExpiredOp
+	6,  // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
+	21, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
 	2,  // 8: dfsd.wire.ControlEntry.formed:type_name -> dfsd.wire.FormedOp
-	21, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
-	6,  // 10: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
-	7,  // 11: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
-	8,  // 12: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
-	9,  // 13: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
-	10, // 14: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
-	12, // 15: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
-	22, // 16: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	11, // 17: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	23, // 18: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
-	24, // 19: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
-	1,  // 20: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
-	25, // 21: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	22, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
+	3,  // 10: dfsd.wire.ControlEntry.bar:type_name -> dfsd.wire.BarOp
+	7,  // 11: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
+	8,  // 12: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
+	9,  // 13: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
+	10, // 14: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
+	11, // 15: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
+	13, // 16: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
+	23, // 17: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	12, // 18: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	24, // 19: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
+	25, // 20: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
+	1,  // 21: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
+	26, // 22: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1542,15 +1618,16 @@ func file_control_proto_init() {
 		(*ControlEntry_RefillDone)(nil),
 		(*ControlEntry_Formed)(nil),
 		(*ControlEntry_WantClass)(nil),
+		(*ControlEntry_Bar)(nil),
 	}
-	file_control_proto_msgTypes[6].OneofWrappers = []any{
+	file_control_proto_msgTypes[7].OneofWrappers = []any{
 		(*Decision_State)(nil),
 		(*Decision_Target)(nil),
 		(*Decision_Propose)(nil),
 		(*Decision_Activate)(nil),
 		(*Decision_Create)(nil),
 	}
-	file_control_proto_msgTypes[13].OneofWrappers = []any{
+	file_control_proto_msgTypes[14].OneofWrappers = []any{
 		(*ControlReply_Register)(nil),
 		(*ControlReply_OpenSession)(nil),
 	}
@@ -1560,7 +1637,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -36,6 +36,16 @@ func (i *Incarnation) ToDFS() dfs.Incarnation {
 	return dfs.Incarnation{Mark: i.GetMark(), Start: i.GetStart()}
 }
 
+// FromLineage converts to the form of a message.
+func FromLineage(l dfs.Lineage) *Lineage {
+	return &Lineage{Accepted: l.Accepted, Offered: l.Offered}
+}
+
+// ToDFS converts from the form of a message; nil is the zero value.
+func (l *Lineage) ToDFS() dfs.Lineage {
+	return dfs.Lineage{Accepted: l.GetAccepted(), Offered: l.GetOffered()}
+}
+
 // FromNode, FromStore, FromPG and FromMap convert to the form of a message.
 func FromNode(n *dfs.Node) *MapNode {
 	return &MapNode{

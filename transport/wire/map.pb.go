@@ -26,7 +26,7 @@ const (
 type Incarnation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mark          uint64                 `protobuf:"varint,1,opt,name=mark,proto3" json:"mark,omitempty"`
-	Start         uint64                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	Start         uint64                 `protobuf:"fixed64,2,opt,name=start,proto3" json:"start,omitempty"` // random: of one length, so that no restart makes the map larger
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -75,6 +75,59 @@ func (x *Incarnation) GetStart() uint64 {
 	return 0
 }
 
+// Lineage is what a data directory remembers of its starts (dfs.Lineage).
+type Lineage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Accepted      uint64                 `protobuf:"fixed64,1,opt,name=accepted,proto3" json:"accepted,omitempty"`      // the last start whose registration was answered; 0: none
+	Offered       []uint64               `protobuf:"fixed64,2,rep,packed,name=offered,proto3" json:"offered,omitempty"` // starts that may have registered since, oldest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lineage) Reset() {
+	*x = Lineage{}
+	mi := &file_map_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lineage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lineage) ProtoMessage() {}
+
+func (x *Lineage) ProtoReflect() protoreflect.Message {
+	mi := &file_map_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lineage.ProtoReflect.Descriptor instead.
+func (*Lineage) Descriptor() ([]byte, []int) {
+	return file_map_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Lineage) GetAccepted() uint64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *Lineage) GetOffered() []uint64 {
+	if x != nil {
+		return x.Offered
+	}
+	return nil
+}
+
 type ClusterMap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -91,7 +144,7 @@ type ClusterMap struct {
 
 func (x *ClusterMap) Reset() {
 	*x = ClusterMap{}
-	mi := &file_map_proto_msgTypes[1]
+	mi := &file_map_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -103,7 +156,7 @@ func (x *ClusterMap) String() string {
 func (*ClusterMap) ProtoMessage() {}
 
 func (x *ClusterMap) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[1]
+	mi := &file_map_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -116,7 +169,7 @@ func (x *ClusterMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterMap.ProtoReflect.Descriptor instead.
 func (*ClusterMap) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{1}
+	return file_map_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ClusterMap) GetCluster() []byte {
@@ -191,7 +244,7 @@ type MapNode struct {
 
 func (x *MapNode) Reset() {
 	*x = MapNode{}
-	mi := &file_map_proto_msgTypes[2]
+	mi := &file_map_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -203,7 +256,7 @@ func (x *MapNode) String() string {
 func (*MapNode) ProtoMessage() {}
 
 func (x *MapNode) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[2]
+	mi := &file_map_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -216,7 +269,7 @@ func (x *MapNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapNode.ProtoReflect.Descriptor instead.
 func (*MapNode) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{2}
+	return file_map_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MapNode) GetId() uint32 {
@@ -289,7 +342,7 @@ type MapStore struct {
 
 func (x *MapStore) Reset() {
 	*x = MapStore{}
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +354,7 @@ func (x *MapStore) String() string {
 func (*MapStore) ProtoMessage() {}
 
 func (x *MapStore) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +367,7 @@ func (x *MapStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapStore.ProtoReflect.Descriptor instead.
 func (*MapStore) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{3}
+	return file_map_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MapStore) GetId() uint32 {
@@ -369,7 +422,7 @@ type MapActing struct {
 
 func (x *MapActing) Reset() {
 	*x = MapActing{}
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +434,7 @@ func (x *MapActing) String() string {
 func (*MapActing) ProtoMessage() {}
 
 func (x *MapActing) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +447,7 @@ func (x *MapActing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapActing.ProtoReflect.Descriptor instead.
 func (*MapActing) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{4}
+	return file_map_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MapActing) GetEpoch() uint64 {
@@ -423,7 +476,7 @@ type MapMember struct {
 
 func (x *MapMember) Reset() {
 	*x = MapMember{}
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +488,7 @@ func (x *MapMember) String() string {
 func (*MapMember) ProtoMessage() {}
 
 func (x *MapMember) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +501,7 @@ func (x *MapMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapMember.ProtoReflect.Descriptor instead.
 func (*MapMember) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{5}
+	return file_map_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MapMember) GetStore() uint32 {
@@ -493,7 +546,7 @@ type MapPG struct {
 
 func (x *MapPG) Reset() {
 	*x = MapPG{}
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +558,7 @@ func (x *MapPG) String() string {
 func (*MapPG) ProtoMessage() {}
 
 func (x *MapPG) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +571,7 @@ func (x *MapPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapPG.ProtoReflect.Descriptor instead.
 func (*MapPG) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{6}
+	return file_map_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MapPG) GetId() uint32 {
@@ -570,7 +623,10 @@ const file_map_proto_rawDesc = "" +
 	"\tmap.proto\x12\tdfsd.wire\"7\n" +
 	"\vIncarnation\x12\x12\n" +
 	"\x04mark\x18\x01 \x01(\x04R\x04mark\x12\x14\n" +
-	"\x05start\x18\x02 \x01(\x04R\x05start\"\x93\x02\n" +
+	"\x05start\x18\x02 \x01(\x06R\x05start\"?\n" +
+	"\aLineage\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\x06R\baccepted\x12\x18\n" +
+	"\aoffered\x18\x02 \x03(\x06R\aoffered\"\x93\x02\n" +
 	"\n" +
 	"ClusterMap\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x14\n" +
@@ -630,27 +686,28 @@ func file_map_proto_rawDescGZIP() []byte {
 	return file_map_proto_rawDescData
 }
 
-var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_map_proto_goTypes = []any{
 	(*Incarnation)(nil), // 0: dfsd.wire.Incarnation
-	(*ClusterMap)(nil),  // 1: dfsd.wire.ClusterMap
-	(*MapNode)(nil),     // 2: dfsd.wire.MapNode
-	(*MapStore)(nil),    // 3: dfsd.wire.MapStore
-	(*MapActing)(nil),   // 4: dfsd.wire.MapActing
-	(*MapMember)(nil),   // 5: dfsd.wire.MapMember
-	(*MapPG)(nil),       // 6: dfsd.wire.MapPG
-	nil,                 // 7: dfsd.wire.MapNode.LabelsEntry
+	(*Lineage)(nil),     // 1: dfsd.wire.Lineage
+	(*ClusterMap)(nil),  // 2: dfsd.wire.ClusterMap
+	(*MapNode)(nil),     // 3: dfsd.wire.MapNode
+	(*MapStore)(nil),    // 4: dfsd.wire.MapStore
+	(*MapActing)(nil),   // 5: dfsd.wire.MapActing
+	(*MapMember)(nil),   // 6: dfsd.wire.MapMember
+	(*MapPG)(nil),       // 7: dfsd.wire.MapPG
+	nil,                 // 8: dfsd.wire.MapNode.LabelsEntry
 }
 var file_map_proto_depIdxs = []int32{
-	2, // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
-	3, // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
-	6, // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
+	3, // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
+	4, // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
+	7, // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
 	0, // 3: dfsd.wire.MapNode.incarnation:type_name -> dfsd.wire.Incarnation
-	7, // 4: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
+	8, // 4: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
 	0, // 5: dfsd.wire.MapStore.incarnation:type_name -> dfsd.wire.Incarnation
-	4, // 6: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
-	4, // 7: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
-	5, // 8: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
+	5, // 6: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
+	5, // 7: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
+	6, // 8: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
 	9, // [9:9] is the sub-list for method output_type
 	9, // [9:9] is the sub-list for method input_type
 	9, // [9:9] is the sub-list for extension type_name
@@ -669,7 +726,7 @@ func file_map_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_map_proto_rawDesc), len(file_map_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -159,8 +159,8 @@ type RegisterRequest struct {
 	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
 	Roles         uint32                 `protobuf:"varint,3,opt,name=roles,proto3" json:"roles,omitempty"`
 	Incarnation   *Incarnation           `protobuf:"bytes,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Found         uint64                 `protobuf:"varint,5,opt,name=found,proto3" json:"found,omitempty"` // the start counter that this start found; 0: freshly formatted
-	Node          uint32                 `protobuf:"varint,6,opt,name=node,proto3" json:"node,omitempty"`   // 0: never registered
+	Lineage       *Lineage               `protobuf:"bytes,5,opt,name=lineage,proto3" json:"lineage,omitempty"` // of the data directory, this start in it
+	Node          uint32                 `protobuf:"varint,6,opt,name=node,proto3" json:"node,omitempty"`      // 0: never registered
 	Release       string                 `protobuf:"bytes,7,opt,name=release,proto3" json:"release,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Stores        []*RegisterStore       `protobuf:"bytes,9,rep,name=stores,proto3" json:"stores,omitempty"`
@@ -227,11 +227,11 @@ func (x *RegisterRequest) GetIncarnation() *Incarnation {
 	return nil
 }
 
-func (x *RegisterRequest) GetFound() uint64 {
+func (x *RegisterRequest) GetLineage() *Lineage {
 	if x != nil {
-		return x.Found
+		return x.Lineage
 	}
-	return 0
+	return nil
 }
 
 func (x *RegisterRequest) GetNode() uint32 {
@@ -273,7 +273,7 @@ type RegisterStore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"` // 0: never registered
 	Incarnation   *Incarnation           `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Found         uint64                 `protobuf:"varint,3,opt,name=found,proto3" json:"found,omitempty"`
+	Lineage       *Lineage               `protobuf:"bytes,3,opt,name=lineage,proto3" json:"lineage,omitempty"` // of the store's directory, this start in it
 	Capacity      uint64                 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Incomplete    bool                   `protobuf:"varint,5,opt,name=incomplete,proto3" json:"incomplete,omitempty"` // rolled back or damaged beyond naming: complete through nothing
 	unknownFields protoimpl.UnknownFields
@@ -324,11 +324,11 @@ func (x *RegisterStore) GetIncarnation() *Incarnation {
 	return nil
 }
 
-func (x *RegisterStore) GetFound() uint64 {
+func (x *RegisterStore) GetLineage() *Lineage {
 	if x != nil {
-		return x.Found
+		return x.Lineage
 	}
-	return 0
+	return nil
 }
 
 func (x *RegisterStore) GetCapacity() uint64 {
@@ -2417,13 +2417,13 @@ const file_meta_proto_rawDesc = "" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
 	"\x05peers\x18\x03 \x03(\tR\x05peers\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\rR\x04node\x12\x14\n" +
-	"\x05ready\x18\x05 \x01(\bR\x05ready\"\x94\x03\n" +
+	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xac\x03\n" +
 	"\x0fRegisterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
 	"\x05roles\x18\x03 \x01(\rR\x05roles\x128\n" +
-	"\vincarnation\x18\x04 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x14\n" +
-	"\x05found\x18\x05 \x01(\x04R\x05found\x12\x12\n" +
+	"\vincarnation\x18\x04 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12,\n" +
+	"\alineage\x18\x05 \x01(\v2\x12.dfsd.wire.LineageR\alineage\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\rR\x04node\x12\x18\n" +
 	"\arelease\x18\a \x01(\tR\arelease\x12>\n" +
 	"\x06labels\x18\b \x03(\v2&.dfsd.wire.RegisterRequest.LabelsEntryR\x06labels\x120\n" +
@@ -2432,11 +2432,11 @@ const file_meta_proto_rawDesc = "" +
 	" \x01(\fR\acluster\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
 	"\rRegisterStore\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x128\n" +
-	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x14\n" +
-	"\x05found\x18\x03 \x01(\x04R\x05found\x12\x1a\n" +
+	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12,\n" +
+	"\alineage\x18\x03 \x01(\v2\x12.dfsd.wire.LineageR\alineage\x12\x1a\n" +
 	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x1e\n" +
 	"\n" +
 	"incomplete\x18\x05 \x01(\bR\n" +
@@ -2661,69 +2661,72 @@ var file_meta_proto_goTypes = []any{
 	(*Redundancy)(nil),          // 37: dfsd.wire.Redundancy
 	nil,                         // 38: dfsd.wire.RegisterRequest.LabelsEntry
 	(*Incarnation)(nil),         // 39: dfsd.wire.Incarnation
-	(*ClusterMap)(nil),          // 40: dfsd.wire.ClusterMap
-	(*Result)(nil),              // 41: dfsd.wire.Result
-	(*FenceOp)(nil),             // 42: dfsd.wire.FenceOp
-	(*Query)(nil),               // 43: dfsd.wire.Query
-	(*QueryResult)(nil),         // 44: dfsd.wire.QueryResult
+	(*Lineage)(nil),             // 40: dfsd.wire.Lineage
+	(*ClusterMap)(nil),          // 41: dfsd.wire.ClusterMap
+	(*Result)(nil),              // 42: dfsd.wire.Result
+	(*FenceOp)(nil),             // 43: dfsd.wire.FenceOp
+	(*Query)(nil),               // 44: dfsd.wire.Query
+	(*QueryResult)(nil),         // 45: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
 	39, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	38, // 1: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
-	3,  // 2: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	39, // 3: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	39, // 4: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	6,  // 5: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	39, // 6: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
-	7,  // 7: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
-	10, // 8: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
-	6,  // 9: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
-	12, // 10: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
-	40, // 11: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
-	15, // 12: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
-	17, // 13: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	41, // 14: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	42, // 15: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	43, // 16: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	44, // 17: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	40, // 18: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	35, // 19: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	36, // 20: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	37, // 21: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	6,  // 22: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 23: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 24: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 25: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 26: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	13, // 27: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	16, // 28: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	19, // 29: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	21, // 30: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	23, // 31: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	25, // 32: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	27, // 33: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	29, // 34: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	31, // 35: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	33, // 36: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 37: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 38: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 39: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	11, // 40: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	14, // 41: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	18, // 42: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	20, // 43: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	22, // 44: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	24, // 45: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	26, // 46: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	28, // 47: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	30, // 48: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	32, // 49: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	34, // 50: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	37, // [37:51] is the sub-list for method output_type
-	23, // [23:37] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	40, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	38, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
+	39, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	40, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	39, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
+	39, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
+	10, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
+	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
+	12, // 12: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
+	41, // 13: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	15, // 14: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
+	17, // 15: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
+	42, // 16: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	43, // 17: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	44, // 18: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	45, // 19: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	41, // 20: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	35, // 21: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	36, // 22: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	37, // 23: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	6,  // 24: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 25: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 26: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 27: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 28: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	13, // 29: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	16, // 30: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	19, // 31: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	21, // 32: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	23, // 33: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	25, // 34: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	27, // 35: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	29, // 36: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	31, // 37: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	33, // 38: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 39: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 40: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 41: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	11, // 42: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	14, // 43: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	18, // 44: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	20, // 45: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	22, // 46: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	24, // 47: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	26, // 48: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	28, // 49: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	30, // 50: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	32, // 51: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	34, // 52: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	39, // [39:53] is the sub-list for method output_type
+	25, // [25:39] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }

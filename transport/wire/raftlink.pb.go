@@ -23,9 +23,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RaftBatch: the first one of a stream has hello and no data, all others have data.
 type RaftBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Hello         *RaftHello             `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -67,6 +69,75 @@ func (x *RaftBatch) GetData() []byte {
 	return nil
 }
 
+func (x *RaftBatch) GetHello() *RaftHello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+// RaftHello lets the receiver tell the directory on record from a copy, also
+// while there is no leader to register with.
+type RaftHello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lineage       *Lineage               `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // map epoch since which the accepted start is on record
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`    // where the sender is reached
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftHello) Reset() {
+	*x = RaftHello{}
+	mi := &file_raftlink_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftHello) ProtoMessage() {}
+
+func (x *RaftHello) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlink_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftHello.ProtoReflect.Descriptor instead.
+func (*RaftHello) Descriptor() ([]byte, []int) {
+	return file_raftlink_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RaftHello) GetLineage() *Lineage {
+	if x != nil {
+		return x.Lineage
+	}
+	return nil
+}
+
+func (x *RaftHello) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RaftHello) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
 type RaftDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -75,7 +146,7 @@ type RaftDone struct {
 
 func (x *RaftDone) Reset() {
 	*x = RaftDone{}
-	mi := &file_raftlink_proto_msgTypes[1]
+	mi := &file_raftlink_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -87,7 +158,7 @@ func (x *RaftDone) String() string {
 func (*RaftDone) ProtoMessage() {}
 
 func (x *RaftDone) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlink_proto_msgTypes[1]
+	mi := &file_raftlink_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -100,16 +171,21 @@ func (x *RaftDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftDone.ProtoReflect.Descriptor instead.
 func (*RaftDone) Descriptor() ([]byte, []int) {
-	return file_raftlink_proto_rawDescGZIP(), []int{1}
+	return file_raftlink_proto_rawDescGZIP(), []int{2}
 }
 
 var File_raftlink_proto protoreflect.FileDescriptor
 
 const file_raftlink_proto_rawDesc = "" +
 	"\n" +
-	"\x0eraftlink.proto\x12\tdfsd.wire\"\x1f\n" +
+	"\x0eraftlink.proto\x12\tdfsd.wire\x1a\tmap.proto\"K\n" +
 	"\tRaftBatch\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12*\n" +
+	"\x05hello\x18\x02 \x01(\v2\x14.dfsd.wire.RaftHelloR\x05hello\"c\n" +
+	"\tRaftHello\x12,\n" +
+	"\alineage\x18\x01 \x01(\v2\x12.dfsd.wire.LineageR\alineage\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\"\n" +
 	"\n" +
 	"\bRaftDone2x\n" +
 	"\x04Raft\x127\n" +
@@ -128,21 +204,25 @@ func file_raftlink_proto_rawDescGZIP() []byte {
 	return file_raftlink_proto_rawDescData
 }
 
-var file_raftlink_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_raftlink_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_raftlink_proto_goTypes = []any{
 	(*RaftBatch)(nil), // 0: dfsd.wire.RaftBatch
-	(*RaftDone)(nil),  // 1: dfsd.wire.RaftDone
+	(*RaftHello)(nil), // 1: dfsd.wire.RaftHello
+	(*RaftDone)(nil),  // 2: dfsd.wire.RaftDone
+	(*Lineage)(nil),   // 3: dfsd.wire.Lineage
 }
 var file_raftlink_proto_depIdxs = []int32{
-	0, // 0: dfsd.wire.Raft.Messages:input_type -> dfsd.wire.RaftBatch
-	0, // 1: dfsd.wire.Raft.Snapshot:input_type -> dfsd.wire.RaftBatch
-	1, // 2: dfsd.wire.Raft.Messages:output_type -> dfsd.wire.RaftDone
-	1, // 3: dfsd.wire.Raft.Snapshot:output_type -> dfsd.wire.RaftDone
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	1, // 0: dfsd.wire.RaftBatch.hello:type_name -> dfsd.wire.RaftHello
+	3, // 1: dfsd.wire.RaftHello.lineage:type_name -> dfsd.wire.Lineage
+	0, // 2: dfsd.wire.Raft.Messages:input_type -> dfsd.wire.RaftBatch
+	0, // 3: dfsd.wire.Raft.Snapshot:input_type -> dfsd.wire.RaftBatch
+	2, // 4: dfsd.wire.Raft.Messages:output_type -> dfsd.wire.RaftDone
+	2, // 5: dfsd.wire.Raft.Snapshot:output_type -> dfsd.wire.RaftDone
+	4, // [4:6] is the sub-list for method output_type
+	2, // [2:4] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_raftlink_proto_init() }
@@ -150,13 +230,14 @@ func file_raftlink_proto_init() {
 	if File_raftlink_proto != nil {
 		return
 	}
+	file_map_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlink_proto_rawDesc), len(file_raftlink_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
