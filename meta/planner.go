@@ -29,6 +29,7 @@ type planner struct {
 	led       time.Time // when this node last knew of a control leader
 	persisted map[dfs.StoreID]*wire.PersistedMark
 	notes     []string
+	content   dfs.Epoch // of the last map that left the planner nothing to decide
 }
 
 func newPlanner(s *Service) *planner {
@@ -112,6 +113,9 @@ func (s *Service) planOnce(ctx context.Context) error {
 	out := repair.Plan(in)
 	s.plan.mu.Lock()
 	s.plan.notes = out.Notes
+	if len(out.Decisions) == 0 {
+		s.plan.content = m.Epoch
+	}
 	s.plan.mu.Unlock()
 	if len(out.Decisions) == 0 {
 		return nil

@@ -119,6 +119,9 @@ func (s *Service) statusRedundancy(reply *wire.StatusReply, m *dfs.Map) {
 			r.AllFull = r.AllFull && ss.Current && !ss.Suspect
 		}
 	}
+	s.plan.mu.Lock()
+	r.AllFull = r.AllFull && s.plan.content == m.Epoch // a store that has just joined may have no share yet
+	s.plan.mu.Unlock()
 	reply.Redundancy = r
 }
 
