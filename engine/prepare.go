@@ -93,8 +93,9 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 	_, ready := s.segs.counts()
 	dead := s.dead.take(s.opts.SegmentSize)
 	above, any := s.space()
-	s.full.Store(!above && dead == nil && ready <= 1)
-	if !s.full.Load() {
+	s.full.Store((!above || s.noSpace) && dead == nil)
+	s.exhausted.Store(!any && dead == nil)
+	if !s.full.Load() || ready > 1 {
 		s.readOnly.Store(false)
 	}
 	// Without space above the reserve one segment is still kept ready: it is
@@ -115,7 +116,9 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 	switch {
 	case err != nil && vfs.IsNoSpaceError(err):
 		s.log.Warn("no space for another segment", "dir", s.opts.Dir)
+		s.noSpace = true
 		s.full.Store(true)
+		s.exhausted.Store(true)
 		return false
 	case err != nil && ctx.Err() != nil:
 		return false
@@ -123,6 +126,7 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 		s.fail(err)
 		return false
 	}
+	s.noSpace = false
 	s.segs.addReady(g)
 	return true
 }

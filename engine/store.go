@@ -47,6 +47,7 @@ type Store struct {
 
 	durableSeq atomic.Uint64 // every record up to it is on the disk
 	full       atomic.Bool   // another segment would take from the reserve
+	exhausted  atomic.Bool   // not even the reserve has room for another segment
 	readOnly   atomic.Bool   // a put was refused for want of space, and there is still none
 	mayBeDead  atomic.Bool   // something was deleted since the keeper last looked
 
@@ -63,6 +64,7 @@ type Store struct {
 	clock    clock
 	counters counters
 
+	noSpace     bool          // the preparer's own: the last segment could not be made
 	prepareWake chan struct{} // to the preparer: look whether segments are wanted
 	prepared    chan struct{} // to the writer: the preparer has looked
 	keeperWake  chan struct{} // to the keeper: something was written

@@ -88,7 +88,8 @@ func (w *writer) nextSegment(kind recordKind) error {
 		if next = s.segs.takeReady(keep); next != nil {
 			break
 		}
-		if full {
+		// A delete waits while the reserve can still give a segment.
+		if full && (kind == kindPut || s.exhausted.Load()) {
 			if kind == kindPut {
 				s.readOnly.Store(true)
 			}
