@@ -147,6 +147,7 @@ func (b *Book) Call(ctx context.Context, g dfs.GroupID, again bool, fn func(cont
 				return giveUp(ctx, maybe, failures)
 			}
 		}
+		b.learn(ctx, g, tried)
 		select {
 		case <-ctx.Done():
 			return giveUp(ctx, maybe, failures)
@@ -159,6 +160,32 @@ func (b *Book) attempt(ctx context.Context, addr string, fn func(context.Context
 	actx, cancel := context.WithTimeout(ctx, AttemptTimeout)
 	defer cancel()
 	return fn(actx, wire.NewDRPCMetaClient(b.dial(addr)))
+}
+
+// learn fetches a newer map when the leader of a group is a node that this one
+// does not name: it joined since. Nothing else would tell a caller that asks
+// for no blocks.
+func (b *Book) learn(ctx context.Context, g dfs.GroupID, addrs []string) {
+	for _, addr := range addrs {
+		b.mu.Lock()
+		leader := b.leaders[g]
+		known := leader == 0 || b.addrs[leader] != ""
+		b.mu.Unlock()
+		if known || ctx.Err() != nil {
+			return
+		}
+		_ = b.attempt(ctx, addr, func(ctx context.Context, c wire.DRPCMetaClient) error { // else the next may know, or the next round
+			reply, err := c.GetMap(ctx, &wire.GetMapRequest{})
+			if err != nil || reply.GetMap() == nil {
+				return err
+			}
+			m, err := reply.GetMap().ToDFS()
+			if err == nil {
+				b.Update(m)
+			}
+			return err
+		})
+	}
 }
 
 // follow notes the leader that an error hints at and returns its address.

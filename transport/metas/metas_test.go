@@ -1,0 +1,56 @@
+package metas
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"storj.io/drpc"
+
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// fakeNode answers as meta node 1, which follows, or 2, which leads.
+type fakeNode struct {
+	drpc.Conn
+	id dfs.NodeID
+	m  *dfs.Map
+}
+
+func (f fakeNode) Invoke(_ context.Context, _ string, _ drpc.Encoding, in, out drpc.Message) error {
+	if _, ok := in.(*wire.GetMapRequest); ok {
+		out.(*wire.GetMapReply).Map = wire.FromMap(f.m)
+		return nil
+	}
+	if f.id != 2 {
+		return &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", LeaderHint: 2}
+	}
+	return nil
+}
+
+// TestLeaderThatJoinedLater: the leader of a group is a node that the caller's
+// map does not have yet.
+func TestLeaderThatJoinedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		node := func(id dfs.NodeID, addr string) *dfs.Node {
+			return &dfs.Node{ID: id, Name: addr, Addr: addr, Roles: dfs.RoleMeta}
+		}
+		old := &dfs.Map{Epoch: 1, Nodes: []*dfs.Node{node(1, "a")}}
+		now := &dfs.Map{Cluster: dfs.ClusterID{1}, Epoch: 2, DefaultClass: dfs.Replicated(2), Nodes: []*dfs.Node{node(1, "a"), node(2, "b")}}
+		b := New(func(addr string) drpc.Conn {
+			return fakeNode{id: map[string]dfs.NodeID{"a": 1, "b": 2}[addr], m: now}
+		}, []string{"a"})
+		b.Update(old)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		err := b.Call(ctx, 3, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+			_, err := c.Mutate(ctx, &wire.MutateRequest{})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
