@@ -14,6 +14,51 @@ import (
 	"dfsd/transport/wire"
 )
 
+// TestStartsAreDurableBeforeTheyAreSent takes the power, in thought, while each
+// registration arrives: the stores' disks hold the starts that are in it.
+func TestStartsAreDurableBeforeTheyAreSent(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		a := c.newNode("a", 2)
+		seen := 0
+		c.plane.onRegs = func(req *wire.RegisterRequest) {
+			for _, st := range req.Stores {
+				known := false
+				for _, fs := range a.fs {
+					e, err := engine.Open(engine.Options{
+						FS: fs.CrashClone(vfs.CrashCloneCfg{}), Dir: "store", SegmentSize: 512 << 10, CacheSize: 1 << 20, MemTableSize: 128 << 10,
+						Capacity: 1 << 30, ReserveBytes: 4 << 20, NewMark: func() uint64 { return 1 },
+					})
+					if err != nil {
+						t.Error(err)
+						continue
+					}
+					known = known || e.Identity().Incarnation.Mark == st.Incarnation.Mark && e.Lineage().Holds(st.Incarnation.Start)
+					if err := e.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				if !known {
+					t.Errorf("start %x was sent and is on no disk", st.Incarnation.Start)
+				}
+				seen++
+			}
+		}
+		a.run()
+		a.ready()
+		for range 3 {
+			c.plane.setRefuse(dfs.Errorf(dfs.Unavailable, "register", "not now"))
+			a.crash()
+			a.run()
+			time.Sleep(10 * time.Second)
+			c.plane.setRefuse(nil)
+			a.ready()
+		}
+		if seen < 2*7 {
+			t.Errorf("%d stores were registered", seen)
+		}
+	})
+}
+
 func TestAnUnregisteredStoreReadsAndDeniesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)

@@ -35,6 +35,7 @@ type plane struct {
 	mute      bool // polls are not answered
 	onBeat    func(*wire.StoreBeat)
 	onDone    func(*wire.RefillDoneRequest)
+	onRegs    func(*wire.RegisterRequest)
 }
 
 func newPlane() *plane {
@@ -124,6 +125,9 @@ func (p *plane) Register(_ context.Context, req *wire.RegisterRequest) (*wire.Re
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.registers++
+	if p.onRegs != nil {
+		p.onRegs(req)
+	}
 	if p.refuse != nil {
 		return nil, p.refuse
 	}
