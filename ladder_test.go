@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -376,4 +377,22 @@ func (c *checker) packageOf(e ast.Expr) string {
 		}
 	}
 	return ""
+}
+
+// TestBubbles keeps tests to the bubbles that bear the race detector.
+func TestBubbles(t *testing.T) {
+	const direct = "synctest." + "Test("
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		src, err := os.ReadFile(name)
+		if bytes.Contains(src, []byte(direct)) {
+			t.Errorf("%s: %s…): use sim/bubble, which says why", name, direct)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

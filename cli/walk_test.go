@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+
+	"dfsd/sim/bubble"
 )
 
 // TestWalkOrder walks a tree whose nodes are named by their paths, and checks
@@ -17,7 +19,7 @@ import (
 func TestWalkOrder(t *testing.T) {
 	for _, workers := range []int{1, 3, 16} {
 		t.Run(fmt.Sprint(workers), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				var mu sync.Mutex
 				var entered, left []string
 				var running, most atomic.Int64
@@ -75,7 +77,7 @@ func TestWalkNothing(t *testing.T) {
 // TestWalkStops: when the context ends, workers that wait wake up, and nothing
 // is left that was not finished.
 func TestWalkStops(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		left := 0
 		w := &walk[int]{workers: 4, leave: func(context.Context, int) { left++ }}
@@ -93,7 +95,7 @@ func TestWalkStops(t *testing.T) {
 }
 
 func TestLinkTable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var table linkTable[int, string]
 		var firsts, others atomic.Int64
 		var wg sync.WaitGroup

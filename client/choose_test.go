@@ -6,10 +6,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 )
 
 func testPG(id dfs.PGID, class dfs.Class, stores ...dfs.StoreID) *dfs.PG {
@@ -99,7 +99,7 @@ func TestNoPGSaysWhatHelps(t *testing.T) {
 }
 
 func TestReadOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := &Client{health: newHealth(DefaultHedge, DefaultHedgeFactor)}
 		c.opts.Rand = rand.New(rand.NewPCG(1, 1)).Uint64
 		p := testPG(1, dfs.Replicated(3), 1, 2, 3, 4)

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -20,6 +19,7 @@ import (
 	"dfsd/dfs"
 	"dfsd/meta/namespace"
 	"dfsd/raftgroup"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -439,7 +439,7 @@ type worldOptions struct {
 // inWorld runs a test in virtual time. Goroutines that outlive it fail it.
 func inWorld(t *testing.T, opts worldOptions, f func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, opts)
 		defer w.close()
 		f(t, w)

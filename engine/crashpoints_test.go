@@ -3,10 +3,10 @@ package engine
 import (
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -18,7 +18,7 @@ import (
 func TestKilledThenPowerLoss(t *testing.T) {
 	for n := 1; ; n++ {
 		done := false
-		synctest.Test(t, func(t *testing.T) { done = killAt(t, n) })
+		bubble.Test(t, func(t *testing.T) { done = killAt(t, n) })
 		if done {
 			if n < 60 {
 				t.Fatalf("only %d changes", n)
@@ -96,7 +96,7 @@ func killAt(t *testing.T, n int) bool {
 // which the mark does not know yet. Rot in that batch is no torn tail: nothing
 // may be written over what is still good of it.
 func TestIndexProvesTheLastBatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fs := vfs.NewCrashableMem()
 		s := openPGs(t, testOptions(fs), 1)
 		mustPut(t, s, 0, 100, 1)
@@ -192,7 +192,7 @@ func TestNoFooterHidesRot(t *testing.T) {
 // batch and a record's in the middle of that batch are damaged, and the index
 // is lost: the sequence numbers around the gap fit, and yet a record is gone.
 func TestLastBatchWithoutHeaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fs := vfs.NewMem()
 		o := testOptions(fs)
 		s := openPGs(t, o, 1)

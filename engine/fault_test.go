@@ -9,10 +9,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -109,7 +109,7 @@ func TestFailedWriteFailsTheStore(t *testing.T) {
 		{storeName, "sync"}, {markName, "sync"}, {".sst", "write"}, {".sst", "sync"}, {"MANIFEST", "write"}, {"MANIFEST", "sync"}, {indexName, "dir sync"},
 	} {
 		t.Run(c.word+" "+c.op, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fs := &faultFS{MemFS: vfs.NewMem(), word: c.word, op: c.op, err: errFault}
 				s := openPGs(t, testOptions(fs), 1)
 				for n := range uint64(10) {
@@ -220,7 +220,7 @@ func TestTornTailIsNotGuessed(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	for _, how := range []string{"capacity", "file system", "no space error"} {
 		t.Run(how, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				fs := &faultFS{MemFS: vfs.NewMem(), word: segmentSuffix, op: "fill", err: syscall.ENOSPC}
 				o := testOptions(fs)
 				o.ReserveBytes = 2 * uint64(o.SegmentSize)
@@ -282,7 +282,7 @@ func TestFullDisk(t *testing.T) {
 // TestDeadSegments: space comes back, readers are waited for, tombstones are
 // carried along, and an index made anew brings nothing back.
 func TestDeadSegments(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fs := vfs.NewMem()
 		o := testOptions(fs)
 		s := openPGs(t, o, 1)
@@ -326,7 +326,7 @@ func TestDeadSegments(t *testing.T) {
 
 // TestManySegments: idle files are closed, and opened again for a read.
 func TestManySegments(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := openPGs(t, testOptions(vfs.NewMem()), 1)
 		for n := range uint64(30) {
 			mustPut(t, s, n, 60_000, 1)

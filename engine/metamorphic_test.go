@@ -8,10 +8,10 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -474,7 +474,7 @@ func TestMetamorphic(t *testing.T) {
 	total := map[string]int{}
 	for seed := range uint64(seeds) {
 		var err error
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			w := newWorld(seed, Hooks{})
 			err = w.run(steps)
 			for k, n := range w.counts {
@@ -506,7 +506,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for seed := range uint64(20) {
 				var err error
-				synctest.Test(t, func(t *testing.T) { err = newWorld(seed, c.hooks).run(120) })
+				bubble.Test(t, func(t *testing.T) { err = newWorld(seed, c.hooks).run(120) })
 				if err != nil {
 					t.Logf("found by seed %d: %v", seed, err)
 					return

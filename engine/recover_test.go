@@ -6,10 +6,10 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -52,7 +52,7 @@ func TestTornTail(t *testing.T) {
 		{"padding", func(p []byte) { p[at+3*pageSize-1] ^= 1 }, true, false},
 		{"below the mark", func(p []byte) { p[pageSize+batchHeaderLen+50] ^= 1 }, true, true},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			fs := vfs.NewCrashableMem()
 			s := openPGs(t, testOptions(fs), 1)
 			for n := range uint64(4) {

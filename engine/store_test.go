@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -231,7 +232,7 @@ func (f blockingFile) SyncData() error {
 // TestRepeatedPutWaitsForTheFirst: equal bytes are acknowledged only once the
 // earlier record is durable.
 func TestRepeatedPutWaitsForTheFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fs := &blockingFS{vfs.NewMem(), make(chan struct{})}
 		s := openPGs(t, testOptions(fs), 1)
 		var wg sync.WaitGroup
@@ -277,7 +278,7 @@ func TestRepeatedPutWaitsForTheFirst(t *testing.T) {
 }
 
 func TestConcurrentPutsShareSyncs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		counting := &countingFS{FS: vfs.NewMem()}
 		fs := &blockingFS{counting, make(chan struct{})}
 		s := openPGs(t, testOptions(fs), 1)
@@ -303,7 +304,7 @@ func TestConcurrentPutsShareSyncs(t *testing.T) {
 }
 
 func TestFullQueueHoldsBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fs := &blockingFS{vfs.NewMem(), make(chan struct{})}
 		o := testOptions(fs)
 		o.MaxQueueBytes = 3 * minQueueCost

@@ -2,10 +2,10 @@ package meta
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -63,7 +63,7 @@ func TestRaftCallers(t *testing.T) {
 
 // TestClaims: when a start at another address is let in, and when it is proven to
 // be a copy.
-func TestClaims(t *testing.T) { synctest.Test(t, testClaims) }
+func TestClaims(t *testing.T) { bubble.Test(t, testClaims) }
 
 func testClaims(t *testing.T) {
 	holder := &dfs.Node{ID: 7, Incarnation: dfs.Incarnation{Mark: 70, Start: 1}}

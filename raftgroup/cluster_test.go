@@ -13,12 +13,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 )
 
 // cluster is a few hosts on crashable file systems joined by a bad network. It
@@ -446,10 +446,10 @@ func (c *cluster) all() []dfs.NodeID {
 	return slices.Sorted(maps.Keys(c.nodes))
 }
 
-// bubble runs fn with a cluster of voters inside a synctest bubble.
-func bubble(t *testing.T, fn func(t *testing.T)) {
+// inBubble runs fn with a cluster of voters inside a synctest bubble.
+func inBubble(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
-	synctest.Test(t, fn)
+	bubble.Test(t, fn)
 }
 
 // chunkList is a recv over chunks in memory.

@@ -35,7 +35,7 @@ func (a *tally) add(b tally) {
 // crashRun lets clients loose on a cluster while its nodes crash and its
 // network fails, and then checks everything.
 func crashRun(t *testing.T, seed uint64, tune func(*Options)) (sum tally, err error) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, seed, 3, testGroups(3)...)
 		c.tune = func(o *Options) {
 			o.KeepEntries, o.LogBytes = 8, 2<<10 // so that sleepers need snapshots

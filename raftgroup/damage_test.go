@@ -98,7 +98,7 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 		"another node's": {nil, dfs.Invalid, "belongs to node"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 1, 0)
 				defer c.stop()
 				c.boot()
@@ -128,7 +128,7 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 
 // TestMarkMayLag opens stores whose mark says less than the log holds.
 func TestMarkMayLag(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 1, 0)
 		defer c.stop()
 		c.boot()
@@ -152,7 +152,7 @@ func TestMarkMayLag(t *testing.T) {
 // TestRolledBackFollowerIsFound gives a follower an old copy of its whole
 // directory, mark included. Only its leader can know.
 func TestRolledBackFollowerIsFound(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()
@@ -190,7 +190,7 @@ func TestRolledBackFollowerIsFound(t *testing.T) {
 
 // TestCommitBeyondLogQuarantines sends what would make the library panic.
 func TestCommitBeyondLogQuarantines(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0, 1)
 		defer c.stop()
 		c.boot()
@@ -225,7 +225,7 @@ func TestCommitBeyondLogQuarantines(t *testing.T) {
 func TestLostStateIsFetched(t *testing.T) {
 	for _, name := range []string{"log from the start", "log was cut", "damaged"} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 3, 0)
 				defer c.stop()
 				c.boot()
@@ -270,7 +270,7 @@ func TestLostStateIsFetched(t *testing.T) {
 
 // TestFailingDiskFailsTheHost lets every write fail at some moment.
 func TestFailingDiskFailsTheHost(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		var broken atomic.Bool
 		c.tune = func(o *Options) {
@@ -314,7 +314,7 @@ func TestFailingDiskFailsTheHost(t *testing.T) {
 // TestLostStateStillVotes lets a replica that cannot fetch its state decide an
 // election, which it must not win.
 func TestLostStateStillVotes(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()

@@ -11,7 +11,7 @@ import (
 )
 
 func TestOneVoterRestarts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 1, testGroups(3)...)
 		defer c.stop()
 		c.boot()
@@ -34,7 +34,7 @@ func TestOneVoterRestarts(t *testing.T) {
 }
 
 func TestThreeVoters(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, testGroups(9)...)
 		defer c.stop()
 		c.boot()
@@ -55,7 +55,7 @@ func TestThreeVoters(t *testing.T) {
 }
 
 func TestProposeErrors(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		c.tune = func(o *Options) { o.MaxProposalBytes = 100; o.MaxProposals = 2 }
 		defer c.stop()
@@ -106,7 +106,7 @@ func wantKind(t *testing.T, err error, k dfs.Kind) {
 }
 
 func TestCloseEndsWhatWaits(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()
@@ -136,7 +136,7 @@ func TestCloseEndsWhatWaits(t *testing.T) {
 func TestBrokenInvariantQuarantines(t *testing.T) {
 	for _, cmd := range []string{"bad", "panic"} {
 		t.Run(cmd, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 1, 0, 1)
 				defer c.stop()
 				c.boot()
@@ -158,7 +158,7 @@ func TestBrokenInvariantQuarantines(t *testing.T) {
 
 // TestManyGroups has more groups than a worker takes at once, and a crash.
 func TestManyGroups(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, testGroups(30)...)
 		defer c.stop()
 		c.boot()

@@ -55,7 +55,7 @@ func (c *cluster) found(g dfs.GroupID) {
 }
 
 func TestMembersComeAndGo(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 4, 0)
 		defer c.stop()
 		c.found(0)
@@ -101,7 +101,7 @@ func TestMembersComeAndGo(t *testing.T) {
 }
 
 func TestJointChange(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 4, 0)
 		defer c.stop()
 		c.found(0)
@@ -127,7 +127,7 @@ func TestJointChange(t *testing.T) {
 }
 
 func TestMemberErrors(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.found(0)
@@ -161,7 +161,7 @@ func TestMemberErrors(t *testing.T) {
 }
 
 func TestTransferAll(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, testGroups(9)...)
 		defer c.stop()
 		c.boot()
@@ -185,7 +185,7 @@ func TestTransferAll(t *testing.T) {
 func TestMembersChangeThroughCrashes(t *testing.T) {
 	changed, crashed := 0, 0
 	for seed := uint64(1); seed <= 6; seed++ {
-		bubble(t, func(t *testing.T) {
+		inBubble(t, func(t *testing.T) {
 			c := newCluster(t, seed, 4, 0)
 			c.tune = func(o *Options) { o.KeepEntries, o.LogBytes = 8, 2<<10 }
 			defer c.stop()

@@ -54,7 +54,7 @@ func (c *cluster) sleeper(size int) (dfs.NodeID, uint64) {
 }
 
 func TestSleeperCatchesUpWhileWritesGoOn(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		sleeper, applied := c.sleeper(7000)
@@ -88,7 +88,7 @@ func TestSleeperCatchesUpWhileWritesGoOn(t *testing.T) {
 func TestSnapshotEndDiesHalfWay(t *testing.T) {
 	for _, who := range []string{"sender", "receiver"} {
 		t.Run(who, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 3, 0)
 				defer c.stop()
 				sleeper, applied := c.sleeper(7000)
@@ -141,7 +141,7 @@ func TestInstallSurvivesCrashAtEachStep(t *testing.T) {
 	for step := 1; step <= 4; step++ {
 		for _, keep := range []int{0, 100} {
 			t.Run(fmt.Sprintf("step %d keep %d", step, keep), func(t *testing.T) {
-				bubble(t, func(t *testing.T) { installCrash(t, step, keep) })
+				inBubble(t, func(t *testing.T) { installCrash(t, step, keep) })
 			})
 		}
 	}
@@ -212,7 +212,7 @@ func TestSnapshotsAreRefusedWhenMalformed(t *testing.T) {
 		}, dfs.Invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := newCluster(t, 1, 1, 0)
 				defer c.stop()
 				c.boot()

@@ -10,7 +10,7 @@ import (
 // TestLeaderIsWhatStatusSays: the cheap answer about a group's leader is the
 // careful one, whoever leads, and costs no memory.
 func TestLeaderIsWhatStatusSays(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, testGroups(3)...)
 		defer c.stop()
 		c.boot()

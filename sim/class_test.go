@@ -58,7 +58,7 @@ func copiesOf(t *testing.T, c *Cluster, p *Peer, path string, class dfs.Class) {
 // gets placement groups, all that is made below has it, over group boundaries
 // too, and what a lost store held of it is healed.
 func TestClassOfADirectory(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -141,7 +141,7 @@ func TestClassOfADirectory(t *testing.T) {
 // only a write names, and nobody has asked for before, is made as well.
 func TestClassThatLacksStores(t *testing.T) {
 	tweak := func(o *node.Options) { o.Meta.DefaultClass = dfs.Replicated(1) }
-	bubble(t, Config{Stores: 1, Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 1, Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

@@ -81,7 +81,7 @@ func startCopy(t *testing.T, c *Cluster, i, life int, disk *vfs.MemFS, addr stri
 // on record, one that is a start behind and one that is three. Each is refused at
 // every one of several starts, and the originals serve on.
 func TestCopiesAreRefused(t *testing.T) {
-	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -158,7 +158,7 @@ func TestCopiesAreRefused(t *testing.T) {
 // TestCopiedStoreIsRefused puts an old copy of one store's directory into its own
 // node: a store is a directory by itself.
 func TestCopiedStoreIsRefused(t *testing.T) {
-	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -211,7 +211,7 @@ func TestLostAnswersOfRegistration(t *testing.T) {
 			return drop != nil && drop(peer, method, err)
 		}
 	}
-	bubble(t, Config{Stores: 3, Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3, Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

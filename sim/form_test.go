@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -16,6 +15,7 @@ import (
 	"dfsd/client"
 	"dfsd/dfs"
 	"dfsd/node"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -61,7 +61,7 @@ func waiting(t *testing.T, c *Cluster, i int) string {
 }
 
 func TestFormationWaitsForAllListed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := unstarted(Config{Seed: 1, Stores: 3})
 		defer c.Close()
 		start(t, c, 0, 1, 3, 4, 5)
@@ -79,7 +79,7 @@ func TestFormationWaitsForAllListed(t *testing.T) {
 }
 
 func TestDifferingListsFormNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		wrong := true
 		c := unstarted(Config{Seed: 1, Stores: 2, Tweak: func(o *node.Options) {
 			if o.Name == "meta2" && wrong {
@@ -108,7 +108,7 @@ func TestDifferingListsFormNothing(t *testing.T) {
 func TestCrashesWhileForming(t *testing.T) {
 	for seed := uint64(1); seed <= 8; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := unstarted(Config{Seed: seed, Stores: 3})
 				defer c.Close()
 				start(t, c, 0, 1, 2, 3, 4, 5)
@@ -254,7 +254,7 @@ func idOf(t *testing.T, p *Peer, name string) dfs.NodeID {
 // as a learner, is promoted, and its old number is gone. The old disk, put back,
 // is refused and has no vote.
 func TestWipedMetaJoinsAnew(t *testing.T) {
-	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -325,7 +325,7 @@ func TestWipedMetaJoinsAnew(t *testing.T) {
 // TestRolledBackMetaHasNoVote puts an old copy of a meta node's disk back: it does
 // not know the start on record, so it is refused, and its peers take no word of it.
 func TestRolledBackMetaHasNoVote(t *testing.T) {
-	bubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -371,7 +371,7 @@ func TestRolledBackMetaHasNoVote(t *testing.T) {
 // TestJoiningMetaSaysNothing asks a meta node that belongs to a cluster and has
 // none of its state yet: it cannot say that something does not exist.
 func TestJoiningMetaSaysNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := unstarted(Config{Seed: 1, Stores: 3})
 		defer c.Close()
 		start(t, c, 0, 1, 2, 3, 4, 5)
@@ -413,7 +413,7 @@ func TestJoiningMetaSaysNothing(t *testing.T) {
 // TestWipedStorageJoinsAnew empties a storage node's disk: the name is taken over
 // once the old node is down, and its share is filled anew.
 func TestWipedStorageJoinsAnew(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -470,7 +470,7 @@ func complete(t *testing.T, c *Cluster, p *Peer) {
 // TestForeignDisksAreRefused starts nodes on disks that are not theirs: of
 // another cluster, of another name, in use, and of something else.
 func TestForeignDisksAreRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		a, b := unstarted(Config{Seed: 1, Stores: 3}), unstarted(Config{Seed: 2, Stores: 3})
 		defer a.Close()
 		defer b.Close()
@@ -562,7 +562,7 @@ func (c *Cluster) clusterID() dfs.ClusterID { return c.nodes[0].node.Meta().Map(
 // TestClientsOfAnotherClusterAreRefused speaks to one cluster as a client of
 // another: nothing is done.
 func TestClientsOfAnotherClusterAreRefused(t *testing.T) {
-	bubble(t, Config{Stores: 2, Class: dfs.Replicated(2)}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 2, Class: dfs.Replicated(2)}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

@@ -101,7 +101,7 @@ func unchanged(t *testing.T, p *Peer, want map[string]string) {
 // TestLossAndRepair is the life of a cluster that loses a store for good, is
 // repaired, loses two more for a while, and grows.
 func TestLossAndRepair(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -194,7 +194,7 @@ func TestReturnIsCaughtUpByDelta(t *testing.T) {
 		o.Meta.Grace = 10 * time.Minute
 		o.Meta.HistoryKeep = 5 * time.Second
 	}
-	bubble(t, Config{Stores: 3, Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 3, Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -258,7 +258,7 @@ func liveBlocks(t *testing.T, c *Cluster, id dfs.StoreID) (n int) {
 // TestMinorityDecidesNothing cuts the control leader and a client off from all
 // others: on its side nobody is declared down and no write is acknowledged.
 func TestMinorityDecidesNothing(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p, cutOff := open(t, c, "client"), open(t, c, "cutoff")
 		defer p.Close()
 		defer cutOff.Close()
@@ -313,7 +313,7 @@ func TestMinorityDecidesNothing(t *testing.T) {
 // TestOneMetaHearsNothing blocks a storage node's way to one meta node: it stays
 // up, whoever that is.
 func TestOneMetaHearsNothing(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -338,7 +338,7 @@ func TestOneMetaHearsNothing(t *testing.T) {
 // does not come up again until a majority hears it.
 func TestPartialPartitionDoesNotFlap(t *testing.T) {
 	tweak := func(o *node.Options) { o.Meta.Grace = 10 * time.Minute }
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -385,7 +385,7 @@ func TestPartialPartitionDoesNotFlap(t *testing.T) {
 // TestControlLeaderCrashesWhileProposing crashes the control leader while
 // proposals wait for their activation, and a store with it.
 func TestControlLeaderCrashesWhileProposing(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -432,7 +432,7 @@ func TestControlLeaderCrashesWhileProposing(t *testing.T) {
 // behind it.
 func TestFollowerCatchesUpBySnapshot(t *testing.T) {
 	tweak := func(o *node.Options) { o.Meta.Raft.KeepEntries = 10 }
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)
@@ -498,7 +498,7 @@ func TestFollowerCatchesUpBySnapshot(t *testing.T) {
 // TestPowerLossOfAllIsBrief crashes every node and starts all: the cluster works
 // as soon as leaders can be elected.
 func TestPowerLossOfAllIsBrief(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

@@ -78,7 +78,7 @@ func awaitCalm(t *testing.T, c *Cluster, offices map[dfs.GroupID]raftgroup.Offic
 // moves, and nothing that a client does fails meanwhile.
 func TestLeadersSpread(t *testing.T) {
 	tweak := func(o *node.Options) { o.Meta.Groups = evenGroups }
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

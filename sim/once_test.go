@@ -8,23 +8,23 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/client"
 	"dfsd/dfs"
 	"dfsd/node"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 )
 
-// bubble runs a test of a new cluster in virtual time.
-func bubble(t *testing.T, cfg Config, fn func(t *testing.T, c *Cluster)) {
+// inBubble runs a test of a new cluster in virtual time.
+func inBubble(t *testing.T, cfg Config, fn func(t *testing.T, c *Cluster)) {
 	t.Helper()
 	if cfg.Seed == 0 {
 		cfg.Seed = 1
 	}
 	cfg.Logger, cfg.Tweak = testLogger(), quietly(cfg.Tweak)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, err := New(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -174,7 +174,7 @@ func TestEveryAnswerIsLostOnce(t *testing.T) {
 		name := o.Name
 		o.DropReply = func(peer transport.Peer, method string, _ error) bool { return l.drop(name, peer, method) }
 	}
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		awaitReady(t, p)
 		verbs(t, p, func(format string, args ...any) { t.Errorf(format, args...) })
@@ -214,7 +214,7 @@ func TestForgottenRepliesAreFound(t *testing.T) {
 		o.Meta.Namespace.ForgetReplies = true
 		o.DropReply = func(peer transport.Peer, method string, _ error) bool { return l.drop(name, peer, method) }
 	}
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		awaitReady(t, p)

@@ -5,9 +5,9 @@ import (
 	"os"
 	"strconv"
 	"testing"
-	"testing/synctest"
 
 	"dfsd/node"
+	"dfsd/sim/bubble"
 )
 
 // planted are known bugs behind the hooks of the packages that could have
@@ -57,7 +57,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 }
 
 func runPlanted(t *testing.T, seed uint64, plant func(*node.Options)) (err error) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var counts Counts
 		counts, err = Run(t.Context(), Config{Seed: seed, Tweak: plant, Logger: testLogger()}, Plan{})
 		if err != nil {

@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/client"
+	"dfsd/sim/bubble"
 )
 
 // testLogger writes to stderr when DFSD_TEST_LOG is set: the test's own log
@@ -24,7 +24,7 @@ func testLogger() *slog.Logger {
 }
 
 func TestPutCrashAllGet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, err := New(Config{Seed: 1, Logger: testLogger()})
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +110,7 @@ func simulate(t *testing.T, cfg Config, plan Plan) Counts {
 	if os.Getenv("DFSD_TEST_TRACE") != "" {
 		plan.Trace = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 	}
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var err error
 		if counts, err = Run(t.Context(), cfg, plan); err != nil {
 			t.Errorf("seed %d: %v\n%v", cfg.Seed, err, counts)

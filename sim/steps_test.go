@@ -95,7 +95,7 @@ func testSteps(t *testing.T, prepare func(t *testing.T, p *Peer, path string), o
 	tweak := func(o *node.Options) {
 		o.DropReply = func(peer transport.Peer, method string, _ error) bool { return a.drop(peer, method) }
 	}
-	bubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
 		a.c = c
 		other := open(t, c, "other")
 		defer other.Close()

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -19,6 +18,7 @@ import (
 
 	"dfsd/dfs"
 	"dfsd/engine"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/metas"
 	"dfsd/transport/wire"
@@ -69,9 +69,9 @@ type node struct {
 	tuneEng func(i int, o *engine.Options)
 }
 
-// bubble runs a test with a cluster in a bubble.
-func bubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
-	synctest.Test(t, func(t *testing.T) {
+// inBubble runs a test with a cluster in a bubble.
+func inBubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
+	bubble.Test(t, func(t *testing.T) {
 		c := &cluster{
 			t: t, net: transport.NewMemory(transport.MemoryOptions{Seed: 1, MinLatency: 100 * time.Microsecond}), plane: newPlane(),
 			nodes: map[string]*node{}, rng: rand.NewChaCha8([32]byte{1}),

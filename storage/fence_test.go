@@ -15,7 +15,7 @@ import (
 )
 
 func TestEpochsFence(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, o := c.node("a", 1), c.node("b", 1), c.node("o", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		e1 := c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -53,7 +53,7 @@ func TestEpochsFence(t *testing.T) {
 
 // A caller that has seen a newer map than the store makes the store look.
 func TestANewerEpochIsFetched(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		c.plane.activate(t, 1, a.store(0))
@@ -86,7 +86,7 @@ func TestTheModelSeesASkippedEpochCheck(t *testing.T) {
 }
 
 func raceEpochs(t *testing.T, hooks engine.Hooks) (violations int) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.newNode("a", 1)
 		a.tuneEng = func(_ int, o *engine.Options) { o.FS, o.Hooks = vfs.NewMem(), hooks } // it does not crash
 		a.run()

@@ -17,7 +17,7 @@ import (
 // TestStartsAreDurableBeforeTheyAreSent takes the power, in thought, while each
 // registration arrives: the stores' disks hold the starts that are in it.
 func TestStartsAreDurableBeforeTheyAreSent(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.newNode("a", 2)
 		seen := 0
 		c.plane.onRegs = func(req *wire.RegisterRequest) {
@@ -60,7 +60,7 @@ func TestStartsAreDurableBeforeTheyAreSent(t *testing.T) {
 }
 
 func TestAnUnregisteredStoreReadsAndDeniesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))
@@ -99,7 +99,7 @@ func TestAnUnregisteredStoreReadsAndDeniesNothing(t *testing.T) {
 // After a restart the map that counts is one read linearizably: an epoch that
 // was superseded meanwhile takes no write.
 func TestARestartedStoreTakesNoWriteUnderAnOldMap(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.node("a", 1), c.node("b", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -123,7 +123,7 @@ func TestARestartedStoreTakesNoWriteUnderAnOldMap(t *testing.T) {
 func TestRegistrationIsRefused(t *testing.T) {
 	for _, kind := range []dfs.Kind{dfs.Stale, dfs.WrongCluster, dfs.Invalid} {
 		t.Run(kind.Error(), func(t *testing.T) {
-			bubble(t, func(t *testing.T, c *cluster) {
+			inBubble(t, func(t *testing.T, c *cluster) {
 				c.plane.setRefuse(dfs.Errorf(kind, "register", "no"))
 				a := c.newNode("a", 1)
 				a.run()
@@ -141,7 +141,7 @@ func TestRegistrationIsRefused(t *testing.T) {
 }
 
 func TestRegistrationWaitsForTheHolderOfItsName(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		c.plane.setRefuse(dfs.Errorf(dfs.Exist, "register", "a node of this name is up"))
 		a := c.newNode("a", 1)
 		a.run()
@@ -158,7 +158,7 @@ func TestRegistrationWaitsForTheHolderOfItsName(t *testing.T) {
 }
 
 func TestANodeThatIsForgottenRegistersAgain(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		n := c.plane.registrations()
 		c.plane.forget(a.id)
@@ -171,7 +171,7 @@ func TestANodeThatIsForgottenRegistersAgain(t *testing.T) {
 }
 
 func TestARolledBackStoreRegistersAsIncomplete(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.node("a", 1), c.node("b", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -291,7 +291,7 @@ func twoDisks(t *testing.T, c *cluster) (*node, *sickFS) {
 }
 
 func TestAFailedDiskStopsItsOwnStoreOnly(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, sick := twoDisks(t, c)
 		before, data := c.block(1, 1000)
 		if err := c.putAll(before, data); err != nil {
@@ -324,7 +324,7 @@ func TestAFailedDiskStopsItsOwnStoreOnly(t *testing.T) {
 }
 
 func TestAHangingDiskDelaysItsOwnStoreOnly(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, sick := twoDisks(t, c)
 		release := make(chan struct{})
 		sick.hang.Store(&release)
@@ -366,7 +366,7 @@ func TestAHangingDiskDelaysItsOwnStoreOnly(t *testing.T) {
 // A disk that does not say how big it is keeps the others waiting for a while
 // only, and joins when it does.
 func TestAStoreThatIsMeasuredLateJoinsLater(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		release := make(chan struct{})
 		heal := sync.OnceFunc(func() { close(release) })
 		defer heal()
@@ -403,7 +403,7 @@ func TestAStoreThatIsMeasuredLateJoinsLater(t *testing.T) {
 
 // A meta node that does not answer delays no heartbeat to another.
 func TestHeartbeatsGoToEveryMetaNode(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.change(func(m *dfs.Map, _ dfs.Epoch) {
 			m.Nodes = append([]*dfs.Node{m.Nodes[0]}, m.Nodes[1:]...)
@@ -431,7 +431,7 @@ func TestHeartbeatsGoToEveryMetaNode(t *testing.T) {
 
 // Persisting a newer map is reported at once, not at the next tick.
 func TestAPersistedEpochIsReportedAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1, func(o *Options) { o.Heartbeat = time.Minute })
 		c.plane.create(1, dfs.Replicated(1))
 		start := time.Now()
@@ -444,7 +444,7 @@ func TestAPersistedEpochIsReportedAtOnce(t *testing.T) {
 
 // Polls that hang are noticed by what heartbeats are told.
 func TestAMapThatDoesNotArriveIsFetched(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.mu.Lock()
 		c.plane.mute = true

@@ -85,7 +85,7 @@ func (c *cluster) sameEntries(pg dfs.PGID, nodes ...*node) {
 }
 
 func TestRefillPullsTheDelta(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -121,7 +121,7 @@ func TestRefillPullsTheDelta(t *testing.T) {
 // Many placement groups, of which several are refilled at a time, are reported
 // in few requests.
 func TestRefillOfManyGroups(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, x := c.node("a", 1), c.node("x", 2)
 		all := c.content()
 		for pg := range dfs.PGID(40) {
@@ -172,7 +172,7 @@ const (
 )
 
 func TestRefillSurvivesItsSource(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1, slowRefill)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -196,7 +196,7 @@ func TestRefillSurvivesItsSource(t *testing.T) {
 }
 
 func TestRefillAmongPutsAndDeletes(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1, slowRefill)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -222,7 +222,7 @@ func TestRefillAmongPutsAndDeletes(t *testing.T) {
 }
 
 func TestRefillGoesOnAfterACrash(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1, slowRefill)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -261,7 +261,7 @@ func TestAnEarlyReportIsCaught(t *testing.T) {
 }
 
 func crashAtReport(t *testing.T, hooks Hooks) (lost int) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, x := c.node("a", 1), c.node("x", 1, func(o *Options) { o.Hooks = hooks })
 		c.plane.create(1, dfs.Replicated(1))
 		c.plane.activate(t, 1, a.store(0))
@@ -289,7 +289,7 @@ func crashAtReport(t *testing.T, hooks Hooks) (lost int) {
 }
 
 func TestRefillIsReportedUntilTheMapSaysSo(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, x := c.node("a", 1), c.node("x", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		c.plane.activate(t, 1, a.store(0))
@@ -325,7 +325,7 @@ func TestRefillIsReportedUntilTheMapSaysSo(t *testing.T) {
 // A source answers a scan only when it has persisted the epoch at which the
 // asker joined, and holds everything itself.
 func TestStaleScansAreRefused(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		e := c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -394,7 +394,7 @@ func (n *node) damageAt(data []byte, distance int64) {
 }
 
 func TestADamagedBlockIsRepairedAfterARead(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.node("a", 1), c.node("b", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -423,7 +423,7 @@ func TestADamagedBlockIsRepairedAfterARead(t *testing.T) {
 // A record whose header is damaged still serves its bytes, and is replaced by a
 // whole one.
 func TestADamagedHeaderIsRepairedAfterARead(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.node("a", 1), c.node("b", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))
@@ -443,7 +443,7 @@ func TestADamagedHeaderIsRepairedAfterARead(t *testing.T) {
 }
 
 func TestRefillFromDamagedSources(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b, x := c.node("a", 1), c.node("b", 1), c.node("x", 1)
 		c.plane.create(1, dfs.Replicated(2))
 		c.plane.activate(t, 1, a.store(0), b.store(0))

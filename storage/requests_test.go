@@ -13,7 +13,7 @@ import (
 )
 
 func TestMalformedPutsAreRefusedWithoutEffect(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1, func(o *Options) { o.PutMemory = dfs.MaxBlockSize })
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))
@@ -73,7 +73,7 @@ func TestMalformedPutsAreRefusedWithoutEffect(t *testing.T) {
 }
 
 func TestMalformedGetsAndScans(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))
@@ -132,7 +132,7 @@ func TestMalformedGetsAndScans(t *testing.T) {
 }
 
 func TestDeletesShareSyncs(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.newNode("a", 1)
 		a.tuneEng = func(_ int, o *engine.Options) { o.FS = &sickFS{FS: o.FS, delay: time.Millisecond} }
 		a.run()
@@ -164,7 +164,7 @@ func TestDeletesShareSyncs(t *testing.T) {
 }
 
 func TestPutsAreRefusedWhenMemoryIsTaken(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1, func(o *Options) { o.PutMemory = dfs.MaxBlockSize })
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))
@@ -201,7 +201,7 @@ func TestPutsAreRefusedWhenMemoryIsTaken(t *testing.T) {
 }
 
 func TestCloseEndsAPutUnderWay(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)
 		c.plane.create(1, dfs.Replicated(1))
 		e := c.plane.activate(t, 1, a.store(0))

@@ -8,7 +8,7 @@ import (
 )
 
 func TestPutAndGetOverTheWire(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.node("a", 1), c.node("b", 2)
 		c.plane.create(1, dfs.Replicated(2))
 		e := c.plane.activate(t, 1, a.store(0), b.store(1))

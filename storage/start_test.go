@@ -20,7 +20,7 @@ func (w *warnings) Write(p []byte) (int, error) {
 // TestStartWarnsLate: that the others are not there yet is no cause for alarm,
 // unless it lasts.
 func TestStartWarnsLate(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
+	inBubble(t, func(t *testing.T, c *cluster) {
 		seen := &warnings{}
 		c.plane.setRefuse(dfs.Errorf(dfs.Unavailable, "register", "the cluster is forming"))
 		a := c.newNode("a", 1)

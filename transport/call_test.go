@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -75,7 +76,7 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 }
 
 func TestUnknownMethodIsUnsupported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		net := transport.NewMemory(transport.MemoryOptions{})
 		s := serve(t, net.Host("srv"), "srv:1", transport.ServerOptions{Identity: identity(nodeOf(clusterA, 1))}, &metaService{})
 		defer s.Close()

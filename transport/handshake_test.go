@@ -126,7 +126,7 @@ func TestHandshake(t *testing.T) {
 		{name: "only earlier versions", lo: 0, hi: 0, want: dfs.Unsupported, refuse: nil},
 		{name: "turned around", lo: 9, hi: 1, want: dfs.Unsupported},
 		{name: "too many", client: a, server: a, refuse: dfs.Errorf(dfs.Busy, "accept", "full"), want: dfs.Busy},
-		{name: "too many, stranger too", client: b, server: a, refuse: dfs.Errorf(dfs.Busy, "accept", "full"), want: dfs.Busy},
+		{name: "too many, a stranger is told that it is one", client: b, server: a, refuse: dfs.Errorf(dfs.Busy, "accept", "full"), want: dfs.WrongCluster},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			near, far := net.Pipe()
@@ -140,7 +140,7 @@ func TestHandshake(t *testing.T) {
 			}
 			accepted := make(chan result, 1)
 			go func() {
-				peer, err := welcome(far, server, c.refuse)
+				peer, err := welcome(far, server, func(Identity) error { return c.refuse })
 				accepted <- result{peer, err}
 			}()
 			var got result

@@ -6,10 +6,10 @@ import (
 	"io"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -219,7 +219,7 @@ func (w *world) close() {
 // inBubble runs a test in virtual time. Goroutines that outlive it fail it.
 func inBubble(t *testing.T, opts worldOptions, f func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, opts)
 		defer w.close()
 		f(t, w)

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 )
 
@@ -39,7 +40,7 @@ func timedOut(err error) bool {
 }
 
 func TestMemoryCarriesBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := transport.NewMemory(transport.MemoryOptions{Seed: 1, MinLatency: time.Millisecond, MaxLatency: 9 * time.Millisecond})
 		near, far := pair(t, m)
 		sent := bytes.Repeat([]byte("0123456789abcdef"), 100<<10)
@@ -69,7 +70,7 @@ func TestMemoryCarriesBytes(t *testing.T) {
 // the same seed gives the same times.
 func TestMemoryLatency(t *testing.T) {
 	run := func(seed uint64) (times []time.Duration) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			m := transport.NewMemory(transport.MemoryOptions{Seed: seed, MinLatency: 2 * time.Millisecond, MaxLatency: 20 * time.Millisecond})
 			near, far := pair(t, m)
 			for range 30 {
@@ -95,7 +96,7 @@ func TestMemoryLatency(t *testing.T) {
 }
 
 func TestMemoryDeadlines(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		near, far := pair(t, transport.NewMemory(transport.MemoryOptions{}))
 		start := time.Now()
 		_ = near.SetReadDeadline(start.Add(time.Second))
@@ -129,7 +130,7 @@ func TestMemoryDeadlines(t *testing.T) {
 
 // A blocked link holds bytes back, one way, and delivers them in the end.
 func TestMemoryBlock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := transport.NewMemory(transport.MemoryOptions{})
 		near, far := pair(t, m)
 		m.Block("a", "b")
@@ -172,7 +173,7 @@ func TestMemoryBlock(t *testing.T) {
 
 // Dialling over a partition waits for its end, or the caller's.
 func TestMemoryDial(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := transport.NewMemory(transport.MemoryOptions{MinLatency: time.Millisecond})
 		a := m.Host("a")
 		if _, err := a.Dial(t.Context(), "b:1"); err == nil {
@@ -215,7 +216,7 @@ func TestMemoryDial(t *testing.T) {
 // A cut host is gone at once, its old network is dead, and a new life begins
 // with the same name.
 func TestMemoryCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := transport.NewMemory(transport.MemoryOptions{})
 		near, far := pair(t, m)
 		old := m.Host("b")
@@ -266,7 +267,7 @@ func TestMemoryCut(t *testing.T) {
 
 // A power loss is not heard of over a partition.
 func TestMemoryCutBehindAPartition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := transport.NewMemory(transport.MemoryOptions{})
 		near, _ := pair(t, m)
 		m.Isolate("b")

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 )
 
@@ -37,7 +37,7 @@ func TestDelay(t *testing.T) {
 // What was certainly not applied is repeated; what may have been is not,
 // unless the caller says that it does no harm.
 func TestRetryKinds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		retried := map[dfs.Kind]bool{dfs.NotLeader: true, dfs.Unavailable: true, dfs.Busy: true, dfs.Stale: true, dfs.Frozen: true}
 		idempotent := map[dfs.Kind]bool{dfs.Unknown: true, dfs.Deadline: true}
 		for kind := dfs.Other; kind <= dfs.Frozen; kind++ {
@@ -60,7 +60,7 @@ func TestRetryKinds(t *testing.T) {
 }
 
 func TestRetryEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		calls := 0
 		err := transport.Retry(t.Context(), transport.Policy{}, func(context.Context) error {
 			if calls++; calls < 5 {
@@ -81,7 +81,7 @@ func TestRetryEnds(t *testing.T) {
 
 // In trouble a process sends a tenth more than it would, and a few per second.
 func TestBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		policy := transport.Policy{Budget: transport.NewBudget(), Random: func() float64 { return 0 }, Attempts: 10}
 		calls := 0
 		attempt := func(context.Context) error { calls++; return dfs.Unavailable }

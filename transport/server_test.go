@@ -9,13 +9,13 @@ import (
 
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 	"storj.io/drpc/drpcwire"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport"
 	"dfsd/transport/wire"
 )
@@ -143,7 +143,7 @@ func TestSlowHandlerIsNotTheClientsFault(t *testing.T) {
 	opts := worldOptions{}
 	opts.server.MessageTimeout, opts.server.WriteTimeout = time.Second, time.Hour
 	opts.pool.WriteTimeout = time.Hour
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		net := transport.NewMemory(transport.MemoryOptions{})
 		opts.server.Identity = identity(nodeOf(clusterA, 1))
 		s := serve(t, net.Host("srv"), "srv:1", opts.server, &slowRaft{})
@@ -224,21 +224,6 @@ func TestRandomBytesDoNoHarm(t *testing.T) {
 		if err := w.probe(t.Context()); err != nil {
 			t.Errorf("others are served: %v", err)
 		}
-	})
-}
-
-func TestTooManyConnections(t *testing.T) {
-	opts := worldOptions{}
-	opts.server.MaxConns = 2
-	inBubble(t, opts, func(t *testing.T, w *world) {
-		held := []net.Conn{w.shake(t), w.shake(t)}
-		wantKind(t, w.probe(t.Context()), dfs.Busy)
-		_ = held[0].Close()
-		synctest.Wait()
-		if err := w.probe(t.Context()); err != nil {
-			t.Errorf("with a place free: %v", err)
-		}
-		_ = held[1].Close()
 	})
 }
 

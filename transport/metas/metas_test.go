@@ -3,12 +3,12 @@ package metas
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"storj.io/drpc"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 	"dfsd/transport/wire"
 )
 
@@ -33,7 +33,7 @@ func (f fakeNode) Invoke(_ context.Context, _ string, _ drpc.Encoding, in, out d
 // TestLeaderThatJoinedLater: the leader of a group is a node that the caller's
 // map does not have yet.
 func TestLeaderThatJoinedLater(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		node := func(id dfs.NodeID, addr string) *dfs.Node {
 			return &dfs.Node{ID: id, Name: addr, Addr: addr, Roles: dfs.RoleMeta}
 		}
