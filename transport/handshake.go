@@ -184,16 +184,15 @@ func greet(conn net.Conn, own Identity) (Identity, error) {
 	return answer.identity, nil
 }
 
-// welcome is the accepting side: it reads the greeting and answers it. refuse,
-// where not nil, is the reason to refuse whoever it is. The caller has set a
-// deadline on conn.
-func welcome(conn net.Conn, own Identity, refuse error) (Identity, error) {
+// welcome is the accepting side: it reads the greeting and answers it. admit
+// has the last word on a peer that fits. The caller has set a deadline on conn.
+func welcome(conn net.Conn, own Identity, admit func(Identity) error) (Identity, error) {
 	hello, err := readGreeting(conn)
 	if err == nil {
 		err = judge(&hello, own)
 	}
-	if refuse != nil {
-		err = refuse
+	if err == nil {
+		err = admit(hello.identity)
 	}
 	answer := greeting{a: maxVersion, identity: own}
 	if err != nil {

@@ -38,6 +38,11 @@ const (
 	// heads around them.
 	DefaultWriteTimeout = 30 * time.Second
 
+	// clientShare is the part of MaxConns, in eighths, that clients may have: the
+	// rest is for nodes, without which there is nothing to serve, and for
+	// handshakes.
+	clientShare = 7
+
 	// maxRefusals is how many connections over the limit are told so at a
 	// time; further ones are just closed.
 	maxRefusals = 64
@@ -82,7 +87,10 @@ type ServerOptions struct {
 
 	TLS *tls.Config // nil: no TLS
 
-	MaxConns         int           // DefaultMaxConns
+	// MaxConns bounds the open connections; DefaultMaxConns. Over it, or over the
+	// clients' share of it, the client that was idle for longest makes room.
+	MaxConns int
+
 	HandshakeTimeout time.Duration // DefaultHandshakeTimeout
 	IdleTimeout      time.Duration // between requests; DefaultServerIdle
 	MessageTimeout   time.Duration // for one message to come in; DefaultMessageTimeout
@@ -116,18 +124,12 @@ type Server struct {
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
 	conns     map[*serverConn]struct{} // Invariant: len <= opts.MaxConns
+	clients   int                      // of conns. Invariant: <= max(1, opts.MaxConns*clientShare/8)
 	refusals  map[net.Conn]struct{}    // being told so. Invariant: len <= maxRefusals
 	active    int                      // connections with a request under way
 	draining  bool
 	drained   chan struct{} // closed once draining and active == 0
 	closed    bool
-}
-
-// serverConn is one accepted connection.
-type serverConn struct {
-	net net.Conn // as accepted
-
-	idle bool // past the handshake and between requests; guarded by Server.mu
 }
 
 // NewServer returns a server with no services and no listener.
@@ -184,7 +186,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		close(s.drain)
 		s.closeListenersLocked()
 		for c := range s.conns {
-			if c.idle {
+			if c.state == connIdle {
 				_ = c.net.Close()
 			}
 		}
@@ -262,41 +264,9 @@ func (s *Server) accept(lis net.Listener) {
 	}
 }
 
-// admit starts to serve a connection, or to tell it that there are too many.
-func (s *Server) admit(conn net.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.closed || s.draining:
-		_ = conn.Close()
-	case len(s.conns) < s.opts.MaxConns:
-		c := &serverConn{net: conn}
-		s.conns[c] = struct{}{}
-		s.done.Go(func() {
-			s.serve(c)
-			_ = conn.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
-	case len(s.refusals) < maxRefusals:
-		s.refusals[conn] = struct{}{}
-		s.done.Go(func() {
-			_, _, err := s.handshake(conn, dfs.Errorf(dfs.Busy, "accept", "%d connections are open already: the limit", s.opts.MaxConns))
-			linger(conn, err)
-			_ = conn.Close()
-			s.mu.Lock()
-			delete(s.refusals, conn)
-			s.mu.Unlock()
-		})
-	default:
-		_ = conn.Close()
-	}
-}
-
-// handshake returns the connection to speak dRPC on and who the peer is.
-// refuse, where not nil, is told to the peer.
-func (s *Server) handshake(conn net.Conn, refuse error) (net.Conn, Peer, error) {
+// handshake returns the connection to speak dRPC on and who the peer is. admit
+// may refuse a peer that is welcome otherwise.
+func (s *Server) handshake(conn net.Conn, admit func(Identity) error) (net.Conn, Peer, error) {
 	peer := Peer{Addr: conn.RemoteAddr().String()}
 	if err := conn.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)); err != nil {
 		return nil, peer, err
@@ -310,7 +280,7 @@ func (s *Server) handshake(conn net.Conn, refuse error) (net.Conn, Peer, error) 
 		conn = secure
 	}
 	var err error
-	if peer.Identity, err = welcome(conn, s.opts.Identity(), refuse); err != nil {
+	if peer.Identity, err = welcome(conn, s.opts.Identity(), admit); err != nil {
 		return nil, peer, err
 	}
 	return conn, peer, conn.SetDeadline(time.Time{})
@@ -339,7 +309,7 @@ func refusePlain(err error) {
 
 // serve speaks with one peer until the connection ends.
 func (s *Server) serve(c *serverConn) {
-	conn, peer, err := s.handshake(c.net, nil)
+	conn, peer, err := s.handshake(c.net, func(peer Identity) error { return s.introduce(c, peer) })
 	if err != nil {
 		level := slog.LevelInfo
 		var late net.Error
@@ -353,9 +323,7 @@ func (s *Server) serve(c *serverConn) {
 	g := &guard{Conn: conn, messageTimeout: s.opts.MessageTimeout, writeTimeout: s.opts.WriteTimeout}
 	manager := drpcmanager.NewWithOptions(g, managerOptions(s.opts.IdleTimeout))
 	defer manager.Close()
-	s.mu.Lock()
-	c.idle = true
-	s.mu.Unlock()
+	s.settle(c)
 	ctx := context.WithValue(s.ctx, peerKey{}, peer)
 	for {
 		stream, method, err := manager.NewServerStream(ctx)
@@ -377,27 +345,4 @@ func (s *Server) serve(c *serverConn) {
 			return
 		}
 	}
-}
-
-// begin notes that a request is under way and says why it is refused, if it is.
-func (s *Server) begin(c *serverConn) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.idle = false
-	s.active++
-	if s.draining {
-		return dfs.Errorf(dfs.Unavailable, "serve", "this node is shutting down")
-	}
-	return nil
-}
-
-// end notes that a request is answered. It reports whether the connection
-// shall be closed.
-func (s *Server) end(c *serverConn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.idle = true
-	s.active--
-	s.checkDrainedLocked()
-	return s.draining || s.closed
 }
