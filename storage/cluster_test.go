@@ -45,7 +45,7 @@ type cluster struct {
 	meta   *transport.Server
 	nodes  map[string]*node
 	client *transport.Pool // a client's
-	peer   *transport.Pool // a node's
+	peer   *transport.Pool // the meta node's
 	rng    *rand.ChaCha8
 	serial uint64
 	gap    time.Duration // clients pause after a put's head; 0: not
@@ -90,8 +90,8 @@ func inBubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
 			t.Fatal(err)
 		}
 		c.meta.Start(lis)
-		c.client = c.pool("client", transport.KindClient)
-		c.peer = c.pool("peer", transport.KindNode)
+		c.client = c.pool("client", transport.KindClient, 0)
+		c.peer = c.pool("peer", transport.KindNode, 1)
 		defer func() {
 			for _, n := range c.nodes {
 				n.stop()
@@ -104,10 +104,10 @@ func inBubble(t *testing.T, fn func(t *testing.T, c *cluster)) {
 	})
 }
 
-func (c *cluster) pool(host string, kind transport.PeerKind) *transport.Pool {
+func (c *cluster) pool(host string, kind transport.PeerKind, id dfs.NodeID) *transport.Pool {
 	return transport.NewPool(transport.PoolOptions{
 		Network:  c.net.Host(host),
-		Identity: func() transport.Identity { return transport.Identity{Cluster: c.plane.cluster, Kind: kind} },
+		Identity: func() transport.Identity { return transport.Identity{Cluster: c.plane.cluster, Kind: kind, Node: id} },
 	})
 }
 

@@ -18,6 +18,20 @@ func nodesOnly(ctx context.Context) error {
 	return nil
 }
 
+// metaOnly refuses callers that the map does not know as a meta node, or that
+// are not the one they say they are: nobody else may delete.
+func metaOnly(ctx context.Context, m *dfs.Map) error {
+	p, _ := transport.PeerFrom(ctx)
+	n := m.Node(p.Node)
+	switch {
+	case n == nil:
+		return dfs.Errorf(dfs.Unavailable, "call", "node %v is not registered as far as this node knows", p.Node)
+	case !n.Roles.Has(dfs.RoleMeta) || n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark:
+		return dfs.Errorf(dfs.Permission, "call", "for meta nodes of the cluster only")
+	}
+	return p.Proves(n.Addr)
+}
+
 // Delete implements the block service: each item has its own outcome.
 func (b *blockServer) Delete(ctx context.Context, req *wire.DeleteRequest) (*wire.DeleteReply, error) {
 	s := (*Service)(b)
@@ -40,7 +54,11 @@ func (b *blockServer) Delete(ctx context.Context, req *wire.DeleteRequest) (*wir
 	for _, item := range req.Items {
 		newest = max(newest, dfs.Epoch(item.Epoch))
 	}
-	if _, err := st.judged(ctx, newest); err != nil { // once for all items
+	m, err := st.judged(ctx, newest) // once for all items
+	if err == nil {
+		err = metaOnly(ctx, m)
+	}
+	if err != nil {
 		return nil, err
 	}
 	reply := &wire.DeleteReply{Kinds: make([]uint32, len(req.Items))}

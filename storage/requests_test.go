@@ -110,6 +110,8 @@ func TestMalformedGetsAndScans(t *testing.T) {
 
 		_, err = c.conn(c.client, a.store(0)).Delete(t.Context(), &wire.DeleteRequest{Store: uint32(a.store(0))})
 		wantKind(t, "a client's delete", err, dfs.Permission)
+		_, err = c.conn(a.pool, a.store(0)).Delete(t.Context(), &wire.DeleteRequest{Store: uint32(a.store(0))})
+		wantKind(t, "a storage node's delete", err, dfs.Permission)
 		items := make([]*wire.DeleteItem, maxDeletes+1)
 		for i := range items {
 			items[i] = &wire.DeleteItem{}

@@ -3,6 +3,7 @@ package transport
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -39,10 +40,31 @@ type Identity struct {
 }
 
 // Peer is the other side of a connection. Without TLS it is what the other side
-// claims; with TLS the claim comes from a holder of a certificate of the cluster.
+// claims. With TLS the claim comes from a holder of a certificate of the cluster,
+// one for servers where the claim is to be a node; which node it may speak for
+// says Proves.
 type Peer struct {
 	Identity
 	Addr string // network address of the connection's other end
+
+	certificate *x509.Certificate // nil: no TLS
+}
+
+// Proves checks that the peer may speak for a node that is reached at addr: its
+// certificate must be the one that a dialling side would find there. Without TLS
+// every peer may. Error: Permission.
+func (p Peer) Proves(addr string) error {
+	if p.certificate == nil {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err == nil {
+		err = p.certificate.VerifyHostname(host)
+	}
+	if err != nil {
+		return &dfs.Error{Kind: dfs.Permission, Op: "check certificate", Text: "the caller does not prove to be the node at " + addr, Err: err}
+	}
+	return nil
 }
 
 type peerKey struct{}

@@ -278,9 +278,16 @@ func (s *Server) handshake(conn net.Conn, admit func(Identity) error) (net.Conn,
 			return nil, peer, err
 		}
 		conn = secure
+		peer.certificate = secure.ConnectionState().PeerCertificates[0]
 	}
 	var err error
-	if peer.Identity, err = welcome(conn, s.opts.Identity(), admit); err != nil {
+	peer.Identity, err = welcome(conn, s.opts.Identity(), func(id Identity) error {
+		if c := peer.certificate; c != nil && id.Kind == KindNode && !isServers(c) {
+			return dfs.Errorf(dfs.Permission, "handshake", "a node shows a certificate for servers: this one's extended key usage lacks serverAuth")
+		}
+		return admit(id)
+	})
+	if err != nil {
 		return nil, peer, err
 	}
 	return conn, peer, conn.SetDeadline(time.Time{})

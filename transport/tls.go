@@ -3,6 +3,7 @@ package transport
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 
 	"dfsd/dfs"
 )
@@ -32,4 +33,12 @@ func TLSConfig(ca, cert, key []byte) (*tls.Config, error) {
 		ClientAuth: tls.RequireAndVerifyClientCert,
 		MinVersion: tls.VersionTLS13,
 	}, nil
+}
+
+// isServers reports whether a certificate may be a server's, as that of a node
+// is: one for clients only cannot speak as a node. The authority was checked.
+func isServers(c *x509.Certificate) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool {
+		return u == x509.ExtKeyUsageServerAuth || u == x509.ExtKeyUsageAny
+	})
 }

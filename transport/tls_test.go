@@ -54,11 +54,15 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 
 // issue returns a certificate and key for a host, valid until then.
 func (a *authority) issue(t *testing.T, host string, until time.Time) (cert, key []byte) {
+	return a.issueFor(t, host, until, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+}
+
+func (a *authority) issueFor(t *testing.T, host string, until time.Time, uses ...x509.ExtKeyUsage) (cert, key []byte) {
 	private := newKey(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: uses,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &private.PublicKey, a.key)
 	if err != nil {
@@ -121,6 +125,60 @@ func TestMutualTLS(t *testing.T) {
 			}
 			if served := meta.calls.Load() > 0; served != (c.want == 0) {
 				t.Errorf("%d calls reached the handler", meta.calls.Load())
+			}
+		})
+	}
+}
+
+// With TLS a claim in the handshake is worth what the certificate proves.
+func TestCertificatesProveNodes(t *testing.T) {
+	ours, later := newAuthority(t, "ours"), time.Now().Add(time.Hour)
+	with := func(uses ...x509.ExtKeyUsage) *tls.Config {
+		cert, key := ours.issueFor(t, "cli", later, uses...)
+		c, err := transport.TLSConfig(ours.pem, cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	const server, client = x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth
+	for _, c := range []struct {
+		name   string
+		config *tls.Config
+		kind   transport.PeerKind
+		addr   string   // of the node that it says to be
+		want   dfs.Kind // of the call; 0: served
+		proven bool
+	}{
+		{"a node at its address", with(server, client), transport.KindNode, "cli:7", 0, true},
+		{"a node, by a certificate for all uses", with(), transport.KindNode, "cli:7", 0, true},
+		{"a node for another", with(server, client), transport.KindNode, "other:7", 0, false},
+		{"a node at no address", with(server, client), transport.KindNode, "", 0, false},
+		{"a client", with(client), transport.KindClient, "cli:7", 0, true},
+		{"a client that says it is a node", with(client), transport.KindNode, "cli:7", dfs.Permission, false},
+		{"no TLS", nil, transport.KindNode, "other:7", 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			net := transport.NewMemory(transport.MemoryOptions{})
+			var proof error
+			opts := transport.ServerOptions{Identity: identity(nodeOf(clusterA, 1)), DropReply: func(p transport.Peer, _ string, _ error) bool {
+				proof = p.Proves(c.addr)
+				return false
+			}}
+			if c.config != nil {
+				opts.TLS = config(t, ours, ours, "srv", later)
+			}
+			s := serve(t, net.Host("srv"), "srv:1", opts, &metaService{})
+			defer s.Close()
+			id := transport.Identity{Cluster: clusterA, Kind: c.kind, Node: 2}
+			pool := transport.NewPool(transport.PoolOptions{Network: net.Host("cli"), Identity: identity(id), TLS: c.config})
+			defer pool.Close()
+			_, err := wire.NewDRPCMetaClient(pool.Conn("srv:1")).Probe(t.Context(), &wire.ProbeRequest{Name: "x"})
+			if wantKind(t, err, c.want); err == nil && (proof == nil) != c.proven {
+				t.Errorf("proof: %v", proof)
+			}
+			if err == nil && proof != nil {
+				wantKind(t, proof, dfs.Permission)
 			}
 		})
 	}
