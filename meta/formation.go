@@ -245,7 +245,7 @@ func (s *Service) registerLoop() {
 // are doing: after a power loss of all, nobody could answer anybody.
 func (s *Service) awaitMap() bool {
 	for s.maps.current() == nil {
-		if err := s.learnMap(); err != nil {
+		if err := s.learnMap(0); err != nil {
 			s.setWaiting(fmt.Sprintf("for the cluster map: %v", err))
 			s.log.Info("no map from the other meta nodes", "cause", err)
 		}
@@ -256,12 +256,12 @@ func (s *Service) awaitMap() bool {
 	return s.ctx.Err() == nil
 }
 
-// learnMap fetches the map from a peer.
-func (s *Service) learnMap() error {
+// learnMap fetches a map whose epoch is at least a floor from a peer.
+func (s *Service) learnMap(floor dfs.Epoch) error {
 	ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
 	defer cancel()
 	return s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
-		reply, err := c.GetMap(ctx, &wire.GetMapRequest{})
+		reply, err := c.GetMap(ctx, &wire.GetMapRequest{Floor: uint64(floor)})
 		if err != nil {
 			return err
 		}
@@ -269,8 +269,8 @@ func (s *Service) learnMap() error {
 			return dfs.Errorf(dfs.Unavailable, "get map", "it has none yet")
 		}
 		m, err := reply.Map.ToDFS()
-		if err == nil && s.maps.set(m, false) {
-			s.opts.Metas.Update(m)
+		if err == nil {
+			s.offer(m, false)
 		}
 		return err
 	})

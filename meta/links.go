@@ -18,6 +18,10 @@ const maxLinkQueue = 256
 // linkRetry is the pause after a stream broke or could not be opened.
 const linkRetry = 200 * time.Millisecond
 
+// learnPause is the least time between two fetches of the map for callers that
+// are not in it.
+const learnPause = time.Second
+
 // linkTimeout is how long one batch may take to be handed to the network.
 const linkTimeout = 5 * time.Second
 
@@ -27,9 +31,10 @@ type links struct {
 	s  *Service
 	wg sync.WaitGroup
 
-	mu     sync.Mutex
-	queues map[linkKey]chan []byte
-	closed bool
+	mu      sync.Mutex // guards what follows
+	queues  map[linkKey]chan []byte
+	learned time.Time // when the map was last fetched for a caller
+	closed  bool
 }
 
 type linkKey struct {
@@ -198,8 +203,35 @@ func (r *raftServer) accept(ctx context.Context, recv func() (*wire.RaftBatch, e
 	if b.Hello == nil || len(b.Hello.Lineage.GetOffered()) > dfs.MaxOffered {
 		return nil, nil, dfs.Errorf(dfs.Invalid, "raft", "the stream begins without a greeting")
 	}
+	if err := p.Proves(b.Hello.Addr); err != nil {
+		return nil, nil, err
+	}
 	c := &caller{Peer: p, hello: b.Hello}
+	r.s.meet(c)
 	return c, h, c.check(r.s.maps.current())
+}
+
+// meet fetches the map when it lacks a caller, at most once a learnPause. The
+// entry of the control group's log that would name it may be one that only this
+// caller can send, or that needs its vote. A fetch that fails leaves the refusal
+// to check: the caller tries again.
+func (s *Service) meet(c *caller) {
+	m := s.maps.current()
+	if m == nil || m.Node(c.Node) != nil {
+		return
+	}
+	s.links.mu.Lock()
+	early := time.Since(s.links.learned) < learnPause
+	if !early {
+		s.links.learned = time.Now()
+	}
+	s.links.mu.Unlock()
+	if early {
+		return
+	}
+	if err := s.learnMap(max(m.Epoch+1, dfs.Epoch(c.hello.Epoch))); err != nil {
+		s.log.Info("a node that is not in the map speaks Raft, and no newer map is found", "node", c.Node, "peer", c.Addr, "cause", err)
+	}
 }
 
 // check holds a sender to the control group's record as far as this node has

@@ -16,7 +16,7 @@ import (
 const MaxMapWait = 10 * time.Second
 
 // published is the newest map that the local replica of the control group has
-// applied, and those who wait for a newer one.
+// applied, or that a peer knew when this node needed one, and those who wait for a newer one.
 type published struct {
 	pokes chan struct{} // the applied state has moved on
 
@@ -136,6 +136,11 @@ func (s *Service) publish() {
 		s.log.Warn("the cluster map cannot be read", "group", 0, "cause", err)
 		return
 	}
+	s.offer(m, formed)
+}
+
+// offer publishes a map unless an equal or later one was.
+func (s *Service) offer(m *dfs.Map, formed bool) {
 	if s.maps.set(m, formed) {
 		s.opts.Metas.Update(m)
 		if s.opts.OnMap != nil {

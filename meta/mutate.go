@@ -102,7 +102,7 @@ func (s *Service) proposeEntry(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 
 // Fence implements the meta service.
 func (s *Service) Fence(ctx context.Context, req *wire.FenceRequest) (*wire.FenceReply, error) {
-	if err := nodesOnly(ctx); err != nil {
+	if err := metaOnly(ctx, s.maps.current()); err != nil {
 		return nil, err
 	}
 	g, h, err := s.namespaceLeader(req.Group)

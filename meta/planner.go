@@ -271,8 +271,12 @@ func (s *Service) RefillDone(ctx context.Context, req *wire.RefillDoneRequest) (
 	if _, err := s.controlLeader(); err != nil {
 		return nil, err
 	}
-	if err := nodesOnly(ctx); err != nil {
-		return nil, err
+	if m := s.maps.current(); m != nil && m.Store(dfs.StoreID(req.Store)) != nil {
+		if err := nodeAt(ctx, m.StoreAddr(dfs.StoreID(req.Store))); err != nil {
+			return nil, err
+		}
+	} else {
+		return nil, dfs.Errorf(dfs.Unavailable, "note refill", "store s%d is not registered as far as this node knows", req.Store)
 	}
 	_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_RefillDone{RefillDone: req}})
 	if err != nil {

@@ -107,9 +107,6 @@ func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*w
 	if err != nil {
 		return nil, err
 	}
-	if err := nodesOnly(ctx); err != nil {
-		return nil, err
-	}
 	m := s.maps.current()
 	if m == nil {
 		return nil, dfs.Errorf(dfs.Unavailable, "heartbeat", "this node has no map yet")
@@ -122,6 +119,9 @@ func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*w
 	if n == nil || n.Incarnation != req.Incarnation.ToDFS() {
 		reply.Register = true
 		return reply, nil
+	}
+	if err := nodeAt(ctx, n.Addr); err != nil {
+		return nil, err
 	}
 	var known []*wire.StoreBeat
 	for _, b := range req.Stores {
@@ -140,20 +140,12 @@ func (s *Service) Heartbeat(ctx context.Context, req *wire.HeartbeatRequest) (*w
 	return reply, nil
 }
 
-// nodesOnly refuses callers that did not introduce themselves as a node.
-func nodesOnly(ctx context.Context) error {
-	if p, ok := transport.PeerFrom(ctx); !ok || p.Kind != transport.KindNode {
-		return dfs.Errorf(dfs.Permission, "call", "for nodes of the cluster only")
-	}
-	return nil
-}
-
 // Register implements the meta service.
 func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wire.RegisterReply, error) {
 	if _, err := s.controlLeader(); err != nil {
 		return nil, err
 	}
-	if err := nodesOnly(ctx); err != nil {
+	if err := nodeAt(ctx, req.Addr); err != nil {
 		return nil, err
 	}
 	m := s.maps.current()
@@ -320,14 +312,13 @@ func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaR
 	if _, err := s.controlLeader(); err != nil {
 		return nil, err
 	}
-	if err := nodesOnly(ctx); err != nil {
+	m := s.maps.current()
+	if err := metaOnly(ctx, m); err != nil {
 		return nil, err
 	}
 	p, _ := transport.PeerFrom(ctx)
-	if m := s.maps.current(); m != nil {
-		if n := m.Node(dfs.NodeID(rep.Node)); n == nil || n.Incarnation != p.Incarnation {
-			return nil, dfs.Errorf(dfs.Stale, "report", "start %v of n%d is not on record", p.Incarnation, rep.Node)
-		}
+	if n := m.Node(dfs.NodeID(rep.Node)); n == nil || n.Incarnation != p.Incarnation {
+		return nil, dfs.Errorf(dfs.Stale, "report", "start %v of n%d is not on record", p.Incarnation, rep.Node)
 	}
 	s.beats.take(rep, p.Incarnation)
 	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed()}, nil
