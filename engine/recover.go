@@ -218,6 +218,7 @@ func (r *recovery) openIndex() error {
 	s, fs := r.s, r.s.opts.FS
 	bad := s.path(badIndexName)
 	if _, err := fs.Stat(bad); err == nil {
+		s.log.Error("the index was found damaged and is made anew from the segments", "dir", s.opts.Dir)
 		if err := r.wipeIndex(); err != nil {
 			return err
 		}
@@ -229,7 +230,7 @@ func (r *recovery) openIndex() error {
 	}
 	ix, err := openIndex(r.indexOptions())
 	if err != nil {
-		if kind := dfs.KindOf(err); kind == dfs.Unsupported || kind == dfs.Unavailable {
+		if kind := dfs.KindOf(err); kind == dfs.Unsupported || kind == dfs.Unavailable && !s.badIndex.Load() {
 			return err
 		}
 		s.log.Error("the index cannot be used and is made anew from the segments", "dir", s.opts.Dir, "cause", err)
@@ -263,6 +264,7 @@ func (r *recovery) wipeIndex() error {
 	if err := r.s.opts.FS.RemoveAll(r.s.path(indexName)); err != nil {
 		return err
 	}
+	r.s.badIndex.Store(false)
 	return syncDir(r.s.opts.FS, r.s.opts.Dir)
 }
 

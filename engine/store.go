@@ -94,15 +94,13 @@ func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
-	s := &Store{
-		opts: opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
-		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
-		prepared: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
-		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+	s, w, err := attempt(&opts)
+	if err != nil && s.badIndex.Load() {
+		// The index gave way while it was in use. It is marked by now, and the
+		// next attempt makes it anew.
+		s, w, err = attempt(&opts)
 	}
-	w, err := s.open()
 	if err != nil {
-		s.abandon()
 		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
 	keeperCtx, stopKeeper := context.WithCancel(context.Background())
@@ -113,6 +111,22 @@ func Open(opts Options) (*Store, error) {
 	go func() { defer close(s.verifyDone); s.verify(keeperCtx) }()
 	go func() { defer close(s.preparerDone); s.prepare(preparerCtx) }()
 	return s, nil
+}
+
+// attempt opens the store up to its first goroutine. With an error everything
+// is closed again.
+func attempt(opts *Options) (*Store, *writer, error) {
+	s := &Store{
+		opts: *opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
+		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
+		prepared: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
+		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+	}
+	w, err := s.open()
+	if err != nil {
+		s.abandon()
+	}
+	return s, w, err
 }
 
 func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir, name) }
@@ -183,6 +197,7 @@ func (s *Store) abandon() {
 	if s.index != nil {
 		_ = s.index.close()
 	}
+	s.condemnIndex()
 	s.closeFiles()
 }
 
@@ -283,6 +298,9 @@ func (s *Store) Identity() Identity {
 		Incarnation: dfs.Incarnation{Mark: r.mark, Start: s.start}, RolledBack: r.rolledBack,
 	}
 }
+
+// Dir returns the directory of the store.
+func (s *Store) Dir() string { return s.opts.Dir }
 
 // Lineage returns what the directory remembers of its starts.
 func (s *Store) Lineage() dfs.Lineage { return s.identity().lineage }
