@@ -1,10 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dfsd/dfs"
-	"dfsd/engine"
 	"dfsd/transport"
 )
 
@@ -76,12 +75,7 @@ func (n *Node) handler(addr string) http.Handler {
 		if err == nil && !n.Ready() {
 			err = errors.New("not part of the cluster yet")
 		}
-		for _, e := range n.engines {
-			if st := e.Stats(); err == nil && st.State == engine.StateFailed {
-				err = fmt.Errorf("store %v has failed, mend its disk and restart the node: %w", e.Identity().Store, st.Err)
-			}
-		}
-		answer(w, err, "ready")
+		answer(w, cmp.Or(err, n.unused()), "ready")
 	})
 	if loopback(addr) {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -62,6 +63,7 @@ type Node struct {
 	log     *slog.Logger
 	id      *Identity
 	engines []*engine.Store
+	lost    error // why directories of stores could not be opened; nil: all were
 	pool    *transport.Pool
 	server  *transport.Server
 	lis     net.Listener
@@ -125,14 +127,16 @@ func (n *Node) storeDirs() []string {
 // disks says what disk each store is on, "" where the file system does not tell.
 func (n *Node) disks() []string {
 	out := make([]string, len(n.engines))
-	for i, dir := range n.storeDirs() {
-		if info, err := n.opts.FS.Stat(dir); err == nil && info.DeviceID() != (vfs.DeviceID{}) {
+	for i, e := range n.engines {
+		if info, err := n.opts.FS.Stat(e.Dir()); err == nil && info.DeviceID() != (vfs.DeviceID{}) {
 			out[i] = info.DeviceID().String()
 		}
 	}
 	return out
 }
 
+// openEngines opens the stores. One that cannot be opened keeps no other out; an
+// error says that there is none.
 func (n *Node) openEngines() error {
 	for _, dir := range n.storeDirs() {
 		o := n.opts.Engine
@@ -140,11 +144,32 @@ func (n *Node) openEngines() error {
 		o.NewMark, o.PID = n.opts.NewMark, n.opts.PID
 		e, err := engine.Open(o)
 		if err != nil {
-			return err
+			n.lost = errors.Join(n.lost, err)
+			continue
 		}
 		n.engines = append(n.engines, e)
 	}
+	if len(n.engines) == 0 {
+		return n.lost
+	}
+	if n.lost != nil {
+		n.log.Error("stores cannot be opened: they are not used; the others are", "cause", n.lost)
+	}
 	return nil
+}
+
+// unused says why stores of this node are not used, nil when all are.
+func (n *Node) unused() error {
+	errs := []error{n.lost}
+	if n.storage != nil {
+		errs = append(errs, n.storage.Refused())
+	}
+	for _, e := range n.engines {
+		if st := e.Stats(); st.State == engine.StateFailed {
+			errs = append(errs, fmt.Errorf("store %v has failed, mend its disk and restart the node: %w", e.Identity().Store, st.Err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // wire makes the pool, the server and the roles, and registers their services.
@@ -286,12 +311,12 @@ func (n *Node) Close() error {
 		if n.pool != nil {
 			n.pool.Close()
 		}
-		for i, e := range n.engines {
+		for _, e := range n.engines {
 			failed := e.Stats().State == engine.StateFailed
 			err := e.Close()
 			if failed {
 				// It failed long before, and acknowledged nothing since.
-				n.log.Warn("a failed store is closed: the next start verifies it", "store", e.Identity().Store, "dir", n.storeDirs()[i], "cause", err)
+				n.log.Warn("a failed store is closed: the next start verifies it", "store", e.Identity().Store, "dir", e.Dir(), "cause", err)
 				continue
 			}
 			errs = append(errs, err)

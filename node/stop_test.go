@@ -69,6 +69,33 @@ func TestANodeWithAFailedStoreStops(t *testing.T) {
 	}
 }
 
+// TestStoresThatCannotBeOpened: one store's directory keeps no other out.
+func TestStoresThatCannotBeOpened(t *testing.T) {
+	fs := vfs.NewMem()
+	if err := fs.MkdirAll("photos/2025", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	log := &lockedBuffer{}
+	n, err := Start(Options{
+		FS: fs, Network: transport.NewMemory(transport.MemoryOptions{}).Host("h"), Name: "n", Roles: dfs.RoleStorage, Listen: "h:1", Dir: "d",
+		Stores: []string{"photos", "good"}, Peers: []meta.Peer{{Addr: "nobody:1"}}, PID: 1, Insecure: true,
+		NewMark: func() uint64 { return 7 }, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Engine: engine.Options{SegmentSize: 1 << 20, CacheSize: 1 << 20, MemTableSize: 256 << 10, Capacity: 1 << 30},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(n.Engines()) != 1 || n.Engines()[0].Dir() != "good" {
+		t.Errorf("%d stores are open", len(n.Engines()))
+	}
+	if err := n.unused(); dfs.KindOf(err) != dfs.Invalid || !strings.Contains(log.String(), "stores cannot be opened") {
+		t.Errorf("unused: %v; the log:\n%s", err, log)
+	}
+	if err := n.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOpenSaysOnceWhatItOpens: the reason of a refused store directory.
 func TestOpenSaysOnceWhatItOpens(t *testing.T) {
 	fs := vfs.NewMem()

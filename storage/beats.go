@@ -129,7 +129,7 @@ func (b *beats) beat(ctx context.Context, addr string) error {
 // firstOnDisk returns the first store that is on the same disk as another one.
 func (s *Service) firstOnDisk(of *store) dfs.StoreID {
 	for _, st := range s.stores {
-		if st == of || st.disk != "" && st.disk == of.disk {
+		if st == of || st.refused.Load() == nil && st.disk != "" && st.disk == of.disk {
 			return st.ID()
 		}
 	}
@@ -142,7 +142,7 @@ func (b *beats) request() *wire.HeartbeatRequest {
 		Node: uint32(b.s.opts.Node()), Incarnation: wire.FromIncarnation(b.s.opts.Registration.Incarnation),
 	}
 	for _, st := range b.s.stores {
-		if st.ID() == 0 {
+		if st.ID() == 0 || st.refused.Load() != nil {
 			continue
 		}
 		x := st.sample.Load()

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,6 +139,57 @@ func TestRegistrationIsRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A store that the cluster refuses, a copy of another one, has its own fate.
+func TestARefusedStoreKeepsNoOtherOut(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		c.plane.refuses = func(st *wire.RegisterStore) error {
+			if st.Incarnation.Mark%100 == 1 {
+				return dfs.Errorf(dfs.Stale, "register store", "the data directory is a copy")
+			}
+			return nil
+		}
+		a := c.newNode("a", 3)
+		a.run()
+		copied := a.engines[1].Identity().Incarnation.Mark
+		if err := a.engines[1].SetIdentity(c.plane.cluster, 2, 3); err != nil { // the number of the first
+			t.Fatal(err)
+		}
+		a.service.stores[1].id.Store(3)
+		a.ready()
+		if err := a.service.Refused(); dfs.KindOf(err) != dfs.Stale || !strings.Contains(err.Error(), "is a copy") {
+			t.Errorf("refused: %v", err)
+		}
+		if a.store(0) != 3 || len(c.plane.current().Stores) != 2 {
+			t.Fatalf("the first store is %v, of %d", a.store(0), len(c.plane.current().Stores))
+		}
+		for i, store := range []dfs.StoreID{a.store(0), a.store(2)} {
+			pg := dfs.PGID(i + 1)
+			c.plane.create(pg, dfs.Replicated(1))
+			c.plane.activate(t, pg, store)
+			id, data := c.block(pg, 1000)
+			if err := c.putAll(id, data); err != nil {
+				t.Error(err)
+			}
+		}
+		if got := a.engines[1].Stats().Blocks; got != 0 {
+			t.Errorf("the refused store has %d blocks", got)
+		}
+		if b := c.plane.beat(3); b.Incarnation.Mark == copied {
+			t.Error("heartbeats speak for the refused store")
+		}
+		n := c.plane.registrations()
+		time.Sleep(time.Minute)
+		if got := c.plane.registrations(); got != n {
+			t.Errorf("%d more registrations", got-n)
+		}
+		a.stop()
+		c.plane.refuses = func(*wire.RegisterStore) error { return dfs.Errorf(dfs.Stale, "register store", "all are copies") }
+		a.run()
+		eventually(t, "a node without a store ends", func() bool { return a.service.Err() != nil })
+		wantKind(t, "its error", a.service.Err(), dfs.Stale)
+	})
 }
 
 func TestRegistrationWaitsForTheHolderOfItsName(t *testing.T) {

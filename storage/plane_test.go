@@ -26,7 +26,8 @@ type plane struct {
 	marks     map[uint64]uint32 // of nodes and stores
 	persisted map[dfs.StoreID]dfs.Epoch
 	beats     map[dfs.StoreID]*wire.StoreBeat
-	refuse    error // of registrations
+	refuse    error                           // of registrations
+	refuses   func(*wire.RegisterStore) error // registrations with the store
 	registers int
 	reports   int  // of refills
 	noDone    bool // reports of refills are refused
@@ -130,6 +131,11 @@ func (p *plane) Register(_ context.Context, req *wire.RegisterRequest) (*wire.Re
 	}
 	if p.refuse != nil {
 		return nil, p.refuse
+	}
+	for _, st := range req.Stores {
+		if p.refuses != nil && p.refuses(st) != nil {
+			return nil, p.refuses(st)
+		}
 	}
 	reply := &wire.RegisterReply{Cluster: p.cluster.Bytes()}
 	p.changeLocked(func(m *dfs.Map, _ dfs.Epoch) {

@@ -26,8 +26,7 @@ func (s *Service) register() (dfs.Epoch, bool) {
 		if err == nil && reply == nil {
 			return dfs.Epoch(s.registered.Load()), true // no healthy store to speak for
 		}
-		switch dfs.KindOf(err) {
-		case dfs.WrongCluster, dfs.Stale, dfs.Invalid, dfs.TooLarge:
+		if isRefusal(err) {
 			s.fail(dfs.Wrap("register", s.opts.Registration.Name, err))
 			return 0, false
 		}
@@ -53,10 +52,58 @@ func (s *Service) tryRegister() (*wire.RegisterReply, error) {
 		return nil, err
 	}
 	reply, err := s.sendRegistration(req)
-	if err != nil {
+	switch {
+	case isRefusal(err) && len(s.stores) > 1 && len(asked) > 0:
+		return s.registerApart(req, asked)
+	case err != nil:
 		return nil, err
 	}
 	return reply, s.accept(reply, asked)
+}
+
+// isRefusal reports whether asking again gets the same answer.
+func isRefusal(err error) bool {
+	switch dfs.KindOf(err) {
+	case dfs.WrongCluster, dfs.Stale, dfs.Invalid, dfs.TooLarge:
+		return true
+	}
+	return false
+}
+
+// registerApart registers the node without its stores, and then one store after
+// the other, so that one which is refused keeps no other out.
+func (s *Service) registerApart(req *wire.RegisterRequest, asked []*store) (*wire.RegisterReply, error) {
+	all := req.Stores
+	req.Stores = nil
+	last, err := s.sendRegistration(req)
+	if err == nil {
+		err = s.accept(last, nil)
+	}
+	if err != nil {
+		return nil, err // it is the node that is refused
+	}
+	for i, st := range asked {
+		req.Stores = all[i : i+1]
+		reply, err := s.sendRegistration(req)
+		if err == nil {
+			err = s.accept(reply, asked[i:i+1])
+		}
+		switch {
+		case err == nil:
+			last = reply
+		case isRefusal(err):
+			st.refused.Store(&err)
+			s.log.Error("a store is refused: it is not used; the others are", "store", st.ID(), "dir", st.Dir(), "cause", err)
+		default:
+			return nil, err
+		}
+	}
+	for _, st := range s.stores {
+		if st.refused.Load() == nil {
+			return last, nil
+		}
+	}
+	return nil, s.Refused()
 }
 
 // reach makes sure that there is a meta node to offer this start to: starts that
@@ -140,7 +187,7 @@ func (s *Service) registration() (*wire.RegisterRequest, []*store, error) {
 	defer cancel()
 	var asked []*store
 	for _, st := range s.stores {
-		if !st.isMeasured(ctx) || !st.isOffered(ctx) || st.registered.Load() != 0 && !st.healthy() {
+		if st.refused.Load() != nil || !st.isMeasured(ctx) || !st.isOffered(ctx) || st.registered.Load() != 0 && !st.healthy() {
 			continue
 		}
 		id := st.Identity()
@@ -174,7 +221,7 @@ func (s *Service) accept(reply *wire.RegisterReply, asked []*store) error {
 		}
 	}
 	s.registered.Store(max(s.registered.Load(), reply.Epoch))
-	s.log.Info("registered", "node", dfs.NodeID(reply.Node), "epoch", reply.Epoch)
+	s.log.Info("registered", "stores", len(asked), "node", dfs.NodeID(reply.Node), "epoch", reply.Epoch)
 	return nil
 }
 

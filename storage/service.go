@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -128,6 +129,18 @@ func (s *Service) Ready() bool {
 	return ready > 0
 }
 
+// Refused returns why stores of this node are not taken by the cluster, nil when
+// none was refused.
+func (s *Service) Refused() error {
+	var errs []error
+	for _, st := range s.stores {
+		if err := st.refused.Load(); err != nil {
+			errs = append(errs, *err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // fail ends the service.
 func (s *Service) fail(err error) {
 	s.mu.Lock()
@@ -228,7 +241,8 @@ func (s *Service) backoff(failures int, limit time.Duration) time.Duration {
 // caller's map must be old.
 func (s *Service) store(id uint32) (*store, error) {
 	for _, st := range s.stores {
-		if id != 0 && st.ID() == dfs.StoreID(id) {
+		// A copy that was refused has the number of its original.
+		if id != 0 && st.ID() == dfs.StoreID(id) && st.refused.Load() == nil {
 			return st, nil
 		}
 	}

@@ -24,6 +24,8 @@ type store struct {
 	registered atomic.Uint64
 	entered    chan struct{} // registered was set
 
+	refused atomic.Pointer[error] // why the cluster does not take the store; nil: it was not refused
+
 	disk string // what disk it is on, to know which stores share one; "": one of its own
 
 	offering sync.Once
@@ -58,7 +60,12 @@ func (st *store) log() *slog.Logger { return st.s.log.With("store", st.ID()) }
 // this store.
 func (st *store) mark() uint64 { return st.Identity().Incarnation.Mark }
 
+// failed reports whether the store is of no use until the next start: its disk
+// has failed, or the cluster has refused it.
 func (st *store) failed() bool {
+	if st.refused.Load() != nil {
+		return true
+	}
 	select {
 	case <-st.Failed():
 		return true
