@@ -52,6 +52,23 @@ func TestEpochsFence(t *testing.T) {
 }
 
 // A caller that has seen a newer map than the store makes the store look.
+// A map of another cluster is none: the start waits for the current one.
+func TestAForeignMapIsNotTheFirst(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		c.plane.foreign = true
+		a := c.newNode("a", 1)
+		a.run()
+		time.Sleep(time.Minute)
+		if m, _ := a.service.maps.current.get(); m != nil || a.service.Ready() {
+			t.Errorf("the store has the map of epoch %d that it did not read linearizably", m.Epoch)
+		}
+		c.plane.mu.Lock()
+		c.plane.foreign = false
+		c.plane.mu.Unlock()
+		a.ready()
+	})
+}
+
 func TestANewerEpochIsFetched(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.node("a", 1)

@@ -25,22 +25,22 @@ func newFollower(s *Service) *follower {
 	return &follower{s: s, current: newLatest(), want: make(chan struct{}, 1)}
 }
 
-// offer publishes a map if it is newer than the current one.
-func (f *follower) offer(m *dfs.Map) {
+// offer publishes a map if it is newer than the current one. Error: WrongCluster.
+func (f *follower) offer(m *dfs.Map) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if cluster := f.s.opts.Cluster(); !cluster.IsZero() && m.Cluster != cluster {
-		f.s.log.Error("a meta node answered with the map of another cluster", "cluster", m.Cluster)
-		return
+		return dfs.Errorf(dfs.WrongCluster, "get map", "a meta node answered with the map of cluster %v", m.Cluster)
 	}
 	if !f.current.set(m) {
-		return
+		return nil
 	}
 	f.s.opts.Metas.Update(m)
 	f.s.beats.retarget()
 	if f.s.opts.OnMap != nil {
 		f.s.opts.OnMap(m)
 	}
+	return nil
 }
 
 func (f *follower) epoch() dfs.Epoch {
@@ -89,10 +89,10 @@ func (f *follower) pollOnce(addr string) error {
 		return nil
 	}
 	m, err := reply.Map.ToDFS()
-	if err == nil {
-		f.offer(m)
+	if err != nil {
+		return err
 	}
-	return err
+	return f.offer(m)
 }
 
 // fetch reads the map linearizably when someone wants it, one read at a time
@@ -107,11 +107,12 @@ func (f *follower) fetch() {
 		ctx, cancel := context.WithTimeout(f.s.ctx, mapWait)
 		m, err := f.linearizable(ctx)
 		cancel()
+		if err == nil {
+			err = f.offer(m)
+		}
 		if err != nil {
 			f.s.log.Info("no current map", "cause", err)
-			continue
 		}
-		f.offer(m)
 	}
 }
 

@@ -31,6 +31,7 @@ type plane struct {
 	registers int
 	reports   int  // of refills
 	noDone    bool // reports of refills are refused
+	foreign   bool // linearizable reads get the map of another cluster
 	held      bool // proposals are not activated
 	deaf      bool // as mute, and heartbeats tell of no epoch
 	mute      bool // polls are not answered
@@ -207,10 +208,14 @@ func (p *plane) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.GetM
 	defer timer.Stop()
 	for {
 		p.mu.Lock()
-		m, next, deaf := p.m, p.next, (p.deaf || p.mute) && req.Known > 0
+		m, next, foreign, deaf := p.m, p.next, p.foreign, (p.deaf || p.mute) && req.Known > 0
 		p.mu.Unlock()
 		if !deaf && m.Epoch > dfs.Epoch(req.Known) {
-			return &wire.GetMapReply{Map: wire.FromMap(m), Leader: 1}, nil
+			out := wire.FromMap(m)
+			if req.Linearizable && foreign {
+				out.Cluster = dfs.ClusterID{9}.Bytes()
+			}
+			return &wire.GetMapReply{Map: out, Leader: 1}, nil
 		}
 		select {
 		case <-next:

@@ -265,7 +265,9 @@ func (s *Service) firstMap(registered dfs.Epoch) bool {
 			err = dfs.Errorf(dfs.Internal, "get map", "epoch %d is before the registration's %d", m.Epoch, registered)
 		}
 		if err == nil {
-			s.maps.offer(m)
+			err = s.maps.offer(m)
+		}
+		if err == nil {
 			return true
 		}
 		s.log.Log(s.ctx, s.worry(), "no current map yet", "cause", err)
