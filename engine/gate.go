@@ -5,6 +5,7 @@ import (
 	"io"
 	iofs "io/fs"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +16,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// gatePause is how long a shut gate holds back a new file. Pebble tries a
-// failed flush again at once and for ever; this makes that one try a second.
+// gatePause is how long a new file is held back by a gate that is shut, and on a
+// full disk. Pebble tries a failed flush again at once and for ever; this makes
+// that one try a second.
 const gatePause = time.Second
 
 // gate stands between Pebble and the disk. After the first failure it is shut,
@@ -26,16 +28,23 @@ const gatePause = time.Second
 // That is also what makes Pebble's fatal calls harmless. Its Logger.Fatalf is
 // meant to end the process; here it shuts the gate and returns, and the paths
 // behind it either return the error to their caller or go on in memory only.
+//
+// A full disk is no failure for a table: Pebble throws what it has of it away,
+// keeps the rows in memory and tries again. The gate stays open and says that it
+// is starved, so that nothing is put in front of it until a table was written.
 type gate struct {
-	once   sync.Once
-	shut   chan struct{} // closed by the first failure
-	opened atomic.Bool   // Pebble is open: until then it retries nothing, and holds its mutex
-	closed chan struct{} // closed when the store closes, to end pauses
-	failed func(error)   // told of the first failure; must not block or call Pebble
+	once    sync.Once
+	shut    chan struct{} // closed by the first failure
+	serving atomic.Bool   // the store is open: until then a full disk is a failure, since recovery cannot wait
+	starved atomic.Bool   // there was no room for the last table
+	hungry  chan struct{} // a token whenever there is no room for a table
+	opened  atomic.Bool   // Pebble is open: until then it retries nothing, and holds its mutex
+	closed  chan struct{} // closed when the store closes, to end pauses
+	failed  func(error)   // told of the first failure; must not block or call Pebble
 }
 
 func newGate(failed func(error)) *gate {
-	return &gate{shut: make(chan struct{}), closed: make(chan struct{}), failed: failed}
+	return &gate{shut: make(chan struct{}), hungry: make(chan struct{}, 1), closed: make(chan struct{}), failed: failed}
 }
 
 func (g *gate) fail(err error) {
@@ -63,6 +72,35 @@ func (g *gate) result(err error) error {
 	return err
 }
 
+// noRoom reports whether an error says that the disk is full, and that it may
+// be waited for.
+func (g *gate) noRoom(err error) bool { return g.serving.Load() && vfs.IsNoSpaceError(err) }
+
+// table is result for a table.
+func (g *gate) table(err error) error {
+	if err != nil && g.noRoom(err) {
+		g.starved.Store(true)
+		signal(g.hungry)
+		return err
+	}
+	return g.result(err)
+}
+
+// written notes that a flush or compaction has ended.
+func (g *gate) written(err error) {
+	if err == nil {
+		g.starved.Store(false)
+	}
+}
+
+// pause holds Pebble back for a while before it tries again.
+func (g *gate) pause() {
+	select {
+	case <-g.closed:
+	case <-time.After(gatePause):
+	}
+}
+
 // gateFS is the file system that Pebble is given.
 type gateFS struct {
 	vfs.FS
@@ -73,21 +111,30 @@ func (f gateFS) open(file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, f.g.result(err)
 	}
-	return gateFile{file, f.g}, nil
+	return gateFile{file, f.g, f.g.result}, nil
 }
 
 func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	if err := f.g.check(); err != nil {
 		if f.g.opened.Load() {
-			select {
-			case <-f.g.closed:
-			case <-time.After(gatePause):
-			}
+			f.g.pause()
 		}
 		return nil, err
 	}
-	return f.open(f.FS.Create(name, c))
+	if !strings.HasSuffix(name, tableSuffix) {
+		return f.open(f.FS.Create(name, c))
+	}
+	if f.g.starved.Load() {
+		f.g.pause()
+	}
+	file, err := f.FS.Create(name, c)
+	if err != nil {
+		return nil, f.g.table(err)
+	}
+	return gateFile{file, f.g, f.g.table}, nil
 }
+
+const tableSuffix = ".sst"
 
 func (f gateFS) Link(oldname, newname string) error {
 	if err := f.g.check(); err != nil {
@@ -154,7 +201,8 @@ func (f gateFS) Unwrap() vfs.FS { return f.FS }
 
 type gateFile struct {
 	vfs.File
-	g *gate
+	g      *gate
+	result func(error) error // of the gate
 }
 
 func (f gateFile) Write(p []byte) (int, error) {
@@ -162,7 +210,7 @@ func (f gateFile) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := f.File.Write(p)
-	return n, f.g.result(err)
+	return n, f.result(err)
 }
 
 func (f gateFile) WriteAt(p []byte, off int64) (int, error) {
@@ -170,21 +218,21 @@ func (f gateFile) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	n, err := f.File.WriteAt(p, off)
-	return n, f.g.result(err)
+	return n, f.result(err)
 }
 
 func (f gateFile) Sync() error {
 	if err := f.g.check(); err != nil {
 		return err
 	}
-	return f.g.result(f.File.Sync())
+	return f.result(f.File.Sync())
 }
 
 func (f gateFile) SyncData() error {
 	if err := f.g.check(); err != nil {
 		return err
 	}
-	return f.g.result(f.File.SyncData())
+	return f.result(f.File.SyncData())
 }
 
 func (f gateFile) SyncTo(length int64) (bool, error) {
@@ -192,7 +240,7 @@ func (f gateFile) SyncTo(length int64) (bool, error) {
 		return false, err
 	}
 	full, err := f.File.SyncTo(length)
-	return full, f.g.result(err)
+	return full, f.result(err)
 }
 
 // gateDir is a directory. Pebble panics, and so ends the process, when it
@@ -232,7 +280,13 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 // listener reports what Pebble finds damaged or cannot write.
 func (g *gate) listener(corrupt func(error)) *pebble.EventListener {
 	return &pebble.EventListener{
-		BackgroundError: g.fail,
+		BackgroundError: func(err error) {
+			if !g.noRoom(err) {
+				g.fail(err)
+			}
+		},
+		FlushEnd:      func(info pebble.FlushInfo) { g.written(info.Err) },
+		CompactionEnd: func(info pebble.CompactionInfo) { g.written(info.Err) },
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			err := dfs.Errorf(dfs.Corrupt, "index", "%s", info)
 			corrupt(err)

@@ -51,7 +51,10 @@ func openIndex(o indexOptions) (*index, error) {
 	cache := pebble.NewCache(o.cacheSize)
 	po := &pebble.Options{
 		FS: gateFS{o.fs, g}, Cache: cache, MemTableSize: o.memTableSize, DisableWAL: true,
-		FormatMajorVersion: pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
+		// One to fill, one being written, and one more, so that a checkpoint does
+		// not wait where there is no room to write.
+		MemTableStopWritesThreshold: 3,
+		FormatMajorVersion:          pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
 	}
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10) // most puts ask for a block that is not there
@@ -147,10 +150,19 @@ func (ix *index) get(key []byte) (*row, error) {
 	return r, cmp.Or(err, c.Close())
 }
 
-// checkpoint makes the index's present state durable.
+// checkpoint makes the index's present state durable. NoSpace: there is no room
+// for it now.
 func (ix *index) checkpoint() error {
+	full := dfs.Errorf(dfs.NoSpace, "write index", "no space left on the disk")
 	if err := ix.gate.check(); err != nil {
 		return err
+	}
+	select {
+	case <-ix.gate.hungry: // of an earlier time
+	default:
+	}
+	if ix.gate.starved.Load() {
+		return full
 	}
 	done, err := ix.db.AsyncFlush()
 	if err != nil {
@@ -159,6 +171,8 @@ func (ix *index) checkpoint() error {
 	select {
 	case <-done:
 	case <-ix.gate.shut:
+	case <-ix.gate.hungry:
+		return full
 	}
 	return ix.gate.check()
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"dfsd/dfs"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -32,7 +34,11 @@ func (s *Store) keep(ctx context.Context) {
 		case <-timer.C:
 			armed = false
 		}
-		if err := s.tend(ctx); err != nil && ctx.Err() == nil {
+		switch err := s.tend(ctx); {
+		case dfs.KindOf(err) == dfs.NoSpace:
+			timer.Reset(fullRetry)
+			armed = true
+		case err != nil && ctx.Err() == nil:
 			s.fail(err)
 		}
 	}
@@ -53,6 +59,7 @@ func (s *Store) tend(ctx context.Context) error {
 			return err
 		}
 		if err := s.giveUp(); err != nil {
+			s.mayBeDead.Store(true)
 			return err
 		}
 	}
@@ -105,9 +112,16 @@ func (s *Store) syncMark() error {
 }
 
 func (s *Store) checkpoint() error {
-	s.counters.sinceCheckpoint.Store(0)
-	return s.index.checkpoint()
+	covered := s.counters.sinceCheckpoint.Swap(0)
+	err := s.index.checkpoint()
+	if err != nil {
+		s.counters.sinceCheckpoint.Add(covered)
+	}
+	return err
 }
+
+// isReadOnly reports whether puts are refused for want of space.
+func (s *Store) isReadOnly() bool { return s.readOnly.Load() || s.index.gate.starved.Load() }
 
 // rehome writes the tombstones of segments that hold little else again, so
 // that these die. A tombstone is needed as long as a put that it hides may be

@@ -37,6 +37,10 @@ const (
 	// leave to deletes when no other segment is to be had.
 	tombstoneRoom = 16
 
+	// indexShare is the part of the reserve (1/indexShare of it) that segments
+	// leave to the index: with the usual sizes, 32 of its memtables.
+	indexShare = 4
+
 	// rehomeFraction: a segment with nothing but tombstones is given up by
 	// writing these again, when they fill at most 1/rehomeFraction of it.
 	rehomeFraction = 4

@@ -132,7 +132,8 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 }
 
 // space reports whether another segment fits above the reserve, and whether
-// one fits at all.
+// one fits at all: a part of the reserve is the index's, which grows with every
+// record.
 func (s *Store) space() (above, any bool) {
 	size := uint64(s.opts.SegmentSize)
 	free := uint64(math.MaxUint64)
@@ -144,7 +145,7 @@ func (s *Store) space() (above, any bool) {
 		taken := uint64(inUse+ready+s.dead.count()) * size
 		free = min(free, s.opts.Capacity-min(s.opts.Capacity, taken))
 	}
-	return free >= size && free-size >= s.opts.ReserveBytes, free >= size
+	return free >= size && free-size >= s.opts.ReserveBytes, free >= size && free-size >= s.opts.ReserveBytes/indexShare
 }
 
 // newSegment describes a segment with the next number.

@@ -55,7 +55,7 @@ func (s *Store) Put(ctx context.Context, req PutRequest) error {
 	if int64(alignUp(batchHeaderLen+r.length(), pageSize))+pageSize+footerLen(1) > s.opts.SegmentSize-s.opts.SegmentSize/tombstoneRoom {
 		return dfs.Errorf(dfs.TooLarge, "write block", "%s: %d bytes do not fit a segment of %d", req.ID, len(req.Payload), s.opts.SegmentSize)
 	}
-	if s.readOnly.Load() {
+	if s.isReadOnly() {
 		return dfs.Errorf(dfs.NoSpace, "write block", "%s: no space left above the reserve", s.opts.Dir)
 	}
 	return s.submit(ctx, newOp(r, req.Payload), s.admitPut)

@@ -132,7 +132,7 @@ func (s *Store) Stats() Stats {
 		LastSeq: s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
 		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.lastRead.Load()),
 	}
-	if s.readOnly.Load() {
+	if s.isReadOnly() {
 		st.State = StateReadOnly
 	}
 	if err := s.failure(); err != nil {

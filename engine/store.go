@@ -103,6 +103,7 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
+	s.index.gate.serving.Store(true)
 	keeperCtx, stopKeeper := context.WithCancel(context.Background())
 	preparerCtx, stopPreparer := context.WithCancel(context.Background())
 	s.stopKeeper, s.stopPreparer = stopKeeper, stopPreparer
@@ -260,6 +261,10 @@ func (s *Store) close() error {
 	}
 	if err == nil {
 		err = s.index.checkpoint()
+	}
+	if dfs.KindOf(err) == dfs.NoSpace {
+		s.log.Warn("no space for a checkpoint of the index: the next start replays the log", "dir", s.opts.Dir)
+		err = nil
 	}
 	if cerr := s.index.close(); err == nil {
 		err = cerr

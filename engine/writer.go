@@ -38,6 +38,10 @@ func (w *writer) write(ops []*op) {
 			w.answer(ops, err)
 			return
 		}
+		if w.s.index.gate.starved.Load() { // its rows would pile up in memory
+			w.answer(ops, dfs.Errorf(dfs.NoSpace, "write block", "%s: no space left for the index", w.s.opts.Dir))
+			return
+		}
 		n := w.fits(ops)
 		if n == 0 {
 			if err := w.nextSegment(ops[0].rec.kind); err != nil {

@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/sim/bubble"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// TestNoRoomForTheIndex: something else has filled the disk to the last byte,
+// the reserve too. The store takes no writes until there is room again, and has
+// not failed; it may be closed and opened meanwhile.
+func TestNoRoomForTheIndex(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := &faultFS{MemFS: vfs.NewMem(), word: tableSuffix, op: "fill", err: syscall.ENOSPC}
+		s := openPGs(t, testOptions(fs), 1)
+		n, stored := uint64(0), []uint64(nil)
+		fill := func() {
+			t.Helper()
+			for range 4000 { // each leaves a row or two of some 100 bytes in memtables of 128 KiB
+				n++
+				if err := s.Put(t.Context(), putRequest(n, 100, 1)); err != nil {
+					wantKind(t, err, dfs.NoSpace)
+					return
+				}
+				stored = append(stored, n)
+			}
+			t.Fatal("every put was taken")
+		}
+		refused := func() {
+			t.Helper()
+			if st := s.Stats(); st.State != StateReadOnly || st.Available != 0 {
+				t.Errorf("%+v", st)
+			}
+			wantKind(t, s.Delete(t.Context(), DeleteRequest{ID: blockID(stored[0]), Epoch: 1}), dfs.NoSpace)
+			for _, n := range stored {
+				wantBlock(t, s, n, 100)
+			}
+		}
+		mustPut(t, s, 9000, 100, 1)
+		fs.armed.Store(true)
+		fill()
+		refused()
+		time.Sleep(time.Minute)
+		refused()
+		if hits := fs.hits.Load(); hits > 200 {
+			t.Errorf("a full disk was tried %d times in a minute", hits)
+		}
+
+		fs.armed.Store(false)
+		time.Sleep(5 * time.Second)
+		if st := s.Stats(); st.State != StateOK || st.Available == 0 {
+			t.Errorf("with room again: %+v", st)
+		}
+		mustDelete(t, s, stored[0], 1)
+		stored = stored[1:]
+		mustPut(t, s, 9001, 100, 1)
+		if err := fsck(s); err != nil {
+			t.Error(err)
+		}
+
+		fs.armed.Store(true)
+		fill()
+		mustClose(t, s)
+		s = mustOpen(t, testOptions(fs))
+		for _, n := range stored {
+			wantBlock(t, s, n, 100)
+		}
+		mustClose(t, s)
+		fs.armed.Store(false)
+		s = openPGs(t, testOptions(fs), 1)
+		for _, n := range append(stored, 9000, 9001) {
+			wantBlock(t, s, n, 100)
+		}
+		if err := fsck(s); err != nil {
+			t.Error(err)
+		}
+		mustClose(t, s)
+	})
+}
+
+// TestReserveKeepsRoomForTheIndex: segments for deletes do not take all of it.
+func TestReserveKeepsRoomForTheIndex(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := testOptions(fs)
+		s := openPGs(t, o, 1)
+		size := uint64(o.SegmentSize)
+		for _, c := range []struct {
+			free       uint64
+			above, any bool
+		}{
+			{o.ReserveBytes + size, true, true},
+			{o.ReserveBytes + size - 1, false, true},
+			{o.ReserveBytes/4 + size, false, true},
+			{o.ReserveBytes/4 + size - 1, false, false},
+			{0, false, false},
+		} {
+			fs.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: c.free})
+			if above, any := s.space(); above != c.above || any != c.any {
+				t.Errorf("%d bytes free: above the reserve %v, any %v", c.free, above, any)
+			}
+		}
+		mustClose(t, s)
+	})
+}
