@@ -158,6 +158,9 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 	if err := s.mayReturn(m, req); err != nil {
 		return nil, err
 	}
+	if err := s.checkReached(ctx, m, req); err != nil {
+		return nil, err
+	}
 	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: req}})
 	if err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	"dfsd/meta/namespace"
 	"dfsd/raftgroup"
 	"dfsd/repair"
+	"dfsd/transport"
 	"dfsd/transport/metas"
 	"dfsd/transport/wire"
 )
@@ -67,6 +68,7 @@ type Options struct {
 	Peers    []Peer // every listed meta node, this one included
 	Identity Identity
 	Dial     func(addr string) drpc.Conn
+	Identify func(ctx context.Context, addr string) (transport.Identity, error) // who answers there
 	Metas    *metas.Book
 
 	Groups       int           // namespace groups of a new cluster; default 8

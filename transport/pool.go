@@ -98,6 +98,7 @@ type poolConn struct {
 	*drpcconn.Conn
 	guard *guard
 	own   Identity  // that it was made under
+	other Identity  // who answered
 	since time.Time // when it became idle; guarded by Pool.mu
 }
 
@@ -119,6 +120,26 @@ func NewPool(opts PoolOptions) *Pool {
 // Conn returns a connection to addr for the generated clients. It costs
 // nothing: connections are made and reused call by call.
 func (p *Pool) Conn(addr string) *PeerConn { return &PeerConn{pool: p, addr: addr} }
+
+// Identify connects to addr anew and returns who answers there. It asks for
+// nothing else: the other side need not know its cluster, and the breaker has no
+// say. Errors: as of a call that cannot connect.
+func (p *Pool) Identify(ctx context.Context, addr string) (Identity, error) {
+	q, err := p.peer(addr)
+	if err != nil {
+		return Identity{}, err
+	}
+	if err := q.enter(ctx); err != nil {
+		return Identity{}, err
+	}
+	defer q.leave()
+	c, err := q.dial(ctx)
+	if err != nil {
+		return Identity{}, err
+	}
+	q.give(c)
+	return c.other, nil
+}
 
 // BreakerState returns the state of the breaker of addr: "closed", "open" or
 // "half-open".
@@ -274,7 +295,7 @@ func (q *peer) dial(ctx context.Context) (*poolConn, error) {
 		p.opts.OnPeer(q.addr, other)
 	}
 	g := &guard{Conn: secure, messageTimeout: p.opts.MessageTimeout, writeTimeout: p.opts.WriteTimeout}
-	c := &poolConn{Conn: drpcconn.NewWithOptions(g, drpcconn.Options{Manager: managerOptions(0)}), guard: g, own: own}
+	c := &poolConn{Conn: drpcconn.NewWithOptions(g, drpcconn.Options{Manager: managerOptions(0)}), guard: g, own: own, other: other}
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
