@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -21,6 +23,7 @@ const (
 	httpHeaderTimeout = 5 * time.Second
 	httpTimeout       = 2 * time.Minute // a CPU profile takes as long as it is asked to
 	httpMaxHeader     = 16 << 10
+	httpMaxConns      = 256 // many scrapers; connections that are held must not take the descriptors of Raft and the stores
 )
 
 // httpServer serves /metrics, /healthz, /readyz and, on loopback, pprof.
@@ -36,6 +39,7 @@ func startHTTP(n *Node, network transport.Network, addr string) (*httpServer, er
 	if err != nil {
 		return nil, &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: addr, Text: "choose another address with --http, or end what uses it", Err: err}
 	}
+	lis = &boundedListener{Listener: lis}
 	if n.opts.TLS != nil {
 		lis = tls.NewListener(lis, n.opts.TLS)
 	}
@@ -51,6 +55,38 @@ func startHTTP(n *Node, network transport.Network, addr string) (*httpServer, er
 		}
 	}()
 	return h, nil
+}
+
+// boundedListener closes what comes while httpMaxConns connections are open.
+type boundedListener struct {
+	net.Listener
+	open atomic.Int32
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= httpMaxConns {
+			return &boundedConn{conn, sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+		}
+		l.open.Add(-1)
+		_ = conn.Close()
+	}
+}
+
+type boundedConn struct {
+	net.Conn
+	gone func()
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	c.gone()
+	return c.Conn.Close()
 }
 
 func (h *httpServer) close() {

@@ -1,0 +1,59 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/sim/bubble"
+	"dfsd/transport"
+)
+
+// TestHeldHTTPConnections opens connections to the HTTP listener and sends
+// nothing: more than the limit are closed at once, and when those that are held
+// have timed out it answers again.
+func TestHeldHTTPConnections(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		network := transport.NewMemory(transport.MemoryOptions{})
+		n := &Node{opts: Options{Roles: dfs.RoleMeta}, log: slog.New(slog.DiscardHandler)}
+		h, err := startHTTP(n, network.Host("node"), "node:7500")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.close()
+		host := network.Host("client")
+		closed := 0
+		for range httpMaxConns + 10 {
+			conn, err := host.Dial(t.Context(), "node:7500")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetReadDeadline(time.Now().Add(httpHeaderTimeout / 1000))
+			if _, err := conn.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+				closed++
+			}
+		}
+		if closed != 10 {
+			t.Errorf("%d connections over the limit were closed, want 10", closed)
+		}
+		time.Sleep(2 * httpHeaderTimeout)
+		web := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return host.Dial(ctx, addr)
+		}, DisableKeepAlives: true}}
+		resp, err := web.Get("http://node:7500/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("healthz: %v", resp.Status)
+		}
+	})
+}
