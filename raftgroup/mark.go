@@ -30,9 +30,11 @@ type mark struct {
 	synced uint64 // synced <= noted
 }
 
-// createMark makes a mark file of number 0, durably.
+// createMark makes a mark file of number 0, durably. A crash leaves a whole one
+// or none: half a one would be damage.
 func createMark(f vfs.FS, dir, path string) error {
-	file, err := f.Create(path, vfs.WriteCategoryUnspecified)
+	fresh := path + ".new"
+	file, err := f.Create(fresh, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
@@ -43,6 +45,9 @@ func createMark(f vfs.FS, dir, path string) error {
 		err = file.Sync()
 	}
 	if err = firstError(err, file.Close()); err != nil {
+		return err
+	}
+	if err := f.Rename(fresh, path); err != nil {
 		return err
 	}
 	return syncDir(f, dir)
