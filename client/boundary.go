@@ -86,11 +86,22 @@ type boundary struct {
 	attr   *wire.Attr // of the directory that was made
 }
 
-// finish runs the steps and waits for them, or until ctx ends. B may be used
+// finish runs the steps, once there is room for them, and waits for them, or until
+// ctx ends. B may be used
 // after it returned nil only.
 func (b *boundary) finish(ctx context.Context, steps func(context.Context) error) error {
 	done := make(chan error, 1)
-	b.s.c.work.Go(func() { done <- steps(b.s.ctx) })
+	select {
+	case b.s.boundaries <- struct{}{}:
+	case <-b.s.ctx.Done():
+		return b.s.gaveUp(ctx, false, ended(b.s.ctx))
+	case <-ctx.Done():
+		return b.s.gaveUp(ctx, false, ended(ctx))
+	}
+	b.s.c.work.Go(func() {
+		defer func() { <-b.s.boundaries }()
+		done <- steps(b.s.ctx)
+	})
 	select {
 	case err := <-done:
 		return err

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -23,6 +24,7 @@ type File struct {
 	cur  *buffer // the block being filled; nil: none
 	at   int64   // where it begins in the file
 	sent []span  // blocks on their way since the last commit. Invariant: len <= dfs.MaxExtentsPerCommit
+	lost error   // why what was written is gone, until Sync or Close has said so
 }
 
 // span is the range [from, to) of a file.
@@ -155,7 +157,8 @@ func (l *lossJudge) judge(ctx context.Context, err error) (again bool, _ error) 
 
 // WriteAt writes p at offset: into a buffer, and block by block to the stores.
 // Its bytes become part of the file with Sync, Close, or when many blocks have
-// come together; an error of theirs may come that late.
+// come together; an error of theirs may come that late, and comes from Sync or
+// Close in any case.
 func (f *File) WriteAt(ctx context.Context, p []byte, offset int64) (int, error) {
 	return run(ctx, f.c, "write", f.ino.String(), func(ctx context.Context) (int, error) {
 		if offset < 0 || offset > dfs.MaxFileSize-int64(len(p)) {
@@ -194,8 +197,7 @@ func (f *File) writerLocked(ctx context.Context) error {
 	}
 	if f.w != nil {
 		old := f.w.s
-		f.dropLocked()
-		return dfs.Errorf(dfs.Unknown, "", "session %d was lost, and with it what was written and not committed", old.id)
+		return f.dropLocked(dfs.Errorf(dfs.Unknown, "", "session %d was lost, and with it what was written and not committed", old.id))
 	}
 	f.w = f.c.writer(f.c.ctx, s, f.ino, f.class)
 	return nil
@@ -239,8 +241,7 @@ func (f *File) sendLocked(ctx context.Context) error {
 	f.cur = nil
 	f.sent = append(f.sent, s)
 	if err := f.w.put(buf, s.from); err != nil {
-		f.dropLocked()
-		return err
+		return f.dropLocked(err)
 	}
 	return nil
 }
@@ -258,19 +259,20 @@ func (f *File) commitLocked(ctx context.Context) error {
 		_, err = f.w.s.mutate(ctx, f.ino.Group(), &wire.Command{Op: &wire.Command_Write{Write: op}})
 	}
 	if err != nil {
-		f.dropLocked()
-		return err
+		return f.dropLocked(err)
 	}
 	f.sent = f.sent[:0]
 	return nil
 }
 
-// dropLocked forgets what was not committed; its error is reported once.
-func (f *File) dropLocked() {
+// dropLocked forgets what was not committed, for an error that it returns.
+func (f *File) dropLocked(err error) error {
 	f.w.close()
 	f.w = nil
 	f.cur.release()
 	f.cur, f.sent = nil, nil
+	f.lost = cmp.Or(f.lost, err)
+	return err
 }
 
 // flush commits what this File has written.
@@ -279,6 +281,21 @@ func (f *File) flush(ctx context.Context) error {
 		return err
 	}
 	defer f.turn.release()
+	return f.flushLocked(ctx)
+}
+
+// settle is flush for who wants to know whether all that was written is there.
+func (f *File) settle(ctx context.Context) error {
+	if err := f.turn.acquire(ctx); err != nil {
+		return err
+	}
+	defer f.turn.release()
+	err := f.flushLocked(ctx)
+	err, f.lost = cmp.Or(err, f.lost), nil
+	return err
+}
+
+func (f *File) flushLocked(ctx context.Context) error {
 	if f.w == nil {
 		return nil
 	}
@@ -295,9 +312,10 @@ func (f *File) flush(ctx context.Context) error {
 
 // Sync commits what was written since the last Sync: when it returns nil all of
 // that is durable and visible. After an error it is dropped: the error comes
-// once; with Unknown it may have been committed.
+// once from Sync, also where another call has met it before; with Unknown it may
+// have been committed.
 func (f *File) Sync(ctx context.Context) error {
-	_, err := run(ctx, f.c, "sync", f.ino.String(), func(ctx context.Context) (struct{}, error) { return struct{}{}, f.flush(ctx) })
+	_, err := run(ctx, f.c, "sync", f.ino.String(), func(ctx context.Context) (struct{}, error) { return struct{}{}, f.settle(ctx) })
 	return err
 }
 

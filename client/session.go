@@ -17,6 +17,11 @@ const (
 	// under the replies that a group keeps for a session.
 	maxInFlight = 256
 
+	// maxBoundaries bounds the operations over two groups that are under way,
+	// with or without their callers: each may hold one of maxInFlight, and the
+	// others need some too.
+	maxBoundaries = maxInFlight / 4
+
 	// maxCommand bounds an encoded command (bytes), as the meta nodes do.
 	maxCommand = 512 << 10
 )
@@ -35,6 +40,8 @@ type session struct {
 	ctx   context.Context // ends when the session is lost or the client closed
 	lose  context.CancelCauseFunc
 	slots chan struct{} // one element a mutation under way
+
+	boundaries chan struct{} // one element an operation over two groups under way
 
 	mu         sync.Mutex             // guards what follows
 	renewed    time.Time              // when the last renewal that succeeded was sent; has monotonic and wall time
@@ -96,7 +103,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
-		c: c, slots: make(chan struct{}, maxInFlight),
+		c: c, slots: make(chan struct{}, maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
 		unanswered: map[uint64]dfs.GroupID{}, leases: map[dfs.GroupID]*inoLease{},
 	}
 	req := &wire.OpenSessionRequest{Holder: c.opts.Holder, Mark: max(c.opts.Rand(), 1)}
