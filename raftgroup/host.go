@@ -31,6 +31,7 @@ type Host struct {
 	appliers  *scheduler
 	writer    *logWriter
 	sequence  atomic.Uint64 // of proposals and reads
+	spare     atomic.Bool   // see Spare
 	transfers chan struct{} // one token for each snapshot that may be sent
 	receiving chan struct{} // one token for each that may be received
 
@@ -237,14 +238,18 @@ func (h *Host) shutdown() {
 
 func (h *Host) closeStores() error {
 	var err error
+	before := h.failure()
 	if h.state != nil {
-		if h.failure() == nil {
+		if before == nil {
 			err = wrapStore("close raft state", "", h.state.Flush()) // spares the next start the replay
 		}
 		err = firstError(err, wrapStore("close raft state", "", h.state.Close()))
 	}
 	if h.store != nil {
 		err = firstError(err, h.store.close())
+	}
+	if before == nil {
+		err = firstError(err, h.failure()) // a gate tells of it in no other way
 	}
 	return err
 }

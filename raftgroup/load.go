@@ -99,7 +99,7 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 		h: h, id: g, l: l, sm: h.opts.StateMachine(g),
 		in:      inbox{limit: h.opts.MaxInbox},
 		changed: make(chan struct{}),
-		seen:    map[uint64]uint64{},
+		seen:    map[uint64]uint64{}, answered: map[uint64]uint64{},
 		sending: map[dfs.NodeID]uint64{},
 	}
 	r.office.Store(&Office{})

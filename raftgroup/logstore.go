@@ -13,6 +13,7 @@ import (
 
 // logStore is the Pebble database of every group's log, with its mark file.
 type logStore struct {
+	dir  string
 	db   *pebble.DB
 	mark *mark
 
@@ -43,7 +44,7 @@ func openLogStore(o *Options, fail func(error)) (*logStore, error) {
 	if marked && !there {
 		return nil, dfs.Errorf(dfs.Corrupt, "open raft store", "%s is missing though %s says that it was written: this node's log is lost and must not be made anew", dir, path)
 	}
-	s := &logStore{noSync: o.Hooks.AckBeforeSync}
+	s := &logStore{dir: dir, noSync: o.Hooks.AckBeforeSync}
 	tell := fail
 	fail = func(err error) {
 		s.stop(err)
@@ -138,7 +139,7 @@ func (s *logStore) commit(b *pebble.Batch, sync bool) error {
 		return err
 	}
 	if err := s.commitLocked(b, sync && !s.noSync); err != nil {
-		s.stop(wrapStore("write raft log", "", err))
+		s.stop(wrapStore("write raft log", s.dir, err))
 	}
 	return s.failure()
 }

@@ -106,6 +106,11 @@ type Options struct {
 	MaxSnapshots      int
 	SnapshotFileBytes int
 
+	// Reserve is how many bytes are to stay free on the disk of Dir for entries
+	// and compactions: a snapshot that would leave less than a quarter of it is
+	// not received. 0: none.
+	Reserve uint64
+
 	// StateMachine returns the state machine of a group, once per replica.
 	StateMachine func(g dfs.GroupID) StateMachine
 

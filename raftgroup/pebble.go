@@ -23,11 +23,11 @@ const storeFormat = pebble.FormatValueSeparation
 const maxOpenFiles = 500
 
 // storeLogger is what Pebble tells about one store. Pebble takes Fatalf for the
-// end of the process; here it is the end of this host only: fail is called
+// end of the process; here it is the end of this host only: the gate is shut
 // before Fatalf returns, and nothing is acknowledged after it.
 type storeLogger struct {
-	log  *slog.Logger
-	fail func(error)
+	log *slog.Logger
+	g   *gate
 }
 
 func (l *storeLogger) Infof(format string, args ...any) {
@@ -41,14 +41,22 @@ func (l *storeLogger) Errorf(format string, args ...any) {
 }
 
 func (l *storeLogger) Fatalf(format string, args ...any) {
-	l.fail(dfs.Errorf(dfs.Corrupt, "raft store", format, args...))
+	kind := dfs.Corrupt
+	for _, a := range args { // most often what a write or sync ended with
+		if err, ok := a.(error); ok && vfs.IsNoSpaceError(err) {
+			kind = dfs.NoSpace
+		}
+	}
+	l.g.fail(kind, fmt.Errorf(format, args...))
 }
 
-// openStore opens or makes a Pebble database in a directory.
+// openStore opens or makes a Pebble database in a directory. Fail is told of the
+// first failure of the disk after which nothing is written there any more.
 func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, error) {
-	log := &storeLogger{log: o.Logger.With("store", o.FS.PathBase(dir)), fail: fail}
+	g := newGate(dir, fail)
+	log := &storeLogger{log: o.Logger.With("store", o.FS.PathBase(dir)), g: g}
 	po := &pebble.Options{
-		FS:                 o.FS,
+		FS:                 gateFS{o.FS, g},
 		CacheSize:          o.CacheSize / 2,
 		MemTableSize:       o.MemTableSize,
 		MaxOpenFiles:       maxOpenFiles,
@@ -56,8 +64,8 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 		DisableWAL:         !wal,
 		Logger:             log,
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { fail(dfs.Wrap("raft store", dir, err)) },
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { fail(dfs.Errorf(dfs.Corrupt, "raft store", "%v", i)) },
+			BackgroundError: func(err error) { g.fail(dfs.Other, err) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { g.fail(dfs.Corrupt, fmt.Errorf("%v", i)) },
 		},
 	}
 	// A snapshot's files go under the state at once instead of waiting in
@@ -65,6 +73,12 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	po.EventListener.EnsureDefaults(log)
 	db, err := pebble.Open(dir, po)
+	if why := g.failure(); why != nil {
+		if err == nil {
+			_ = db.Close() // nothing of it reaches the disk
+		}
+		return nil, dfs.Wrap("open raft store", "", why)
+	}
 	if err != nil {
 		return nil, wrapStore("open raft store", dir, err)
 	}
@@ -82,6 +96,8 @@ func wrapStore(op, object string, err error) error {
 		kind = dfs.KindOf(err)
 	case pebble.IsCorruptionError(err):
 		kind = dfs.Corrupt
+	case vfs.IsNoSpaceError(err):
+		kind = dfs.NoSpace
 	}
 	return &dfs.Error{Kind: kind, Op: op, Object: object, Err: err}
 }

@@ -287,6 +287,9 @@ func (w *tableWriter) add(key, value []byte) error {
 }
 
 func (w *tableWriter) openTable() error {
+	if err := w.h.roomForTable(); err != nil {
+		return err
+	}
 	name := fmt.Sprintf("%d-%d-%d-%d.sst", w.group, w.h.store.starts, w.inst.token, len(w.inst.files))
 	f, err := w.h.opts.FS.Create(w.h.opts.FS.PathJoin(w.h.snapDir(), name), vfs.WriteCategoryUnspecified)
 	if err != nil {
@@ -296,6 +299,16 @@ func (w *tableWriter) openTable() error {
 	w.table = sstable.NewWriter(objstorageprovider.NewFileWritable(f), sstable.WriterOptions{
 		TableFormat: storeFormat.MaxTableFormat(),
 	})
+	return nil
+}
+
+// roomForTable refuses a table that would take what entries need of the reserve.
+// File systems that do not tell their free space have room.
+func (h *Host) roomForTable() error {
+	usage, err := h.opts.FS.GetDiskUsage(h.opts.Dir)
+	if err == nil && usage.AvailBytes < h.opts.Reserve/4+uint64(h.opts.SnapshotFileBytes) && h.opts.Reserve > 0 {
+		return dfs.Errorf(dfs.NoSpace, "receive snapshot", "%s: %d bytes are free, and the log needs them", h.opts.Dir, usage.AvailBytes)
+	}
 	return nil
 }
 

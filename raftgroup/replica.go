@@ -69,6 +69,8 @@ type replica struct {
 	lastWants uint64
 	// seen holds, for each peer, the tick of its last message.
 	seen map[uint64]uint64
+	// answered holds that of its last answer to a leader's append or heartbeat.
+	answered map[uint64]uint64
 	// sending holds the peers that a snapshot is being sent to, and its index.
 	sending map[dfs.NodeID]uint64
 }
@@ -224,6 +226,8 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 		if m.GetTerm() >= r.logTerm {
 			r.passive = false // a leader that has us as a member
 		}
+	case pb.MsgAppResp, pb.MsgHeartbeatResp:
+		r.answered[m.GetFrom()] = r.ticks
 	case pb.MsgTimeoutNow:
 		if r.state.missing() {
 			return

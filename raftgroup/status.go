@@ -40,7 +40,7 @@ type Progress struct {
 	Node     dfs.NodeID
 	Match    uint64 // the highest entry that it has acknowledged
 	Learner  bool
-	Active   bool // heard of within an election time-out
+	Active   bool // heard of within half an election time-out
 	Snapshot bool // is being sent one, or waits for it
 }
 
@@ -135,11 +135,19 @@ func (r *replica) status() Status {
 	for id, p := range basic.Progress {
 		st.Peers = append(st.Peers, Progress{
 			Node: dfs.NodeID(id), Match: p.Match, Learner: p.IsLearner,
-			Active: p.RecentActive, Snapshot: p.State == tracker.StateSnapshot,
+			Active: r.heardLocked(id), Snapshot: p.State == tracker.StateSnapshot,
 		})
 	}
 	slices.SortFunc(st.Peers, func(a, b Progress) int { return cmp.Compare(a.Node, b.Node) })
 	return st
+}
+
+// heardLocked reports whether a member answers this leader's heartbeats. The
+// library's own note of it is wiped every so often.
+func (r *replica) heardLocked(id uint64) bool {
+	at, ok := r.answered[id]
+	limit := max(r.h.opts.ElectionTicks/2, 2*r.h.opts.HeartbeatTicks+1)
+	return id == uint64(r.h.opts.Node) || ok && r.ticks-at < uint64(limit)
 }
 
 func (r *replica) roleIn(st *Status, state raft.StateType) Role {

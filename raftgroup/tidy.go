@@ -15,6 +15,13 @@ const tidyTicks = 10
 // liveTimeouts is for how many election time-outs a silent peer counts as live.
 const liveTimeouts = 3
 
+// spareEntries is how many applied entries a log keeps while space is short: so
+// few that they are not worth a thought, and enough not to cut at each look.
+const spareEntries = 256
+
+// Spare says whether space is short: then logs keep only what live peers need.
+func (h *Host) Spare(short bool) { h.spare.Store(short) }
+
 // tidy cuts logs and syncs the mark until the host ends.
 func (h *Host) tidy() {
 	t := time.NewTicker(tidyTicks * h.opts.Tick)
@@ -26,7 +33,7 @@ func (h *Host) tidy() {
 			return
 		}
 		if err := h.store.mark.sync(); err != nil {
-			h.fail(wrapStore("sync mark file", "", err))
+			h.fail(wrapStore("sync mark file", h.opts.Dir, err))
 			return
 		}
 		flush := false
@@ -40,7 +47,7 @@ func (h *Host) tidy() {
 		}
 		if flush {
 			if _, err := h.state.AsyncFlush(); err != nil {
-				h.fail(wrapStore("flush raft state", "", err))
+				h.fail(wrapStore("flush raft state", h.opts.Dir, err))
 				return
 			}
 		}
@@ -56,6 +63,9 @@ func (r *replica) trim() (flush bool, err error) {
 	trunc := r.l.truncation()
 	_, last := r.l.bounds()
 	keep, limit := uint64(r.h.opts.KeepEntries), uint64(r.h.opts.LogBytes)
+	if r.h.spare.Load() {
+		keep = min(keep, spareEntries)
+	}
 	over := r.l.size() > limit
 	if !over && last-trunc.index <= keep+keep/4 {
 		return false, nil
