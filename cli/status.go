@@ -53,6 +53,16 @@ type nodeStatus struct {
 	Release string            `json:"release"`
 	Labels  map[string]string `json:"labels"`
 	Stores  []uint32          `json:"stores"`
+	Disk    *diskStatus       `json:"disk"` // of a meta node's metadata; null: not known
+}
+
+// diskStatus is the disk of a meta node's metadata.
+type diskStatus struct {
+	Full     bool   `json:"full"`     // to its reserve: only what frees space is taken
+	Free     uint64 `json:"free"`     // bytes
+	Capacity uint64 `json:"capacity"` // bytes
+	Reserve  uint64 `json:"reserve"`  // bytes
+	Dir      string `json:"dir"`      // on the node
 }
 
 type storeStatus struct {
@@ -203,6 +213,10 @@ func condition(state uint32) string {
 }
 
 func (s *status) addNodes(r *wire.StatusReply) {
+	disks := map[uint32]*diskStatus{}
+	for _, d := range r.GetDisks() {
+		disks[d.GetNode()] = &diskStatus{Full: d.GetFull(), Free: d.GetFree(), Capacity: d.GetCapacity(), Reserve: d.GetReserve(), Dir: d.GetDir()}
+	}
 	s.Nodes = []nodeStatus{}
 	for _, n := range s.m.Nodes {
 		if n.Replaced {
@@ -210,7 +224,7 @@ func (s *status) addNodes(r *wire.StatusReply) {
 		}
 		out := nodeStatus{
 			ID: uint32(n.ID), Name: n.Name, Addr: n.Addr, Roles: strings.Split(n.Roles.String(), ","), Release: n.Release,
-			Labels: n.Labels, Stores: []uint32{},
+			Labels: n.Labels, Stores: []uint32{}, Disk: disks[uint32(n.ID)],
 		}
 		if out.Labels == nil {
 			out.Labels = map[string]string{}

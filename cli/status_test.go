@@ -91,6 +91,9 @@ func change(t *testing.T, state string) *wire.StatusReply {
 	case "shared": // a disk holds two of the three stores
 		m.Stores[1].Node = m.Stores[0].Node
 		r.Stores[1].Beat.Disk = 1
+	case "disk-full": // of the meta node: it is the only one
+		r.Disks = []*wire.MetaDisk{{Node: 1, Full: true, Free: 100 << 20, Capacity: 10 << 30, Reserve: 512 << 20, Dir: "/var/lib/dfsd/raft"}}
+		r.Problems = []string{"the disk of meta node meta1 is full: …"}
 	case "forming":
 		r.Formed, r.MetaUp, r.Groups = false, nil, nil
 		r.Problems = []string{"the cluster is forming: not every listed meta node votes in every group yet"}

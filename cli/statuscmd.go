@@ -331,7 +331,11 @@ func (s *status) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "\nNODE\tROLES\tSTATE\tADDRESS\tRELEASE\n")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", n.Name, strings.Join(n.Roles, ","), n.State, n.Addr, n.Release)
+		state := n.State
+		if n.Disk != nil && n.Disk.Full {
+			state += ", disk full"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", n.Name, strings.Join(n.Roles, ","), state, n.Addr, n.Release)
 	}
 	fmt.Fprint(t, "\nSTORE\tNODE\tSTATE\tUSED\tCAPACITY\tBLOCKS\tPGS\tLAST REPORT\n")
 	for _, st := range s.Stores {

@@ -58,7 +58,7 @@ type Server struct {
 	SegmentSize    int64 // bytes
 	MetaCacheSize  int64 // bytes
 	StoreCacheSize int64 // bytes, for each store
-	Reserve        int64 // bytes, on each disk
+	Reserve        int64 // bytes, on each disk; half of it for metadata
 	RefillRate     int64 // bytes a second, for each node; 0: no limit
 
 	Heartbeat   time.Duration

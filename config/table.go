@@ -134,7 +134,7 @@ func serverSettings() []setting {
 			size(1<<20, 1<<40, 1, func(v *values) *int64 { return &v.server.MetaCacheSize })},
 		{"store_cache_size", forServer, "32MiB", "", "memory for the cached index of each store",
 			size(1<<20, 1<<40, 1, func(v *values) *int64 { return &v.server.StoreCacheSize })},
-		{"reserve", forServer, "1GiB", "", "free space of a store's disk below which it takes no writes",
+		{"reserve", forServer, "1GiB", "", "free space of a disk below which a store takes no writes, and at half of which a meta node takes only what frees space",
 			size(1<<20, 1<<50, 1, func(v *values) *int64 { return &v.server.Reserve })},
 		{"refill_rate", forServer, "0", "", "bytes a second that this node pulls to repair its stores; 0: no limit",
 			size(0, 1<<40, 1, func(v *values) *int64 { return &v.server.RefillRate })},

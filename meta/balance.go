@@ -9,6 +9,7 @@ import (
 	"dfsd/dfs"
 	"dfsd/raftgroup"
 	"dfsd/transport/metas"
+	"dfsd/transport/wire"
 )
 
 const (
@@ -41,6 +42,7 @@ func (s *Service) balanceLoop() {
 	calm := 0
 	for s.sleep(balanceTick) {
 		h := s.host.Load()
+		full := s.space.full()
 		leaders := s.leaders(h)
 		if maps.Equal(leaders, seen) {
 			calm++
@@ -52,7 +54,7 @@ func (s *Service) balanceLoop() {
 		}
 		for _, g := range excess(me, leaders) {
 			st, _ := h.Status(g)
-			to := heir(me, leaders, &st)
+			to := heir(me, leaders, &st, full)
 			if to == 0 {
 				continue
 			}
@@ -101,10 +103,12 @@ func excess(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID) []dfs.GroupID {
 }
 
 // heir returns the voter to hand a group to, 0 for none: the one that leads the
-// fewest, if this node leads more than its share. Nothing moves while the group
-// has a member that is away, is behind, or has no vote yet.
-func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Status) dfs.NodeID {
-	if st.Role != raftgroup.RoleLeader || st.Joint || len(st.Learners) > 0 || len(st.Voters) == 0 {
+// fewest, if this node leads more than its share. Those whose disk is full have
+// none, and what they lead goes elsewhere by settleSpace. Nothing moves while the
+// group has a member that is away, is behind, or has no vote yet.
+func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
+	voters := slices.DeleteFunc(slices.Clone(st.Voters), func(v dfs.NodeID) bool { return full[v] != nil })
+	if !slices.Contains(voters, me) || st.Role != raftgroup.RoleLeader || st.Joint || len(st.Learners) > 0 {
 		return 0
 	}
 	for _, p := range st.Peers {
@@ -116,16 +120,16 @@ func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Statu
 	for _, n := range leaders {
 		led[n]++
 	}
-	share := (len(leaders) + len(st.Voters) - 1) / len(st.Voters)
+	share := (len(leaders) + len(voters) - 1) / len(voters)
 	if led[me] <= share {
 		return 0
 	}
 	// Of equals the next after this node in the ring: two that hand over at the
 	// same moment rarely choose the same.
-	self, n := slices.Index(st.Voters, me), len(st.Voters)
+	self, n := slices.Index(voters, me), len(voters)
 	to := dfs.NodeID(0)
 	for i := 1; i < n; i++ {
-		if v := st.Voters[(self+i)%n]; to == 0 || led[v] < led[to] {
+		if v := voters[(self+i)%n]; to == 0 || led[v] < led[to] {
 			to = v
 		}
 	}

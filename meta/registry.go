@@ -31,6 +31,7 @@ type beat struct {
 type vote struct {
 	suspects []dfs.StoreID
 	groups   []*wire.GroupBeat
+	disk     *wire.MetaDisk // nil: its file system does not tell
 	at       time.Time
 }
 
@@ -269,6 +270,7 @@ func (s *Service) reportLoop() {
 		if _, leads := s.leads(dfs.ControlGroup); leads {
 			s.beats.take(rep, s.opts.Identity.Incarnation())
 			s.beats.learn(s.beats.loadsNow(), s.maps.isFormed())
+			s.space.learn(s.beats.fullDisks())
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, max(s.opts.Heartbeat, time.Second))
@@ -276,6 +278,7 @@ func (s *Service) reportLoop() {
 			reply, err := c.Report(ctx, rep)
 			if err == nil {
 				s.beats.learn(reply.Groups, reply.Formed)
+				s.space.learn(reply.Full)
 			}
 			return err
 		})
@@ -294,7 +297,7 @@ func (s *Service) report() *wire.MetaReport {
 		return nil
 	}
 	me := s.opts.Identity.Membership().Node
-	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m))}
+	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m)), Disk: s.space.disk()}
 	for _, st := range h.Statuses() {
 		if st.Leader != me {
 			continue
@@ -324,7 +327,7 @@ func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaR
 		return nil, dfs.Errorf(dfs.Stale, "report", "start %v of n%d is not on record", p.Incarnation, rep.Node)
 	}
 	s.beats.take(rep, p.Incarnation)
-	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed()}, nil
+	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed(), Full: s.beats.fullDisks()}, nil
 }
 
 // take notes a report and the start that it is from.
@@ -332,7 +335,7 @@ func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, at: now}
+	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, disk: rep.Disk, at: now}
 	r.words[dfs.NodeID(rep.Node)] = word{inc, now}
 }
 

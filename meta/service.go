@@ -79,6 +79,7 @@ type Options struct {
 	Heartbeat    time.Duration // default 500 ms
 	SessionTTL   time.Duration // default 30 s
 	HistoryKeep  time.Duration // default 60 s
+	Reserve      uint64        // bytes free on the disk of Dir below which only what frees space is taken; default 512 MiB
 	Health       repair.HealthCheck
 	Raft         raftgroup.Options // FS, Dir, Node and the callbacks are filled in here
 	Namespace    namespace.Options
@@ -100,6 +101,7 @@ func (o *Options) setDefaults() {
 	o.Heartbeat = cmp.Or(o.Heartbeat, 500*time.Millisecond)
 	o.SessionTTL = cmp.Or(o.SessionTTL, dfs.SessionTTL)
 	o.HistoryKeep = cmp.Or(o.HistoryKeep, dfs.HistoryKeep)
+	o.Reserve = cmp.Or(o.Reserve, defaultReserve)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -122,6 +124,7 @@ type Service struct {
 	lease *sessions
 	plan  *planner
 	place *placer
+	space *space
 
 	wake struct { // leader loops run at once instead of at their next tick
 		control chan struct{}
@@ -142,6 +145,7 @@ func New(opts Options) *Service {
 	s.lease = newSessions()
 	s.plan = newPlanner(s)
 	s.place = newPlacer()
+	s.space = newSpace(s)
 	s.wake.control = make(chan struct{}, 1)
 	s.setWaiting("starting")
 	return s
@@ -221,6 +225,7 @@ func (s *Service) run() error {
 	s.wg.Go(s.controlLoop)
 	s.wg.Go(s.sessionLoop)
 	s.wg.Go(s.balanceLoop)
+	s.wg.Go(s.spaceLoop)
 	for g := range s.groupCount() + 1 {
 		s.wg.Go(func() { s.groupLoop(dfs.GroupID(g)) })
 	}
@@ -261,6 +266,7 @@ func (s *Service) openHost() (*raftgroup.Host, error) {
 		}
 		return namespace.New(g, s.opts.Namespace)
 	}
+	o.Reserve = s.opts.Reserve
 	o.Send = s.links.send
 	o.OpenSnapshot = s.links.openSnapshot
 	o.OnApplied = func(g dfs.GroupID, _ uint64) {

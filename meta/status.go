@@ -44,6 +44,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	s.plan.mu.Lock()
 	reply.Notes = slices.Clone(s.plan.notes)
 	s.plan.mu.Unlock()
+	s.statusSpace(reply)
 	return reply, nil
 }
 

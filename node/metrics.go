@@ -104,6 +104,14 @@ func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) 
 	applied := gauge("raft_applied_index", "Index of the last applied entry.", "group")
 	term := gauge("raft_term", "Raft term.", "group")
 	leads := gauge("raft_leader", "1 on the group's leader.", "group")
+	if d := c.n.meta.Disk(); d != nil {
+		full := 0.0
+		if d.Full {
+			full = 1
+		}
+		send(gauge("meta_disk_free_bytes", "Free bytes of the disk of the metadata."), float64(d.Free))
+		send(gauge("meta_disk_full", "1 while the free bytes are less than the reserve."), full)
+	}
 	me := c.n.id.Membership().Node
 	for _, st := range c.n.meta.Groups() {
 		g := st.Group.String()

@@ -102,6 +102,7 @@ func options(cfg *config.Server, release string, logger *slog.Logger) (Options, 
 	}
 	o.Meta.Groups, o.Meta.PGsPerClass, o.Meta.DefaultClass, o.Meta.BlockSize = cfg.Groups, cfg.PGsPerClass, cfg.DefaultClass, cfg.BlockSize
 	o.Meta.Grace, o.Meta.Heartbeat, o.Meta.SessionTTL = cfg.GracePeriod, cfg.Heartbeat, cfg.SessionTTL
+	o.Meta.Reserve = uint64(cfg.Reserve) / 2 // stores on the same disk stop first
 	o.Meta.Health = repair.HealthCheck{
 		Mode: mode, Interval: cfg.Health.Interval, Timeout: cfg.Health.Timeout, MaxFailures: cfg.Health.MaxFailures,
 		DiskTimeout: cfg.Health.DiskTimeout,

@@ -162,6 +162,12 @@ func Intents(r raftgroup.Reader, limit int) (out []Intent, err error) {
 	return out, err
 }
 
+// Answered reports whether the group remembers the answer to a command.
+func Answered(r raftgroup.Reader, s dfs.SessionID, seq uint64) (bool, error) {
+	_, ok, err := r.Get(replyKey(s, seq))
+	return ok, err
+}
+
 // LastVersion returns the version of the group's last change, 0 before its
 // first.
 func LastVersion(r raftgroup.Reader) (dfs.Version, error) {

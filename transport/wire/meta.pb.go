@@ -756,6 +756,7 @@ type MetaReport struct {
 	Suspects      []uint32               `protobuf:"varint,2,rep,packed,name=suspects,proto3" json:"suspects,omitempty"` // stores
 	Groups        []*GroupBeat           `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`             // that this node leads
 	Stores        []*StoreBeat           `protobuf:"bytes,4,rep,name=stores,proto3" json:"stores,omitempty"`             // latest beats that reached this node
+	Disk          *MetaDisk              `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`                 // of this node's Raft stores; absent: the file system does not tell
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,6 +819,98 @@ func (x *MetaReport) GetStores() []*StoreBeat {
 	return nil
 }
 
+func (x *MetaReport) GetDisk() *MetaDisk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+// MetaDisk is what a meta node says of the disk of its Raft stores.
+type MetaDisk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`         // below the reserve: only what frees space is taken
+	Free          uint64                 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`         // bytes
+	Capacity      uint64                 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"` // bytes
+	Reserve       uint64                 `protobuf:"varint,5,opt,name=reserve,proto3" json:"reserve,omitempty"`   // bytes
+	Dir           string                 `protobuf:"bytes,6,opt,name=dir,proto3" json:"dir,omitempty"`            // on the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetaDisk) Reset() {
+	*x = MetaDisk{}
+	mi := &file_meta_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetaDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetaDisk) ProtoMessage() {}
+
+func (x *MetaDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetaDisk.ProtoReflect.Descriptor instead.
+func (*MetaDisk) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *MetaDisk) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *MetaDisk) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *MetaDisk) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *MetaDisk) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *MetaDisk) GetReserve() uint64 {
+	if x != nil {
+		return x.Reserve
+	}
+	return 0
+}
+
+func (x *MetaDisk) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
 type GroupBeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -836,7 +929,7 @@ type GroupBeat struct {
 
 func (x *GroupBeat) Reset() {
 	*x = GroupBeat{}
-	mi := &file_meta_proto_msgTypes[10]
+	mi := &file_meta_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +941,7 @@ func (x *GroupBeat) String() string {
 func (*GroupBeat) ProtoMessage() {}
 
 func (x *GroupBeat) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[10]
+	mi := &file_meta_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +954,7 @@ func (x *GroupBeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupBeat.ProtoReflect.Descriptor instead.
 func (*GroupBeat) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{10}
+	return file_meta_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GroupBeat) GetGroup() uint32 {
@@ -938,13 +1031,14 @@ type MetaReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        []*GroupLoad           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
 	Formed        bool                   `protobuf:"varint,2,opt,name=formed,proto3" json:"formed,omitempty"` // all listed meta nodes are voters: mutations are admitted
+	Full          []*MetaDisk            `protobuf:"bytes,3,rep,name=full,proto3" json:"full,omitempty"`      // of the meta nodes whose disk is full
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MetaReportReply) Reset() {
 	*x = MetaReportReply{}
-	mi := &file_meta_proto_msgTypes[11]
+	mi := &file_meta_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1050,7 @@ func (x *MetaReportReply) String() string {
 func (*MetaReportReply) ProtoMessage() {}
 
 func (x *MetaReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[11]
+	mi := &file_meta_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1063,7 @@ func (x *MetaReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaReportReply.ProtoReflect.Descriptor instead.
 func (*MetaReportReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{11}
+	return file_meta_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MetaReportReply) GetGroups() []*GroupLoad {
@@ -986,6 +1080,13 @@ func (x *MetaReportReply) GetFormed() bool {
 	return false
 }
 
+func (x *MetaReportReply) GetFull() []*MetaDisk {
+	if x != nil {
+		return x.Full
+	}
+	return nil
+}
+
 type GroupLoad struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -996,7 +1097,7 @@ type GroupLoad struct {
 
 func (x *GroupLoad) Reset() {
 	*x = GroupLoad{}
-	mi := &file_meta_proto_msgTypes[12]
+	mi := &file_meta_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1109,7 @@ func (x *GroupLoad) String() string {
 func (*GroupLoad) ProtoMessage() {}
 
 func (x *GroupLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[12]
+	mi := &file_meta_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1122,7 @@ func (x *GroupLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupLoad.ProtoReflect.Descriptor instead.
 func (*GroupLoad) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{12}
+	return file_meta_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GroupLoad) GetGroup() uint32 {
@@ -1050,7 +1151,7 @@ type GetMapRequest struct {
 
 func (x *GetMapRequest) Reset() {
 	*x = GetMapRequest{}
-	mi := &file_meta_proto_msgTypes[13]
+	mi := &file_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1163,7 @@ func (x *GetMapRequest) String() string {
 func (*GetMapRequest) ProtoMessage() {}
 
 func (x *GetMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[13]
+	mi := &file_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1176,7 @@ func (x *GetMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMapRequest.ProtoReflect.Descriptor instead.
 func (*GetMapRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{13}
+	return file_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetMapRequest) GetKnown() uint64 {
@@ -1117,7 +1218,7 @@ type GetMapReply struct {
 
 func (x *GetMapReply) Reset() {
 	*x = GetMapReply{}
-	mi := &file_meta_proto_msgTypes[14]
+	mi := &file_meta_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1230,7 @@ func (x *GetMapReply) String() string {
 func (*GetMapReply) ProtoMessage() {}
 
 func (x *GetMapReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[14]
+	mi := &file_meta_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1243,7 @@ func (x *GetMapReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMapReply.ProtoReflect.Descriptor instead.
 func (*GetMapReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{14}
+	return file_meta_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetMapReply) GetMap() *ClusterMap {
@@ -1176,7 +1277,7 @@ type GroupLeader struct {
 
 func (x *GroupLeader) Reset() {
 	*x = GroupLeader{}
-	mi := &file_meta_proto_msgTypes[15]
+	mi := &file_meta_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1289,7 @@ func (x *GroupLeader) String() string {
 func (*GroupLeader) ProtoMessage() {}
 
 func (x *GroupLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[15]
+	mi := &file_meta_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1302,7 @@ func (x *GroupLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupLeader.ProtoReflect.Descriptor instead.
 func (*GroupLeader) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{15}
+	return file_meta_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GroupLeader) GetGroup() uint32 {
@@ -1228,7 +1329,7 @@ type RefillDoneRequest struct {
 
 func (x *RefillDoneRequest) Reset() {
 	*x = RefillDoneRequest{}
-	mi := &file_meta_proto_msgTypes[16]
+	mi := &file_meta_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1341,7 @@ func (x *RefillDoneRequest) String() string {
 func (*RefillDoneRequest) ProtoMessage() {}
 
 func (x *RefillDoneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[16]
+	mi := &file_meta_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1354,7 @@ func (x *RefillDoneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefillDoneRequest.ProtoReflect.Descriptor instead.
 func (*RefillDoneRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{16}
+	return file_meta_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RefillDoneRequest) GetStore() uint32 {
@@ -1281,7 +1382,7 @@ type RefillDone struct {
 
 func (x *RefillDone) Reset() {
 	*x = RefillDone{}
-	mi := &file_meta_proto_msgTypes[17]
+	mi := &file_meta_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1394,7 @@ func (x *RefillDone) String() string {
 func (*RefillDone) ProtoMessage() {}
 
 func (x *RefillDone) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[17]
+	mi := &file_meta_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1407,7 @@ func (x *RefillDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefillDone.ProtoReflect.Descriptor instead.
 func (*RefillDone) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{17}
+	return file_meta_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RefillDone) GetPg() uint32 {
@@ -1338,7 +1439,7 @@ type RefillDoneReply struct {
 
 func (x *RefillDoneReply) Reset() {
 	*x = RefillDoneReply{}
-	mi := &file_meta_proto_msgTypes[18]
+	mi := &file_meta_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1451,7 @@ func (x *RefillDoneReply) String() string {
 func (*RefillDoneReply) ProtoMessage() {}
 
 func (x *RefillDoneReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[18]
+	mi := &file_meta_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1464,7 @@ func (x *RefillDoneReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefillDoneReply.ProtoReflect.Descriptor instead.
 func (*RefillDoneReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{18}
+	return file_meta_proto_rawDescGZIP(), []int{19}
 }
 
 type OpenSessionRequest struct {
@@ -1376,7 +1477,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_meta_proto_msgTypes[19]
+	mi := &file_meta_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1489,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[19]
+	mi := &file_meta_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1502,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{19}
+	return file_meta_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OpenSessionRequest) GetHolder() string {
@@ -1428,7 +1529,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_meta_proto_msgTypes[20]
+	mi := &file_meta_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1541,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[20]
+	mi := &file_meta_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1554,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{20}
+	return file_meta_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -1479,7 +1580,7 @@ type KeepAliveRequest struct {
 
 func (x *KeepAliveRequest) Reset() {
 	*x = KeepAliveRequest{}
-	mi := &file_meta_proto_msgTypes[21]
+	mi := &file_meta_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1592,7 @@ func (x *KeepAliveRequest) String() string {
 func (*KeepAliveRequest) ProtoMessage() {}
 
 func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[21]
+	mi := &file_meta_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1605,7 @@ func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveRequest.ProtoReflect.Descriptor instead.
 func (*KeepAliveRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{21}
+	return file_meta_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *KeepAliveRequest) GetSession() uint64 {
@@ -1524,7 +1625,7 @@ type KeepAliveReply struct {
 
 func (x *KeepAliveReply) Reset() {
 	*x = KeepAliveReply{}
-	mi := &file_meta_proto_msgTypes[22]
+	mi := &file_meta_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1637,7 @@ func (x *KeepAliveReply) String() string {
 func (*KeepAliveReply) ProtoMessage() {}
 
 func (x *KeepAliveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[22]
+	mi := &file_meta_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1650,7 @@ func (x *KeepAliveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveReply.ProtoReflect.Descriptor instead.
 func (*KeepAliveReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{22}
+	return file_meta_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *KeepAliveReply) GetTtl() uint32 {
@@ -1575,7 +1676,7 @@ type CloseSessionRequest struct {
 
 func (x *CloseSessionRequest) Reset() {
 	*x = CloseSessionRequest{}
-	mi := &file_meta_proto_msgTypes[23]
+	mi := &file_meta_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1688,7 @@ func (x *CloseSessionRequest) String() string {
 func (*CloseSessionRequest) ProtoMessage() {}
 
 func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[23]
+	mi := &file_meta_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1701,7 @@ func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSessionRequest.ProtoReflect.Descriptor instead.
 func (*CloseSessionRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{23}
+	return file_meta_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CloseSessionRequest) GetSession() uint64 {
@@ -1618,7 +1719,7 @@ type CloseSessionReply struct {
 
 func (x *CloseSessionReply) Reset() {
 	*x = CloseSessionReply{}
-	mi := &file_meta_proto_msgTypes[24]
+	mi := &file_meta_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1731,7 @@ func (x *CloseSessionReply) String() string {
 func (*CloseSessionReply) ProtoMessage() {}
 
 func (x *CloseSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[24]
+	mi := &file_meta_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1744,7 @@ func (x *CloseSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSessionReply.ProtoReflect.Descriptor instead.
 func (*CloseSessionReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{24}
+	return file_meta_proto_rawDescGZIP(), []int{25}
 }
 
 type WantClassRequest struct {
@@ -1655,7 +1756,7 @@ type WantClassRequest struct {
 
 func (x *WantClassRequest) Reset() {
 	*x = WantClassRequest{}
-	mi := &file_meta_proto_msgTypes[25]
+	mi := &file_meta_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1768,7 @@ func (x *WantClassRequest) String() string {
 func (*WantClassRequest) ProtoMessage() {}
 
 func (x *WantClassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[25]
+	mi := &file_meta_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1781,7 @@ func (x *WantClassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WantClassRequest.ProtoReflect.Descriptor instead.
 func (*WantClassRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{25}
+	return file_meta_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WantClassRequest) GetClass() string {
@@ -1698,7 +1799,7 @@ type WantClassReply struct {
 
 func (x *WantClassReply) Reset() {
 	*x = WantClassReply{}
-	mi := &file_meta_proto_msgTypes[26]
+	mi := &file_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1811,7 @@ func (x *WantClassReply) String() string {
 func (*WantClassReply) ProtoMessage() {}
 
 func (x *WantClassReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[26]
+	mi := &file_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1824,7 @@ func (x *WantClassReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WantClassReply.ProtoReflect.Descriptor instead.
 func (*WantClassReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{26}
+	return file_meta_proto_rawDescGZIP(), []int{27}
 }
 
 type MutateRequest struct {
@@ -1736,7 +1837,7 @@ type MutateRequest struct {
 
 func (x *MutateRequest) Reset() {
 	*x = MutateRequest{}
-	mi := &file_meta_proto_msgTypes[27]
+	mi := &file_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1849,7 @@ func (x *MutateRequest) String() string {
 func (*MutateRequest) ProtoMessage() {}
 
 func (x *MutateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[27]
+	mi := &file_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1862,7 @@ func (x *MutateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
 func (*MutateRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{27}
+	return file_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MutateRequest) GetGroup() uint32 {
@@ -1787,7 +1888,7 @@ type MutateReply struct {
 
 func (x *MutateReply) Reset() {
 	*x = MutateReply{}
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1900,7 @@ func (x *MutateReply) String() string {
 func (*MutateReply) ProtoMessage() {}
 
 func (x *MutateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1913,7 @@ func (x *MutateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateReply.ProtoReflect.Descriptor instead.
 func (*MutateReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{28}
+	return file_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MutateReply) GetResult() *Result {
@@ -1832,7 +1933,7 @@ type FenceRequest struct {
 
 func (x *FenceRequest) Reset() {
 	*x = FenceRequest{}
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1945,7 @@ func (x *FenceRequest) String() string {
 func (*FenceRequest) ProtoMessage() {}
 
 func (x *FenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1958,7 @@ func (x *FenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
 func (*FenceRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{29}
+	return file_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FenceRequest) GetGroup() uint32 {
@@ -1882,7 +1983,7 @@ type FenceReply struct {
 
 func (x *FenceReply) Reset() {
 	*x = FenceReply{}
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1995,7 @@ func (x *FenceReply) String() string {
 func (*FenceReply) ProtoMessage() {}
 
 func (x *FenceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2008,7 @@ func (x *FenceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReply.ProtoReflect.Descriptor instead.
 func (*FenceReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_proto_rawDescGZIP(), []int{31}
 }
 
 type ReadRequest struct {
@@ -1920,7 +2021,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2033,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2046,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -1971,7 +2072,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2084,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2097,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2014,7 +2115,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2127,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2140,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_proto_rawDescGZIP(), []int{34}
 }
 
 type StatusReply struct {
@@ -2054,13 +2155,14 @@ type StatusReply struct {
 	Problems      []string               `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`                   // why reads or writes are not taken; empty: they are
 	Sessions      uint64                 `protobuf:"varint,9,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"` // what the planner could not have, and why
+	Disks         []*MetaDisk            `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"` // of the meta nodes heard of lately
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2174,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2187,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -2158,6 +2260,13 @@ func (x *StatusReply) GetNotes() []string {
 	return nil
 }
 
+func (x *StatusReply) GetDisks() []*MetaDisk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
 type GroupStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -2172,7 +2281,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2293,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2306,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -2254,7 +2363,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2375,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2388,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -2325,7 +2434,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2446,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2459,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -2475,13 +2584,21 @@ const file_meta_proto_rawDesc = "" +
 	"\x0eHeartbeatReply\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x1a\n" +
-	"\bregister\x18\x03 \x01(\bR\bregister\"\x98\x01\n" +
+	"\bregister\x18\x03 \x01(\bR\bregister\"\xc1\x01\n" +
 	"\n" +
 	"MetaReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x1a\n" +
 	"\bsuspects\x18\x02 \x03(\rR\bsuspects\x12,\n" +
 	"\x06groups\x18\x03 \x03(\v2\x14.dfsd.wire.GroupBeatR\x06groups\x12,\n" +
-	"\x06stores\x18\x04 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06stores\"\x98\x02\n" +
+	"\x06stores\x18\x04 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06stores\x12'\n" +
+	"\x04disk\x18\x05 \x01(\v2\x13.dfsd.wire.MetaDiskR\x04disk\"\x8e\x01\n" +
+	"\bMetaDisk\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
+	"\x04full\x18\x02 \x01(\bR\x04full\x12\x12\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\x12\x1a\n" +
+	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x18\n" +
+	"\areserve\x18\x05 \x01(\x04R\areserve\x12\x10\n" +
+	"\x03dir\x18\x06 \x01(\tR\x03dir\"\x98\x02\n" +
 	"\tGroupBeat\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
@@ -2494,10 +2611,11 @@ const file_meta_proto_rawDesc = "" +
 	"\vfence_index\x18\t \x01(\x04R\n" +
 	"fenceIndex\x12!\n" +
 	"\fdead_intents\x18\n" +
-	" \x03(\x04R\vdeadIntents\"W\n" +
+	" \x03(\x04R\vdeadIntents\"\x80\x01\n" +
 	"\x0fMetaReportReply\x12,\n" +
 	"\x06groups\x18\x01 \x03(\v2\x14.dfsd.wire.GroupLoadR\x06groups\x12\x16\n" +
-	"\x06formed\x18\x02 \x01(\bR\x06formed\"9\n" +
+	"\x06formed\x18\x02 \x01(\bR\x06formed\x12'\n" +
+	"\x04full\x18\x03 \x03(\v2\x13.dfsd.wire.MetaDiskR\x04full\"9\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\"s\n" +
@@ -2554,7 +2672,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\";\n" +
 	"\tReadReply\x12.\n" +
 	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\"\x0f\n" +
-	"\rStatusRequest\"\xe4\x02\n" +
+	"\rStatusRequest\"\x8f\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12.\n" +
@@ -2568,7 +2686,8 @@ const file_meta_proto_rawDesc = "" +
 	"\bproblems\x18\b \x03(\tR\bproblems\x12\x1a\n" +
 	"\bsessions\x18\t \x01(\x04R\bsessions\x12\x14\n" +
 	"\x05notes\x18\n" +
-	" \x03(\tR\x05notes\"\xa1\x01\n" +
+	" \x03(\tR\x05notes\x12)\n" +
+	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\"\xa1\x01\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
@@ -2619,7 +2738,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_meta_proto_goTypes = []any{
 	(*ProbeRequest)(nil),        // 0: dfsd.wire.ProbeRequest
 	(*ProbeReply)(nil),          // 1: dfsd.wire.ProbeReply
@@ -2631,102 +2750,106 @@ var file_meta_proto_goTypes = []any{
 	(*RefillBeat)(nil),          // 7: dfsd.wire.RefillBeat
 	(*HeartbeatReply)(nil),      // 8: dfsd.wire.HeartbeatReply
 	(*MetaReport)(nil),          // 9: dfsd.wire.MetaReport
-	(*GroupBeat)(nil),           // 10: dfsd.wire.GroupBeat
-	(*MetaReportReply)(nil),     // 11: dfsd.wire.MetaReportReply
-	(*GroupLoad)(nil),           // 12: dfsd.wire.GroupLoad
-	(*GetMapRequest)(nil),       // 13: dfsd.wire.GetMapRequest
-	(*GetMapReply)(nil),         // 14: dfsd.wire.GetMapReply
-	(*GroupLeader)(nil),         // 15: dfsd.wire.GroupLeader
-	(*RefillDoneRequest)(nil),   // 16: dfsd.wire.RefillDoneRequest
-	(*RefillDone)(nil),          // 17: dfsd.wire.RefillDone
-	(*RefillDoneReply)(nil),     // 18: dfsd.wire.RefillDoneReply
-	(*OpenSessionRequest)(nil),  // 19: dfsd.wire.OpenSessionRequest
-	(*OpenSessionReply)(nil),    // 20: dfsd.wire.OpenSessionReply
-	(*KeepAliveRequest)(nil),    // 21: dfsd.wire.KeepAliveRequest
-	(*KeepAliveReply)(nil),      // 22: dfsd.wire.KeepAliveReply
-	(*CloseSessionRequest)(nil), // 23: dfsd.wire.CloseSessionRequest
-	(*CloseSessionReply)(nil),   // 24: dfsd.wire.CloseSessionReply
-	(*WantClassRequest)(nil),    // 25: dfsd.wire.WantClassRequest
-	(*WantClassReply)(nil),      // 26: dfsd.wire.WantClassReply
-	(*MutateRequest)(nil),       // 27: dfsd.wire.MutateRequest
-	(*MutateReply)(nil),         // 28: dfsd.wire.MutateReply
-	(*FenceRequest)(nil),        // 29: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),          // 30: dfsd.wire.FenceReply
-	(*ReadRequest)(nil),         // 31: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),           // 32: dfsd.wire.ReadReply
-	(*StatusRequest)(nil),       // 33: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),         // 34: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),         // 35: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),         // 36: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),          // 37: dfsd.wire.Redundancy
-	nil,                         // 38: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),         // 39: dfsd.wire.Incarnation
-	(*Lineage)(nil),             // 40: dfsd.wire.Lineage
-	(*ClusterMap)(nil),          // 41: dfsd.wire.ClusterMap
-	(*Result)(nil),              // 42: dfsd.wire.Result
-	(*FenceOp)(nil),             // 43: dfsd.wire.FenceOp
-	(*Query)(nil),               // 44: dfsd.wire.Query
-	(*QueryResult)(nil),         // 45: dfsd.wire.QueryResult
+	(*MetaDisk)(nil),            // 10: dfsd.wire.MetaDisk
+	(*GroupBeat)(nil),           // 11: dfsd.wire.GroupBeat
+	(*MetaReportReply)(nil),     // 12: dfsd.wire.MetaReportReply
+	(*GroupLoad)(nil),           // 13: dfsd.wire.GroupLoad
+	(*GetMapRequest)(nil),       // 14: dfsd.wire.GetMapRequest
+	(*GetMapReply)(nil),         // 15: dfsd.wire.GetMapReply
+	(*GroupLeader)(nil),         // 16: dfsd.wire.GroupLeader
+	(*RefillDoneRequest)(nil),   // 17: dfsd.wire.RefillDoneRequest
+	(*RefillDone)(nil),          // 18: dfsd.wire.RefillDone
+	(*RefillDoneReply)(nil),     // 19: dfsd.wire.RefillDoneReply
+	(*OpenSessionRequest)(nil),  // 20: dfsd.wire.OpenSessionRequest
+	(*OpenSessionReply)(nil),    // 21: dfsd.wire.OpenSessionReply
+	(*KeepAliveRequest)(nil),    // 22: dfsd.wire.KeepAliveRequest
+	(*KeepAliveReply)(nil),      // 23: dfsd.wire.KeepAliveReply
+	(*CloseSessionRequest)(nil), // 24: dfsd.wire.CloseSessionRequest
+	(*CloseSessionReply)(nil),   // 25: dfsd.wire.CloseSessionReply
+	(*WantClassRequest)(nil),    // 26: dfsd.wire.WantClassRequest
+	(*WantClassReply)(nil),      // 27: dfsd.wire.WantClassReply
+	(*MutateRequest)(nil),       // 28: dfsd.wire.MutateRequest
+	(*MutateReply)(nil),         // 29: dfsd.wire.MutateReply
+	(*FenceRequest)(nil),        // 30: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),          // 31: dfsd.wire.FenceReply
+	(*ReadRequest)(nil),         // 32: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),           // 33: dfsd.wire.ReadReply
+	(*StatusRequest)(nil),       // 34: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),         // 35: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),         // 36: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),         // 37: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),          // 38: dfsd.wire.Redundancy
+	nil,                         // 39: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),         // 40: dfsd.wire.Incarnation
+	(*Lineage)(nil),             // 41: dfsd.wire.Lineage
+	(*ClusterMap)(nil),          // 42: dfsd.wire.ClusterMap
+	(*Result)(nil),              // 43: dfsd.wire.Result
+	(*FenceOp)(nil),             // 44: dfsd.wire.FenceOp
+	(*Query)(nil),               // 45: dfsd.wire.Query
+	(*QueryResult)(nil),         // 46: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	39, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	40, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	38, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	40, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	41, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	39, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	39, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	40, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	39, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	40, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	41, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	40, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	39, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	40, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
-	10, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
+	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
-	12, // 12: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
-	41, // 13: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
-	15, // 14: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
-	17, // 15: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	42, // 16: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	43, // 17: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	44, // 18: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	45, // 19: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	41, // 20: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	35, // 21: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	36, // 22: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	37, // 23: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	6,  // 24: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 25: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 26: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 27: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 28: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	13, // 29: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	16, // 30: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	19, // 31: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	21, // 32: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	23, // 33: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	25, // 34: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	27, // 35: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	29, // 36: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	31, // 37: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	33, // 38: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 39: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 40: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 41: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	11, // 42: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	14, // 43: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	18, // 44: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	20, // 45: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	22, // 46: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	24, // 47: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	26, // 48: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	28, // 49: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	30, // 50: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	32, // 51: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	34, // 52: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	39, // [39:53] is the sub-list for method output_type
-	25, // [25:39] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
+	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
+	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
+	42, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
+	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
+	43, // 18: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	44, // 19: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	45, // 20: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	46, // 21: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	42, // 22: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	36, // 23: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	37, // 24: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	38, // 25: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	10, // 26: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	6,  // 27: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 28: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 29: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 30: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 31: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	14, // 32: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	17, // 33: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	20, // 34: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	22, // 35: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	24, // 36: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	26, // 37: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	28, // 38: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	30, // 39: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	32, // 40: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	34, // 41: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 42: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 43: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 44: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	12, // 45: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	15, // 46: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	19, // 47: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	21, // 48: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	23, // 49: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	25, // 50: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	27, // 51: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	29, // 52: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	31, // 53: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	33, // 54: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	35, // 55: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	42, // [42:56] is the sub-list for method output_type
+	28, // [28:42] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -2742,7 +2865,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
