@@ -203,7 +203,7 @@ func (ix *index) close() error {
 type change struct {
 	ix    *index
 	b     *pebble.Batch
-	rows  map[string]*row
+	rows  map[string]*row // as known or changed; nil: there is none
 	usage map[uint64]usage
 }
 

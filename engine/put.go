@@ -179,6 +179,7 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 	}
 	switch {
 	case w == nil:
+		o.fresh = true
 	case w.kind == kindTombstone && refill:
 		return nil, nil
 	case w.kind == kindTombstone:

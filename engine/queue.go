@@ -19,6 +19,11 @@ type op struct {
 	cost     int64 // taken from the queue's budget
 	admitted time.Time
 
+	// fresh: the index had no row of the key when it was asked at the admission,
+	// and nothing else of the key was under way. Invariant: it is still so when
+	// the writer comes to it, since all that follows stands behind it.
+	fresh bool
+
 	done chan struct{} // closed when err is final
 	err  error
 }

@@ -228,6 +228,9 @@ func (w *writer) commit(ops []*op, length int64) {
 	var err error
 	for _, o := range ops {
 		w.entries = append(w.entries, entryOf(&o.rec))
+		if o.fresh {
+			c.rows[o.key] = nil
+		}
 		if err = c.apply(o.rec.id, o.rec.shard, rowOf(&o.rec), s.opts.Hooks.DropTombstone); err != nil {
 			break
 		}
