@@ -200,3 +200,49 @@ func TestFailedDirectorySync(t *testing.T) {
 		t.Errorf("only %d syncs of directories failed", failed)
 	}
 }
+
+// TestSpareKeepsShortLogs: a host that is short of space cuts what live peers have
+// acknowledged, long before its log is as long as it may be.
+func TestSpareKeepsShortLogs(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.KeepEntries, o.LogBytes = 10_000, 64<<20 }
+		defer c.stop()
+		c.boot()
+		c.fill(0, 2*spareEntries, 100)
+		time.Sleep(time.Minute)
+		for _, id := range c.all() {
+			if st, _ := c.h(id).Status(0); st.First > 10 {
+				t.Errorf("the log of node %v begins at %d", id, st.First)
+			}
+		}
+		c.h(2).Spare(true)
+		c.waitCut(2, 0, spareEntries)
+		if st, _ := c.h(1).Status(0); st.First > 10 {
+			t.Errorf("node 1 has space, and its log begins at %d", st.First)
+		}
+		c.h(2).Spare(false)
+		c.fill(0, 10, 100)
+		c.converge(c.all()...)
+	})
+}
+
+// TestSnapshotLeavesTheReserve: a snapshot that would eat what the log needs is
+// not received until there is room; the host lives on meanwhile.
+func TestSnapshotLeavesTheReserve(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.Reserve = 400 << 10 }
+		defer c.stop()
+		sleeper, applied := c.sleeper(7000)
+		c.nodes[sleeper].fs.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 100 << 10})
+		c.heal()
+		time.Sleep(20 * time.Second)
+		st, _ := c.h(sleeper).Status(0)
+		if names, err := c.nodes[sleeper].fs.List("data/raft-snap"); st.Applied > applied || c.h(sleeper).Failure() != nil || err != nil || len(names) > 0 {
+			t.Errorf("without room: applied %d, failure %v, files %v, %v", st.Applied, c.h(sleeper).Failure(), names, err)
+		}
+		c.nodes[sleeper].fs.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 1 << 29})
+		c.converge(c.all()...)
+	})
+}
