@@ -1,12 +1,15 @@
 package raftgroup
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	iofs "io/fs"
 	"strings"
 	"sync"
 	"sync/atomic"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
@@ -44,6 +47,20 @@ func (g *gate) fail(kind dfs.Kind, err error) {
 		g.why.Store(&why)
 		g.failed(why)
 	})
+}
+
+// listener tells the gate of what fails in the background, and of damage.
+func (g *gate) listener() *pebble.EventListener {
+	return &pebble.EventListener{
+		BackgroundError: func(err error) {
+			// A snapshot that is installed cancels a flush that is in its way.
+			// Pebble does it again.
+			if !errors.Is(err, pebble.ErrCancelledCompaction) {
+				g.fail(dfs.Other, err)
+			}
+		},
+		DataCorruption: func(i pebble.DataCorruptionInfo) { g.fail(dfs.Corrupt, fmt.Errorf("%v", i)) },
+	}
 }
 
 // failure returns why the gate is shut, nil while it is open.

@@ -63,10 +63,7 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 		FormatMajorVersion: storeFormat,
 		DisableWAL:         !wal,
 		Logger:             log,
-		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { g.fail(dfs.Other, err) },
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { g.fail(dfs.Corrupt, fmt.Errorf("%v", i)) },
-		},
+		EventListener:      g.listener(),
 	}
 	// A snapshot's files go under the state at once instead of waiting in
 	// a queue that only a write-ahead log makes durable.
