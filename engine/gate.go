@@ -35,10 +35,11 @@ const gatePause = time.Second
 type gate struct {
 	once    sync.Once
 	shut    chan struct{} // closed by the first failure
+	cause   error         // of it; written before shut is closed
 	serving atomic.Bool   // the store is open: until then a full disk is a failure, since recovery cannot wait
 	starved atomic.Bool   // there was no room for the last table
 	hungry  chan struct{} // a token whenever there is no room for a table
-	opened  atomic.Bool   // Pebble is open: until then it retries nothing, and holds its mutex
+	opened  atomic.Bool   // Pebble is open
 	closed  chan struct{} // closed when the store closes, to end pauses
 	failed  func(error)   // told of the first failure; must not block or call Pebble
 }
@@ -49,6 +50,7 @@ func newGate(failed func(error)) *gate {
 
 func (g *gate) fail(err error) {
 	g.once.Do(func() {
+		g.cause = err
 		close(g.shut)
 		g.failed(err)
 	})
@@ -58,16 +60,40 @@ func (g *gate) fail(err error) {
 func (g *gate) check() error {
 	select {
 	case <-g.shut:
-		return dfs.Errorf(dfs.Unavailable, "write index", "the store has failed")
+		return &dfs.Error{Kind: dfs.Unavailable, Op: "write index", Text: "the store has failed", Err: g.cause}
 	default:
 		return nil
 	}
 }
 
+// discards reports whether what Pebble writes is thrown away, and it is told that
+// it was written. While Pebble opens nothing can close it, and it repeats a flush
+// that failed without end: so it sees no failure, and the gate is looked at when it
+// is open. On the disk lies what a crash at the first failure would have left.
+func (g *gate) discards() bool { return !g.opened.Load() && g.check() != nil }
+
+// admit returns what a change of the disk comes to when it must not be tried.
+func (g *gate) admit() (try bool, err error) {
+	err = g.check()
+	if g.discards() {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// nowhere is a file for what is thrown away.
+func nowhere() (vfs.File, error) {
+	return vfs.NewMem().Create("nowhere", vfs.WriteCategoryUnspecified)
+}
+
 // result shuts the gate when a write or sync failed.
 func (g *gate) result(err error) error {
-	if err != nil {
-		g.fail(err)
+	if err == nil {
+		return nil
+	}
+	g.fail(err)
+	if g.discards() {
+		return nil
 	}
 	return err
 }
@@ -109,16 +135,20 @@ type gateFS struct {
 
 func (f gateFS) open(file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
-		return nil, f.g.result(err)
+		if err = f.g.result(err); err == nil {
+			return nowhere()
+		}
+		return nil, err
 	}
 	return gateFile{file, f.g, f.g.result}, nil
 }
 
 func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if f.g.discards() {
+		return nowhere()
+	}
 	if err := f.g.check(); err != nil {
-		if f.g.opened.Load() {
-			f.g.pause()
-		}
+		f.g.pause()
 		return nil, err
 	}
 	if !strings.HasSuffix(name, tableSuffix) {
@@ -129,7 +159,10 @@ func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	}
 	file, err := f.FS.Create(name, c)
 	if err != nil {
-		return nil, f.g.table(err)
+		if err = f.g.table(err); err == nil {
+			return nowhere()
+		}
+		return nil, err
 	}
 	return gateFile{file, f.g, f.g.table}, nil
 }
@@ -137,13 +170,16 @@ func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 const tableSuffix = ".sst"
 
 func (f gateFS) Link(oldname, newname string) error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.g.result(f.FS.Link(oldname, newname))
 }
 
 func (f gateFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if f.g.discards() {
+		return nowhere()
+	}
 	if err := f.g.check(); err != nil {
 		return nil, err
 	}
@@ -161,27 +197,30 @@ func (f gateFS) OpenDir(name string) (vfs.File, error) {
 // Remove and RemoveAll are not failures of the disk when they fail: Pebble
 // removes what may be gone already.
 func (f gateFS) Remove(name string) error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.FS.Remove(name)
 }
 
 func (f gateFS) RemoveAll(name string) error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.FS.RemoveAll(name)
 }
 
 func (f gateFS) Rename(oldname, newname string) error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.g.result(f.FS.Rename(oldname, newname))
 }
 
 func (f gateFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if f.g.discards() {
+		return nowhere()
+	}
 	if err := f.g.check(); err != nil {
 		return nil, err
 	}
@@ -189,7 +228,7 @@ func (f gateFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) 
 }
 
 func (f gateFS) MkdirAll(dir string, perm iofs.FileMode) error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.g.result(f.FS.MkdirAll(dir, perm))
@@ -206,38 +245,48 @@ type gateFile struct {
 }
 
 func (f gateFile) Write(p []byte) (int, error) {
-	if err := f.g.check(); err != nil {
+	try, err := f.g.admit()
+	if try {
+		var n int
+		if n, err = f.File.Write(p); f.result(err) != nil {
+			return n, err
+		}
+	} else if err != nil {
 		return 0, err
 	}
-	n, err := f.File.Write(p)
-	return n, f.result(err)
+	return len(p), nil
 }
 
 func (f gateFile) WriteAt(p []byte, off int64) (int, error) {
-	if err := f.g.check(); err != nil {
+	try, err := f.g.admit()
+	if try {
+		var n int
+		if n, err = f.File.WriteAt(p, off); f.result(err) != nil {
+			return n, err
+		}
+	} else if err != nil {
 		return 0, err
 	}
-	n, err := f.File.WriteAt(p, off)
-	return n, f.result(err)
+	return len(p), nil
 }
 
 func (f gateFile) Sync() error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.result(f.File.Sync())
 }
 
 func (f gateFile) SyncData() error {
-	if err := f.g.check(); err != nil {
+	if try, err := f.g.admit(); !try {
 		return err
 	}
 	return f.result(f.File.SyncData())
 }
 
 func (f gateFile) SyncTo(length int64) (bool, error) {
-	if err := f.g.check(); err != nil {
-		return false, err
+	if try, err := f.g.admit(); !try {
+		return err == nil, err
 	}
 	full, err := f.File.SyncTo(length)
 	return full, f.result(err)
