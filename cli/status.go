@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -38,7 +39,7 @@ type clusterStatus struct {
 	Problems     []string `json:"problems"` // why reads or writes are not taken
 	DefaultClass string   `json:"default_class"`
 	BlockSize    int      `json:"block_size"`
-	Capacity     uint64   `json:"capacity"` // bytes of the disks of stores that are up, each disk of a node once
+	Capacity     uint64   `json:"capacity"` // bytes of the disks of stores that are up, each disk of a machine once
 	Used         uint64   `json:"used"`     // bytes of blocks on them, copies included
 	Shared       bool     `json:"shared_disks"`
 	Sessions     uint64   `json:"sessions"`
@@ -74,7 +75,7 @@ type storeStatus struct {
 	Current   bool      `json:"current"`     // it has reported under the current map epoch
 	BeatAge   int64     `json:"beat_age_ms"` // since its last report; -1: none yet
 	Condition string    `json:"condition"`   // ok, read-only, failed
-	Disk      uint32    `json:"disk"`        // the first store of the node that is on the same disk; 0: not known
+	Disk      uint32    `json:"disk"`        // the first store of the machine that is on the same disk; 0: not known
 	Capacity  uint64    `json:"capacity"`    // bytes of the disk
 	Used      uint64    `json:"used"`        // bytes of blocks
 	Allocated uint64    `json:"allocated"`   // bytes of segment files, whatever is in them
@@ -169,18 +170,18 @@ func (s *status) addStores(r *wire.StatusReply) {
 	for _, b := range r.GetStores() {
 		beats[b.GetBeat().GetStore()] = b
 	}
-	type diskOf struct {
-		node dfs.NodeID
-		disk uint32
-	}
-	disks := map[diskOf]bool{}
+	type diskOf struct{ host, device string }
+	disks := map[diskOf]struct {
+		id      uint32 // of the first store on it
+		counted bool
+	}{}
 	s.Stores = []storeStatus{}
 	for _, st := range s.m.Stores {
 		b := beats[uint32(st.ID)]
 		out := storeStatus{
 			ID: uint32(st.ID), Node: s.nodeName(st.Node), State: st.State.String(), Since: time.UnixMilli(st.StateSince).UTC(),
 			Suspect: b.GetSuspect(), Current: b.GetCurrent(), BeatAge: -1, Capacity: st.Capacity, PGs: acts[st.ID],
-			Used: b.GetBeat().GetLive(), Allocated: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(), Disk: b.GetBeat().GetDisk(),
+			Used: b.GetBeat().GetLive(), Allocated: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(),
 		}
 		out.Condition = condition(b.GetBeat().GetState())
 		if b != nil {
@@ -189,16 +190,36 @@ func (s *status) addStores(r *wire.StatusReply) {
 		}
 		if st.State == dfs.StoreUp {
 			s.Cluster.Used += out.Used
-			disk := diskOf{st.Node, out.Disk}
-			if out.Disk != 0 && disks[disk] {
-				s.Cluster.Shared = true
-			} else {
-				s.Cluster.Capacity += out.Capacity
+			s.Cluster.Capacity += out.Capacity
+		}
+		if device := b.GetBeat().GetDevice(); device != "" {
+			disk := diskOf{s.hostOf(st.Node), device}
+			first, ok := disks[disk]
+			if !ok {
+				first.id = out.ID
 			}
-			disks[disk] = true
+			if st.State == dfs.StoreUp && first.counted {
+				s.Cluster.Capacity -= out.Capacity
+				s.Cluster.Shared = true
+			}
+			first.counted = first.counted || st.State == dfs.StoreUp
+			disks[disk], out.Disk = first, first.id
 		}
 		s.Stores = append(s.Stores, out)
 	}
+}
+
+// hostOf is where a node is reached: nodes of one host are on one machine.
+func (s *status) hostOf(id dfs.NodeID) string {
+	n := s.m.Node(id)
+	if n == nil {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(n.Addr)
+	if err != nil {
+		return n.Addr
+	}
+	return host
 }
 
 // condition names what a store says of itself.

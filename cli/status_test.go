@@ -32,7 +32,7 @@ func healthy() *wire.StatusReply {
 			ID: dfs.StoreID(1 + i), Node: id, Capacity: 10 << 30, State: dfs.StoreUp, StateSince: statusAt().Add(-time.Minute).UnixMilli(),
 		})
 		r.Stores = append(r.Stores, &wire.StoreStatus{
-			Beat: &wire.StoreBeat{Store: uint32(1 + i), Capacity: 10 << 30, Used: 1 << 30, Live: 900 << 20, Disk: uint32(1 + i), Blocks: 100, Persisted: 12}, BeatAge: 250, Current: true,
+			Beat: &wire.StoreBeat{Store: uint32(1 + i), Capacity: 10 << 30, Used: 1 << 30, Live: 900 << 20, Device: "8:" + string(rune('1'+i)), Blocks: 100, Persisted: 12}, BeatAge: 250, Current: true,
 		})
 	}
 	for i, stores := range [][]dfs.StoreID{{1, 2}, {1, 3}, {2, 3}} {
@@ -88,9 +88,11 @@ func change(t *testing.T, state string) *wire.StatusReply {
 			m.Stores[1+i].State = []dfs.StoreState{dfs.StoreUp, dfs.StoreDown}[i]
 		}
 		r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 1, Degraded: 2}
-	case "shared": // a disk holds two of the three stores
-		m.Stores[1].Node = m.Stores[0].Node
-		r.Stores[1].Beat.Disk = 1
+	case "shared": // a disk holds two of the three stores; one of another machine has the same name
+		m.Nodes[4].Addr = "10.0.0.3:7412"
+		r.Stores[1].Beat.Device, r.Stores[2].Beat.Device = "8:1", "8:1"
+	case "one-disk": // as of dfsd dev
+		r.Stores[1].Beat.Device, r.Stores[2].Beat.Device = "8:1", "8:1"
 	case "disk-full": // of the meta node: it is the only one
 		r.Disks = []*wire.MetaDisk{{Node: 1, Full: true, Free: 100 << 20, Capacity: 10 << 30, Reserve: 512 << 20, Dir: "/var/lib/dfsd/raft"}}
 		r.Problems = []string{"the disk of meta node meta1 is full: …"}

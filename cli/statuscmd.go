@@ -325,7 +325,7 @@ func (s *status) print(w io.Writer) error {
 	fmt.Fprintf(w, "cluster %s  map epoch %d\nhealth  %s\n", c.ID, c.MapEpoch, s.summary())
 	shared := ""
 	if c.Shared {
-		shared = " (one that several stores of a node share counts once)"
+		shared = " (one that several stores of a machine share counts once)"
 	}
 	fmt.Fprintf(w, "space   %s of blocks, copies included, on disks of %s%s; new files are %s\n", sizeText(c.Used), sizeText(c.Capacity), shared, c.DefaultClass)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

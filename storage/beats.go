@@ -126,16 +126,6 @@ func (b *beats) beat(ctx context.Context, addr string) error {
 	return nil
 }
 
-// firstOnDisk returns the first store that is on the same disk as another one.
-func (s *Service) firstOnDisk(of *store) dfs.StoreID {
-	for _, st := range s.stores {
-		if st == of || st.refused.Load() == nil && st.disk != "" && st.disk == of.disk {
-			return st.ID()
-		}
-	}
-	return 0
-}
-
 // request says how the stores are. It waits for no disk.
 func (b *beats) request() *wire.HeartbeatRequest {
 	req := &wire.HeartbeatRequest{
@@ -159,7 +149,7 @@ func (b *beats) request() *wire.HeartbeatRequest {
 			Persisted: uint64(st.MapEpoch()), State: uint32(state),
 			WriteAge: write.Milliseconds(), SyncAge: sync.Milliseconds(), ReadAge: read.Milliseconds(),
 			Capacity: x.capacity, Used: x.used, Blocks: x.Blocks, LastSeq: x.LastSeq,
-			Live: x.LiveBytes, Disk: uint32(b.s.firstOnDisk(st)),
+			Live: x.LiveBytes, Device: st.disk,
 			Refills: b.s.refill.progressOf(st),
 		})
 	}

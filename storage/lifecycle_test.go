@@ -323,6 +323,19 @@ func (f *sickFile) SyncData() error {
 	return f.File.SyncData()
 }
 
+// The beats name the disk that a store is on.
+func TestBeatsNameTheDisk(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.node("a", 2, func(o *Options) { o.Disks = []string{"8:1"} })
+		for i, want := range []string{"8:1", ""} {
+			eventually(t, "a beat", func() bool { return c.plane.beat(a.store(i)) != nil })
+			if got := c.plane.beat(a.store(i)).Device; got != want {
+				t.Errorf("store %d is on disk %q, want %q", i, got, want)
+			}
+		}
+	})
+}
+
 // twoDisks starts a node whose first disk can be made sick.
 func twoDisks(t *testing.T, c *cluster) (*node, *sickFS) {
 	sick := &sickFS{}

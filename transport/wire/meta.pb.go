@@ -418,7 +418,6 @@ type HeartbeatRequest struct {
 	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Incarnation   *Incarnation           `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Stores        []*StoreBeat           `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
-	BadPeers      []uint32               `protobuf:"varint,4,rep,packed,name=bad_peers,json=badPeers,proto3" json:"bad_peers,omitempty"` // stores that fail or crawl, seen from this node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,13 +473,6 @@ func (x *HeartbeatRequest) GetStores() []*StoreBeat {
 	return nil
 }
 
-func (x *HeartbeatRequest) GetBadPeers() []uint32 {
-	if x != nil {
-		return x.BadPeers
-	}
-	return nil
-}
-
 type StoreBeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
@@ -495,8 +487,8 @@ type StoreBeat struct {
 	Blocks        uint64                 `protobuf:"varint,10,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	Refills       []*RefillBeat          `protobuf:"bytes,11,rep,name=refills,proto3" json:"refills,omitempty"`
 	LastSeq       uint64                 `protobuf:"varint,12,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
-	Live          uint64                 `protobuf:"varint,13,opt,name=live,proto3" json:"live,omitempty"` // bytes of records that are needed
-	Disk          uint32                 `protobuf:"varint,14,opt,name=disk,proto3" json:"disk,omitempty"` // the first of the node's stores that is on the same disk; 0: not known
+	Live          uint64                 `protobuf:"varint,13,opt,name=live,proto3" json:"live,omitempty"`    // bytes of records that are needed
+	Device        string                 `protobuf:"bytes,15,opt,name=device,proto3" json:"device,omitempty"` // the disk that the store is on, as its machine names it; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,11 +614,11 @@ func (x *StoreBeat) GetLive() uint64 {
 	return 0
 }
 
-func (x *StoreBeat) GetDisk() uint32 {
+func (x *StoreBeat) GetDevice() string {
 	if x != nil {
-		return x.Disk
+		return x.Device
 	}
-	return 0
+	return ""
 }
 
 type RefillBeat struct {
@@ -2554,12 +2546,11 @@ const file_meta_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x16\n" +
 	"\x06stores\x18\x03 \x03(\rR\x06stores\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xab\x01\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\x94\x01\n" +
 	"\x10HeartbeatRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12,\n" +
-	"\x06stores\x18\x03 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06stores\x12\x1b\n" +
-	"\tbad_peers\x18\x04 \x03(\rR\bbadPeers\"\x9e\x03\n" +
+	"\x06stores\x18\x03 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06storesJ\x04\b\x04\x10\x05\"\xa8\x03\n" +
 	"\tStoreBeat\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x1c\n" +
@@ -2574,8 +2565,8 @@ const file_meta_proto_rawDesc = "" +
 	" \x01(\x04R\x06blocks\x12/\n" +
 	"\arefills\x18\v \x03(\v2\x15.dfsd.wire.RefillBeatR\arefills\x12\x19\n" +
 	"\blast_seq\x18\f \x01(\x04R\alastSeq\x12\x12\n" +
-	"\x04live\x18\r \x01(\x04R\x04live\x12\x12\n" +
-	"\x04disk\x18\x0e \x01(\rR\x04disk\"D\n" +
+	"\x04live\x18\r \x01(\x04R\x04live\x12\x16\n" +
+	"\x06device\x18\x0f \x01(\tR\x06deviceJ\x04\b\x0e\x10\x0f\"D\n" +
 	"\n" +
 	"RefillBeat\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
