@@ -318,6 +318,51 @@ func TestClobber(t *testing.T) {
 	}
 }
 
+// TestGetToWhatIsNoFile: a pipe is written to and a symlink followed; neither
+// is replaced.
+func TestGetToWhatIsNoFile(t *testing.T) {
+	c := startCluster(t)
+	dir := t.TempDir()
+	c.proc.In = strings.NewReader("contents")
+	c.ok("mkdir", "/d")
+	c.ok("put", "-", "/d/f")
+	pipe := filepath.Join(dir, "f")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan string)
+	go func() {
+		b, err := os.ReadFile(pipe)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		read <- string(b)
+	}()
+	c.ok("get", "/d/f", pipe)
+	if got := <-read; got != "contents" {
+		t.Errorf("through the pipe came %q", got)
+	}
+	c.no(1, "not replaced", "get", "-r", "/d/.", dir)
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Errorf("the pipe is gone: %v, %v", info, err)
+	}
+
+	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("target", link); err != nil {
+		t.Fatal(err)
+	}
+	c.ok("get", "/d/f", link)
+	if got, err := os.ReadFile(target); string(got) != "contents" || err != nil {
+		t.Errorf("%q, %v where the symlink leads", got, err)
+	}
+	if _, err := os.Readlink(link); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStandardStreams(t *testing.T) {
 	c := startCluster(t)
 	text := strings.Repeat("0123456789", 100_000)

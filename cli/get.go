@@ -28,7 +28,8 @@ func newGet(a *app) *cobra.Command {
 
 When DESTINATION is a directory the sources go into it, each under its own name. A file is
 written beside its place under a temporary name, synced, and renamed: it appears whole or not
-at all. Modes, modification times, symlinks and hard links are kept; owners too for root.`,
+at all. Modes, modification times, symlinks and hard links are kept; owners too for root. What
+DESTINATION is a symlink to is replaced, not the symlink; a device or pipe is written to.`,
 		Example: "  dfsd get /docs/notes.txt .\n  dfsd get -r /backup/src /tmp/src\n  dfsd get /backup/all.tar - | tar x",
 		Args:    checked(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -64,8 +65,17 @@ func (a *app) get(ctx context.Context, c *client.Client, flags *transferFlags, s
 			total = attr.Size
 		}
 	}
+	var special string
+	if err == nil && !into {
+		if dest, err = filepath.EvalSymlinks(dest); err != nil {
+			return failed("get", dest, err)
+		}
+		if !info.Mode().IsRegular() {
+			special = dest
+		}
+	}
 	ctx, t := a.newTransfer(ctx, "get", flags, total)
-	g := &getter{transfer: t, c: c, root: os.Geteuid() == 0, slots: make(slots, flags.jobs)}
+	g := &getter{transfer: t, c: c, root: os.Geteuid() == 0, special: special, slots: make(slots, flags.jobs)}
 	var dirs []*getDir
 	top := &batch{slots: g.slots}
 	for _, src := range sources {
@@ -85,10 +95,11 @@ func (a *app) get(ctx context.Context, c *client.Client, flags *transferFlags, s
 // getter copies files of the cluster to this machine.
 type getter struct {
 	*transfer
-	c     *client.Client
-	root  bool
-	slots slots
-	links linkTable[dfs.Ino, string]
+	c       *client.Client
+	root    bool
+	special string // the destination, when it is a device or a pipe; else ""
+	slots   slots
+	links   linkTable[dfs.Ino, string]
 }
 
 // getDir is a directory of the cluster on its way to this machine.
@@ -270,6 +281,9 @@ func (g *getter) dressSymlink(a *client.Attr, local string) error {
 // place gives a finished file its name.
 func (g *getter) place(temp, local string) error {
 	if !g.flags.noClobber {
+		if info, err := os.Lstat(local); err == nil && info.Mode()&(fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket) != 0 {
+			return errors.New("it is a device, pipe or socket: not replaced")
+		}
 		return os.Rename(temp, local)
 	}
 	if err := os.Link(temp, local); err != nil { // unlike Rename it spares what is there
@@ -280,7 +294,10 @@ func (g *getter) place(temp, local string) error {
 
 // file fetches a regular file, or links it where another name of it was fetched.
 func (g *getter) file(ctx context.Context, a *client.Attr, local string) error {
-	if a.Nlink < 2 {
+	switch {
+	case local == g.special:
+		return g.pour(ctx, a, local)
+	case a.Nlink < 2:
 		return g.content(ctx, a, local)
 	}
 	made, settle, err := g.links.first(ctx, a.Ino, int(a.Nlink))
@@ -331,6 +348,22 @@ func (g *getter) content(ctx context.Context, a *client.Attr, local string) erro
 	}
 	g.done(counts{Files: 1})
 	return nil
+}
+
+// pour writes a file's bytes to a device or a pipe.
+func (g *getter) pour(ctx context.Context, a *client.Attr, local string) error {
+	f, err := os.OpenFile(local, os.O_WRONLY, 0)
+	if err != nil {
+		return localError(local, err)
+	}
+	_, err = g.c.Inode(a.Ino).WriteTo(ctx, meterWriter{localWriter{f, local}, g.transfer})
+	if cerr := f.Close(); err == nil {
+		err = localError(local, cerr)
+	}
+	if err == nil {
+		g.done(counts{Files: 1})
+	}
+	return err
 }
 
 // localWriter writes a local file; its errors say so.
