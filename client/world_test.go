@@ -265,7 +265,7 @@ func (s *metaState) check(t *testing.T) {
 		for _, err := range namespace.Check(readers[g]) {
 			t.Errorf("group %v: %v", g, err)
 		}
-		if intents, err := namespace.Intents(readers[g], 10); err != nil || len(intents) > 0 {
+		if intents, err := namespace.Intents(readers[g], 0, 10); err != nil || len(intents) > 0 {
 			t.Errorf("group %v: intents are left: %v, %v", g, intents, err)
 		}
 	}

@@ -18,11 +18,13 @@ const (
 	trimRows   = 512 // history rows a trim entry drops at the most: bounds its apply
 	deleteRows = 512 // blocks of the delete queue in one round
 	intentAge  = 5 * time.Second
+	intentPage = 64 // intents in one round
 )
 
 // groupLoop does, on the leader of one group, what the group needs in the
 // background. Each step is idempotent and starts from applied state.
 func (s *Service) groupLoop(g dfs.GroupID) {
+	var intents dfs.Ino // the child past which the next round goes on
 	for s.sleep(groupTick) {
 		h := s.host.Load()
 		if _, leads := s.leads(g); !leads || h == nil {
@@ -33,7 +35,9 @@ func (s *Service) groupLoop(g dfs.GroupID) {
 		if g != dfs.ControlGroup && s.mutable() {
 			s.step(g, "trim", s.trim(ctx, h, g))
 			s.step(g, "delete queue", s.drainDeletes(ctx, h, g))
-			s.step(g, "intents", s.resolveIntents(ctx, h, g))
+			past, err := s.resolveIntents(ctx, h, g, intents)
+			intents = past
+			s.step(g, "intents", err)
 		}
 		cancel()
 	}
@@ -168,45 +172,67 @@ func (s *Service) deleteBlocks(ctx context.Context, blocks []dfs.BlockID) []dfs.
 }
 
 // resolveIntents ends what a mkdir or rmdir over a group boundary has left
-// behind when its session is gone: the parent's group, whose log then holds
-// the session's fence, says for good whether the child is linked.
-func (s *Service) resolveIntents(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+// behind when its session is gone. It goes through the intents past a child, as
+// many as one round may take, and returns the child past which to go on.
+func (s *Service) resolveIntents(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, past dfs.Ino) (dfs.Ino, error) {
+	ctx, cancel := context.WithTimeout(ctx, metas.AttemptTimeout)
+	defer cancel()
 	var list []namespace.Intent
 	err := h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
-		list, err = namespace.Intents(r, 64)
+		list, err = namespace.Intents(r, past, intentPage)
 		return err
 	})
 	if err != nil {
+		return past, err
+	}
+	return eachIntent(ctx, list, func(in namespace.Intent) error { return s.resolveIntent(ctx, h, g, in) })
+}
+
+// eachIntent resolves the intents of a page until ctx ends. One that cannot be
+// resolved keeps no other waiting: the first error is returned in the end, and
+// the next page begins past the last one tried, 0 from the beginning.
+func eachIntent(ctx context.Context, page []namespace.Intent, resolve func(namespace.Intent) error) (past dfs.Ino, first error) {
+	for i, in := range page {
+		if i > 0 && ctx.Err() != nil {
+			return past, first
+		}
+		if err := resolve(in); first == nil {
+			first = err
+		}
+		past = in.Child
+	}
+	if len(page) < intentPage {
+		past = 0
+	}
+	return past, first
+}
+
+// resolveIntent ends an intent as the parent's group says: its log then holds
+// the session's fence, so its word on whether the child is linked is for good.
+func (s *Service) resolveIntent(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, in namespace.Intent) error {
+	young := uint64(time.Now().Add(-intentAge).UnixMilli()) << 16
+	if uint64(in.Version) > young {
+		return nil
+	}
+	var res *wire.ChildResult
+	parent := in.Parent.Group()
+	q := &wire.Query{Query: &wire.Query_Child{Child: &wire.ChildQuery{Child: uint64(in.Child), Session: uint64(in.Session), Parent: uint64(in.Parent)}}}
+	err := s.opts.Metas.Call(ctx, parent, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		reply, err := c.Read(ctx, &wire.ReadRequest{Group: uint32(parent), Query: q})
+		if err == nil {
+			res = reply.Result.GetChild()
+		}
+		return err
+	})
+	if err != nil || res == nil || !res.Fenced {
 		return err
 	}
-	young := uint64(time.Now().Add(-intentAge).UnixMilli()) << 16
-	for _, in := range list {
-		if uint64(in.Version) > young {
-			continue
-		}
-		var res *wire.ChildResult
-		parent := in.Parent.Group()
-		q := &wire.Query{Query: &wire.Query_Child{Child: &wire.ChildQuery{Child: uint64(in.Child), Session: uint64(in.Session), Parent: uint64(in.Parent)}}}
-		err := s.opts.Metas.Call(ctx, parent, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
-			reply, err := c.Read(ctx, &wire.ReadRequest{Group: uint32(parent), Query: q})
-			if err == nil {
-				res = reply.Result.GetChild()
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if res == nil || !res.Fenced {
-			continue
-		}
-		out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{
-			Child: uint64(in.Child), Linked: res.Linked, Intent: uint64(in.Version),
-		}}})
-		if err != nil {
-			return err
-		}
-		s.log.Info("ended the intent of a lost session", "group", uint16(g), "directory", in.Child, "linked", res.Linked, "answer", out.Kind)
+	out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{
+		Child: uint64(in.Child), Linked: res.Linked, Intent: uint64(in.Version),
+	}}})
+	if err != nil {
+		return err
 	}
+	s.log.Info("ended the intent of a lost session", "group", uint16(g), "directory", in.Child, "linked", res.Linked, "answer", out.Kind)
 	return nil
 }

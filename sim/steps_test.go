@@ -75,7 +75,7 @@ func intentsOf(c *Cluster) (out []namespace.Intent) {
 		}
 		for g := dfs.GroupID(1); g <= simGroups; g++ {
 			_ = m.View(g, func(r raftgroup.Reader) error {
-				list, err := namespace.Intents(r, 100)
+				list, err := namespace.Intents(r, 0, 100)
 				out = append(out, list...)
 				return err
 			})

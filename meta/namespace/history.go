@@ -149,9 +149,9 @@ func DeleteQueue(r raftgroup.Reader, cursor []byte, limit int) (blocks []dfs.Blo
 	return blocks, next, err
 }
 
-// Intents returns up to limit intents, in the order of their children.
-func Intents(r raftgroup.Reader, limit int) (out []Intent, err error) {
-	err = scan(r, []byte{tagIntent}, []byte{tagIntent + 1}, func(key, value []byte) (bool, error) {
+// Intents returns up to limit intents of children past one, in their order.
+func Intents(r raftgroup.Reader, past dfs.Ino, limit int) (out []Intent, err error) {
+	err = scan(r, intentKey(past+1), []byte{tagIntent + 1}, func(key, value []byte) (bool, error) {
 		in, err := decodeIntent(key, value)
 		if err != nil {
 			return false, err

@@ -119,7 +119,7 @@ func (l *life) settle() {
 	for range 1000 {
 		left := 0
 		for g := range lifeGroups {
-			list, err := Intents(l.w.reader(dfs.GroupID(g+1)), 1)
+			list, err := Intents(l.w.reader(dfs.GroupID(g+1)), 0, 1)
 			if err != nil {
 				l.t.Fatal(err)
 			}

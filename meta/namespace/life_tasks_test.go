@@ -3,6 +3,7 @@ package namespace
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"dfsd/dfs"
@@ -137,9 +138,14 @@ func (l *life) decide(s *mortal, t *task) {
 // now or later, once or twice.
 func (l *life) resolver() {
 	g := dfs.GroupID(1 + l.rng.IntN(lifeGroups))
-	list, err := Intents(l.w.reader(g), 100)
+	list, err := Intents(l.w.reader(g), 0, 100)
 	if err != nil {
 		l.t.Fatal(err)
+	}
+	for i, in := range list {
+		if rest, err := Intents(l.w.reader(g), in.Child, 100); err != nil || !reflect.DeepEqual(append([]Intent{}, rest...), append([]Intent{}, list[i+1:]...)) {
+			l.t.Fatalf("%d intents past %v: %v, %v", len(rest), in.Child, rest, err)
+		}
 	}
 	for _, in := range list {
 		if dfs.MakeIno(g, in.Child.Local()) != in.Child {

@@ -64,7 +64,7 @@ func (s *script) run() string {
 		s.w.check(s.groups)
 		return "ok"
 	case "intents":
-		list, err := Intents(s.w.reader(s.g()), 10)
+		list, err := Intents(s.w.reader(s.g()), 0, 10)
 		var b strings.Builder
 		for _, in := range list {
 			fmt.Fprintf(&b, "%v of %v in %v as %q by session %d at %s\n", in.Kind, in.Child, in.Parent, in.Name, in.Session, version(uint64(in.Version)))
