@@ -65,6 +65,9 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if err := proto.Unmarshal(req.Command, cmd); err != nil {
 		return nil, dfs.Errorf(dfs.Invalid, "change", "malformed command")
 	}
+	if err := s.checkIssued(ctx, h, dfs.SessionID(cmd.Session)); err != nil {
+		return nil, err
+	}
 	if err := s.admit(ctx, h, g, cmd); err != nil {
 		return nil, err
 	}

@@ -19,7 +19,8 @@ const (
 )
 
 // sessions is the control leader's memory of renewals. A new leader knows none
-// and gives every session a full lease from the moment it took over.
+// and gives every session a full lease from the moment it took over. The highest
+// number issued is every node's memory.
 type sessions struct {
 	mu      sync.Mutex
 	term    uint64 // that since and renewed hold for
@@ -28,6 +29,21 @@ type sessions struct {
 
 	fenced  uint64    // control.Sessions.Index of the last fence that all groups hold
 	fenceAt time.Time // when that was
+
+	issued dfs.SessionID // the highest number known to have been given to a session
+}
+
+// learn notes that the numbers up to one have been given to sessions.
+func (l *sessions) learn(upTo dfs.SessionID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.issued = max(l.issued, upTo)
+}
+
+func (l *sessions) issuedUpTo() dfs.SessionID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.issued
 }
 
 func newSessions() *sessions { return &sessions{renewed: map[dfs.SessionID]time.Time{}} }
@@ -100,6 +116,31 @@ func (s *Service) OpenSession(ctx context.Context, req *wire.OpenSessionRequest)
 // notFormed says why mutations are not admitted yet.
 func (s *Service) notFormed() error {
 	return dfs.Errorf(dfs.Unavailable, "change", "the cluster is forming: not every listed meta node votes in every group yet")
+}
+
+// checkIssued refuses a session that the control group has never opened: no fence
+// would meet it before its number is given to another.
+func (s *Service) checkIssued(ctx context.Context, h *raftgroup.Host, id dfs.SessionID) error {
+	know := func(r raftgroup.Reader) error {
+		st, err := control.ReadState(r)
+		if err == nil && st != nil {
+			s.lease.learn(dfs.SessionID(st.LastSession))
+		}
+		return err
+	}
+	if s.lease.issuedUpTo() >= id {
+		return nil
+	}
+	if err := h.ReadLocal(dfs.ControlGroup, know); err == nil && s.lease.issuedUpTo() >= id {
+		return nil
+	}
+	if err := h.Read(ctx, dfs.ControlGroup, know); err != nil {
+		return &dfs.Error{Kind: dfs.Unavailable, Op: "change", Text: "whether the session was opened is not known", Err: err}
+	}
+	if s.lease.issuedUpTo() < id {
+		return dfs.Errorf(dfs.Invalid, "change", "session %d was never opened", id)
+	}
+	return nil
 }
 
 // KeepAlive implements the meta service.

@@ -21,7 +21,15 @@ func (ev *entry) openSession(op *wire.OpenSessionRequest) (*wire.OpenSessionRepl
 		return nil, err
 	}
 	if ok {
-		return &wire.OpenSessionReply{Session: binary.BigEndian.Uint64(v)}, nil
+		id := binary.BigEndian.Uint64(v)
+		row := &wire.SessionRow{}
+		if _, err := get(ev.tx, key64(tagSession, id), row); err != nil {
+			return nil, err
+		}
+		if row.Expiring { // it may be fenced already; once it is gone the mark gets another one
+			return nil, dfs.Errorf(dfs.Unavailable, "open session", "session %d, which this request opened before, is about to end", id)
+		}
+		return &wire.OpenSessionReply{Session: id}, nil
 	}
 	if ev.st.LastSession >= uint64(dfs.MaxSessionID) {
 		return nil, dfs.Errorf(dfs.NoSpace, "open session", "session numbers are used up")
