@@ -66,11 +66,14 @@ func TestNoRoomForTheIndex(t *testing.T) {
 		fs.armed.Store(true)
 		fill()
 		mustClose(t, s)
-		s = mustOpen(t, testOptions(fs))
-		for _, n := range stored {
-			wantBlock(t, s, n, 100)
+		if s, err := Open(testOptions(fs)); err == nil {
+			for _, n := range stored {
+				wantBlock(t, s, n, 100)
+			}
+			mustClose(t, s)
+		} else if !vfs.IsNoSpaceError(err) { // there is more to replay than the memtables hold
+			t.Error(err)
 		}
-		mustClose(t, s)
 		fs.armed.Store(false)
 		s = openPGs(t, testOptions(fs), 1)
 		for _, n := range append(stored, 9000, 9001) {
