@@ -68,6 +68,16 @@ func (p *planner) lead(term uint64, leaderless time.Duration) {
 	}
 }
 
+// ledFor is how long this node has led in a term.
+func (p *planner) ledFor(term uint64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.term != term {
+		return 0
+	}
+	return time.Since(p.elected)
+}
+
 // controlLoop plans while this node leads the control group.
 func (s *Service) controlLoop() {
 	s.plan.led = time.Now()

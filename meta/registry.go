@@ -150,7 +150,8 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 		return nil, err
 	}
 	m := s.maps.current()
-	if err := s.beats.admit(m, req); err != nil {
+	term, _ := s.leads(dfs.ControlGroup)
+	if err := s.beats.admit(m, req, s.plan.ledFor(term)); err != nil {
 		return nil, err
 	}
 	if err := s.checkHolder(ctx, m, req); err != nil {
@@ -188,8 +189,9 @@ func (s *Service) mayReturn(m *dfs.Map, req *wire.RegisterRequest) error {
 }
 
 // admit refuses, for now, a meta node that takes over the name of one that was
-// heard lately: two data directories claim one name.
-func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest) error {
+// heard lately: two data directories claim one name. A leader that has not
+// listened for as long does not know.
+func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest, led time.Duration) error {
 	if m == nil || req.Node != 0 {
 		return nil
 	}
@@ -201,6 +203,9 @@ func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest) error {
 		}
 		if v, ok := r.votes[n.ID]; ok && time.Since(v.at) < voteFresh || n.ID == r.s.opts.Identity.Membership().Node {
 			return dfs.Errorf(dfs.Exist, "register "+req.Name, "a node of this name is up at %s", n.Addr)
+		}
+		if led < voteFresh {
+			return dfs.Errorf(dfs.Unavailable, "register "+req.Name, "whether the node of this name at %s is up is not known yet", n.Addr)
 		}
 	}
 	return nil
