@@ -86,7 +86,11 @@ func (r *registry) hear(n *dfs.Node, stores []*wire.StoreBeat) {
 	}
 }
 
-const storeFailed = 2 // wire.StoreBeat.state
+// Of wire.StoreBeat.state.
+const (
+	storeReadOnly = 1
+	storeFailed   = 2
+)
 
 // suspects lists the stores that this node itself suspects, sorted.
 func (r *registry) suspects(m *dfs.Map) []dfs.StoreID {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,7 +155,8 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 			up++
 		}
 	}
-	made, writable, unreadable := 0, 0, 0
+	full := fullStores(reply, m)
+	made, writable, held, unreadable := 0, 0, 0, 0 // held: writable but for a store that is full
 	for _, p := range m.PGs {
 		if p.Class == m.DefaultClass && p.Active.Epoch > 0 {
 			made++
@@ -168,7 +170,11 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 				}
 			}
 		}
-		if p.Class == m.DefaultClass && p.Writable() && acting == p.Active.Size() {
+		switch {
+		case p.Class != m.DefaultClass || !p.Writable() || acting < p.Active.Size():
+		case slices.ContainsFunc(p.Active.Stores, func(id dfs.StoreID) bool { return full[id] != "" }):
+			held++
+		default:
 			writable++
 		}
 		if p.Active.Epoch > 0 && readable < p.Class.NeedComplete() {
@@ -180,10 +186,25 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 	}
 	switch need := m.DefaultClass.MinActing(); {
 	case writable > 0:
+	case held > 0:
+		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: each has a store that is full to its reserve: %s; add stores, or delete",
+			m.DefaultClass, strings.Join(slices.Sorted(maps.Values(full)), ", ")))
 	case made == 0 && up >= need:
 		out = append(out, fmt.Sprintf("the placement groups of class %v are being made", m.DefaultClass))
 	default:
 		out = append(out, fmt.Sprintf("no placement group of class %v takes writes: it needs %d stores up, %d are", m.DefaultClass, need, up))
 	}
 	return out
+}
+
+// fullStores are those up that take no writes for lack of space, with their nodes.
+func fullStores(reply *wire.StatusReply, m *dfs.Map) map[dfs.StoreID]string {
+	full := map[dfs.StoreID]string{}
+	for _, ss := range reply.Stores {
+		st := m.Store(dfs.StoreID(ss.Beat.Store))
+		if st.State == dfs.StoreUp && ss.Beat.State == storeReadOnly {
+			full[st.ID] = fmt.Sprintf("%v on %s", st.ID, m.Node(st.Node).Name)
+		}
+	}
+	return full
 }
