@@ -13,6 +13,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"dfsd/dfs"
 )
@@ -60,6 +61,13 @@ started again by itself: repair should be seen. One that you start again by hand
 Ctrl-C in its own terminal stops it, and Ctrl-C here leaves it running.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var given error
+			cmd.InheritedFlags().Visit(func(f *pflag.Flag) {
+				given = usagef("dev: --%s is for commands that use a cluster: settings of this one come from the environment, as DFSD_…", f.Name)
+			})
+			if given != nil {
+				return given
+			}
 			d, err := openDev(a, dir, plan, cmd.Flags().Changed)
 			if err != nil {
 				return fmt.Errorf("dev: %w", err)
@@ -102,7 +110,7 @@ func openDev(a *app, dir string, want devPlan, given func(flag string) bool) (_ 
 	if d.dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%s: %w", quote(d.dir), cause(err))
 	}
 	if _, err := d.load(); err != nil { // before anything is written into a directory of somebody else
@@ -124,7 +132,7 @@ func openDev(a *app, dir string, want devPlan, given func(flag string) bool) (_ 
 		return nil, fmt.Errorf("%s: %w", quote(d.dir), err)
 	}
 	d.nodes = d.plan.nodes(d.dir)
-	return d, nil
+	return d, d.checkSettings(old.Meta == 0)
 }
 
 // takeLock keeps a second dfsd dev out of the directory.

@@ -111,6 +111,24 @@ func TestDevDirectory(t *testing.T) {
 	}
 }
 
+// TestDevSettings: a fault is found before anything is started, and a new
+// cluster's class is the one that will be used.
+func TestDevSettings(t *testing.T) {
+	plan := devPlan{Format: devFormat, Meta: 1, Storage: 2, Port: 9000}
+	never := func(string) bool { return false }
+	for kv, want := range map[string]string{"DFSD_GRACE_PERIOD=5": "DFSD_GRACE_PERIOD", "DFSD_GRACE_PERIODE=5s": "the nearest is DFSD_GRACE_PERIOD"} {
+		_, err := openDev(&app{proc: Process{Env: []string{kv}}}, t.TempDir(), plan, never)
+		if err == nil || !strings.Contains(err.Error(), want) || exitCodeOf(err) != exitUsage {
+			t.Errorf("%s: %v", kv, err)
+		}
+	}
+	d, err := openDev(&app{proc: Process{Env: []string{"DFSD_DEFAULT_CLASS=rep1"}}}, t.TempDir(), plan, never)
+	if err != nil || d.plan.Class != "rep1" {
+		t.Fatalf("class %s, %v", d.plan.Class, err)
+	}
+	d.close()
+}
+
 func TestDevEnvironment(t *testing.T) {
 	got := devEnv([]string{"PATH=/bin", "DFSD_GRACE_PERIOD=5s", "DFSD_META=a:1", "DFSD_CONFIG=x", "DFSD_NAME=me", "DFSD_METAL=1"})
 	if want := []string{"PATH=/bin", "DFSD_GRACE_PERIOD=5s", "DFSD_METAL=1"}; !slices.Equal(got, want) {
@@ -120,7 +138,8 @@ func TestDevEnvironment(t *testing.T) {
 
 func TestDevCommand(t *testing.T) {
 	n := &devNode{dir: "/my data", name: "store2", role: dfs.RoleStorage}
-	if got, want := n.command("/usr/bin/dfsd"), "/usr/bin/dfsd --role=storage --config '/my data/store2.yaml'"; got != want {
+	env := []string{"HOME=/", "DFSD_LABELS=a=b", "DFSD_TEST_SEED=1", "DFSD_GRACE_PERIOD=5s"}
+	if got, want := n.command("/usr/bin/dfsd", env), "DFSD_GRACE_PERIOD=5s /usr/bin/dfsd --role=storage --config '/my data/store2.yaml'"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

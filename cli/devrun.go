@@ -56,9 +56,35 @@ func (n *devNode) log() string    { return n.data() + ".log" }
 func (n *devNode) addr() string   { return net.JoinHostPort(devHost, strconv.Itoa(n.port)) }
 func (n *devNode) http() string   { return net.JoinHostPort(devHost, strconv.Itoa(n.port+devHTTPPort)) }
 
-// command is what a user types to start the node again.
-func (n *devNode) command(binary string) string {
-	return fmt.Sprintf("%s --role=%s --config %s", quote(binary), n.role, quote(n.config()))
+// command is what a user types to start the node again, with the settings that
+// it got from the environment.
+func (n *devNode) command(binary string, env []string) string {
+	var b strings.Builder
+	for _, kv := range devEnv(env) {
+		if name, value, _ := strings.Cut(kv, "="); config.IsSetting(name) {
+			fmt.Fprintf(&b, "%s=%s ", name, quote(value))
+		}
+	}
+	fmt.Fprintf(&b, "%s --role=%s --config %s", quote(binary), n.role, quote(n.config()))
+	return b.String()
+}
+
+// checkSettings looks at what the processes will read before any is started. A
+// cluster that is yet to be made gets the storage class that the settings say.
+func (d *dev) checkSettings(fresh bool) error {
+	for _, n := range d.nodes {
+		cfg, err := config.LoadServer(config.Input{
+			Env:      append(devEnv(d.a.proc.Env), "DFSD_CONFIG="+n.config()),
+			ReadFile: func(string) ([]byte, error) { return d.config(n), nil },
+		})
+		if err != nil {
+			return err
+		}
+		if fresh && n.role == dfs.RoleMeta {
+			d.plan.Class = cfg.DefaultClass.String()
+		}
+	}
+	return nil
 }
 
 // checkPorts refuses to start beside something that uses a port.
@@ -249,7 +275,7 @@ func (d *dev) watch(ctx context.Context, binary string, ended <-chan *devNode, r
 			ready = nil
 		case n := <-ended:
 			running--
-			n.report(d.a.proc.Out, binary)
+			n.report(d.a.proc.Out, n.command(binary, d.a.proc.Env))
 			n.cmd = nil
 			if running == 0 {
 				return errors.New("all processes have ended")
@@ -259,7 +285,7 @@ func (d *dev) watch(ctx context.Context, binary string, ended <-chan *devNode, r
 }
 
 // report says that a process ended, and how to start it again.
-func (n *devNode) report(w io.Writer, binary string) {
+func (n *devNode) report(w io.Writer, command string) {
 	how := "exit code 0"
 	if n.err != nil {
 		how = n.err.Error()
@@ -268,7 +294,7 @@ func (n *devNode) report(w io.Writer, binary string) {
 	if line := lastLine(n.log()); line != "" && n.cmd.ProcessState.Exited() {
 		fmt.Fprintf(w, ": %s", printable(line))
 	}
-	fmt.Fprintf(w, "\nStart it again with\n\n    %s\n\nin a terminal of its own, whose Ctrl-C stops it: the one here stops the others only.\n\n", n.command(binary))
+	fmt.Fprintf(w, "\nStart it again with\n\n    %s\n\nin a terminal of its own, whose Ctrl-C stops it: the one here stops the others only.\n\n", command)
 }
 
 // lastLine is the last line of a log.

@@ -12,7 +12,7 @@ import (
 )
 
 func newPolicy(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, force bool
 	get := &cobra.Command{
 		Use: "get PATH", Short: "Show the storage class of what is made in a directory", Args: checked(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -43,7 +43,8 @@ func newPolicy(a *app) *cobra.Command {
 		Short: "Set the storage class of what is made in a directory from now on",
 		Long: `Set the storage class of files and directories that are made in a directory from now on: rep1 to
 rep16, or inherit for that of the directory above. What exists keeps the class it has. The cluster makes
-placement groups of a class when it is first asked for, once it has stores enough.`,
+placement groups of a class when it is first asked for, once it has stores enough; they are not taken
+back, so a class with more copies than there are storage nodes is refused.`,
 		Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkRemote("policy set", args[0]); err != nil {
@@ -60,7 +61,13 @@ placement groups of a class when it is first asked for, once it has stores enoug
 				}
 			}
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
+				if err := tooWide(c.Map(), class); err != nil && !force {
+					return withHint(failed("policy set", args[0], err), "add storage nodes first; --force sets it all the same")
+				}
 				if err := c.SetPolicy(cmd.Context(), args[0], class); err != nil {
+					if a, look := c.Stat(cmd.Context(), args[0]); look == nil && a.Type != client.TypeDir {
+						err = dfs.NotDir
+					}
 					return failed("policy set", args[0], err)
 				}
 				if why := lacking(c.Map(), class); why != "" {
@@ -70,7 +77,23 @@ placement groups of a class when it is first asked for, once it has stores enoug
 			})
 		},
 	}
+	set.Flags().BoolVar(&force, "force", false, "also a class with more copies than there are storage nodes: the cluster stays degraded until there are enough")
 	return family("policy", "Show and set the policies of directories", get, set)
+}
+
+// tooWide refuses a class that the cluster cannot hold in full with the nodes
+// it has.
+func tooWide(m *dfs.Map, class dfs.Class) error {
+	nodes := map[dfs.NodeID]bool{}
+	for _, s := range m.Stores {
+		if s.State != dfs.StoreOut {
+			nodes[s.Node] = true
+		}
+	}
+	if class.IsZero() || len(nodes) >= class.Width() {
+		return nil
+	}
+	return fmt.Errorf("class %v wants %d copies on as many storage nodes, and the cluster has %d", class, class.Width(), len(nodes))
 }
 
 // lacking says what a class lacks to be written to, "" for nothing.

@@ -61,6 +61,7 @@ func TestPolicy(t *testing.T) {
 	if _, _, stderr := c.run("policy", "set", "/two", "rep2"); stderr != "" {
 		t.Errorf("with stores enough: %s", stderr)
 	}
+	c.no(1, "class rep5 wants 5 copies on as many storage nodes, and the cluster has 4; add storage nodes first", "policy", "set", "/two", "rep5")
 	text := strings.Repeat("two copies of this ", 50_000)
 	for i := range 6 {
 		c.ok("mkdir", fmt.Sprintf("/two/%d", i))

@@ -29,6 +29,12 @@ type Input struct {
 	ReadFile func(name string) ([]byte, error) // os.ReadFile
 }
 
+// IsSetting reports whether a variable of the environment is taken for a
+// setting, maybe one that does not exist.
+func IsSetting(name string) bool {
+	return strings.HasPrefix(name, envPrefix) && !strings.HasPrefix(name, envTests) && !strings.HasPrefix(name, envE2E)
+}
+
 // LoadServer returns the configuration of a process with roles. Error: Faults.
 func LoadServer(in Input) (*Server, error) {
 	l := newLoad(in, forServer)
@@ -136,8 +142,7 @@ func (l *load) readEnv(env []string) {
 	}
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
-		ours := strings.HasPrefix(name, envPrefix) && !strings.HasPrefix(name, envTests) && !strings.HasPrefix(name, envE2E)
-		if !ours || value == "" {
+		if !IsSetting(name) || value == "" {
 			continue
 		}
 		if !slices.Contains(known, name) {
