@@ -135,7 +135,7 @@ func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir,
 // open does the work of Open up to the first goroutine.
 func (s *Store) open() (*writer, error) {
 	fs := s.opts.FS
-	if err := fs.MkdirAll(s.opts.Dir, 0o755); err != nil {
+	if err := fs.MkdirAll(s.opts.Dir, 0o700); err != nil {
 		return nil, err
 	}
 	if err := s.takeLock(); err != nil {

@@ -47,7 +47,12 @@ func Run(ctx context.Context, cfg *config.Server, release string, stderr io.Writ
 		return err
 	}
 	defer web.close()
+	ready := false
 	for {
+		if !ready && n.Ready() {
+			ready = true
+			logger.Info("ready: every role takes part in the cluster")
+		}
 		select {
 		case <-ctx.Done():
 			logger.Info("stopping")
@@ -60,7 +65,8 @@ func Run(ctx context.Context, cfg *config.Server, release string, stderr io.Writ
 	}
 }
 
-// failCheck is how often a running process looks whether a role has given up.
+// failCheck is how often a running process looks whether its roles take part,
+// or one has given up.
 const failCheck = 500 * time.Millisecond
 
 func newLogger(cfg config.Log, w io.Writer) (*slog.Logger, error) {

@@ -3,6 +3,7 @@ package storage
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -192,7 +193,11 @@ func (r *refiller) pull(job *refill) {
 	defer r.mu.Unlock()
 	if err == nil {
 		job.state, job.failures, job.until = refillPulled, 0, time.Time{}
-		job.store.log().Info("refill is done", "pg", job.pg, "joined", job.joined, "bytes", job.done.Load())
+		level := slog.LevelInfo
+		if job.done.Load() == 0 {
+			level = slog.LevelDebug // a start looks through every placement group
+		}
+		job.store.log().Log(job.ctx, level, "refill is done", "pg", job.pg, "joined", job.joined, "bytes", job.done.Load())
 	} else {
 		job.failures++
 		pause := r.s.backoff(job.failures, refillPause)

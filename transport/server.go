@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"storj.io/drpc/drpcmanager"
@@ -320,10 +321,10 @@ func (s *Server) serve(c *serverConn) {
 	if err != nil {
 		level := slog.LevelInfo
 		var late net.Error
-		if errors.Is(err, io.EOF) || errors.As(err, &late) && late.Timeout() {
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &late) && late.Timeout() {
 			level = slog.LevelDebug // the other side thought better of it, or said nothing
 		}
-		s.log.Log(s.ctx, level, "connection refused", "peer", peer.Addr, "err", err)
+		s.log.Log(s.ctx, level, "no handshake with a caller", "peer", peer.Addr, "err", err)
 		linger(c.net, err)
 		return
 	}
