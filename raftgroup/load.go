@@ -122,7 +122,7 @@ func (h *Host) damage(g dfs.GroupID) (fault, err error) {
 	if v == nil || err != nil {
 		return nil, err
 	}
-	return dfs.Errorf(dfs.Corrupt, "open replica", "%v was found damaged: %s", g, v), nil
+	return dfs.Errorf(dfs.Corrupt, "open replica", "%v was found damaged: %s", g, decodeDamage(v)), nil
 }
 
 // place finds where a replica continues and what the library starts from. It

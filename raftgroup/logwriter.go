@@ -202,7 +202,7 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 		}
 	}
 	if lw.damaged != nil {
-		if err := b.Set(groupKey(g, logDamaged), []byte(lw.damaged.Error()), nil); err != nil {
+		if err := b.Set(groupKey(g, logDamaged), encodeDamage(lw.damaged), nil); err != nil {
 			return err
 		}
 	}
