@@ -51,13 +51,17 @@ func mv(ctx context.Context, c *client.Client, src string, to target, noClobber 
 	}
 	err := c.Rename(ctx, src, dest, noClobber)
 	if dfs.KindOf(err) == dfs.CrossGroup {
+		all := " -r"
 		if a, aerr := c.Lstat(ctx, strings.TrimRight(src, "/")); aerr == nil {
+			if a.Type == client.TypeFile {
+				all = ""
+			}
 			if inside, werr := within(ctx, c, to.dir, a.Ino); werr == nil && inside {
 				return failedf("mv", src, "%s is within it", quote(dest))
 			}
 		}
 		return withHint(failedf("mv", src, "%s is in another namespace group, and this release renames within one only", quote(dest)),
-			fmt.Sprintf("copy and remove it: dfsd cp -r %s %s && dfsd rm -r %s", quote(src), quote(dest), quote(src)))
+			fmt.Sprintf("copy and remove it: dfsd cp%s %s %s && dfsd rm%s %s", all, quote(src), quote(dest), all, quote(src)))
 	}
 	if err != nil {
 		return failed("mv", src, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"dfsd/dfs"
@@ -45,9 +46,33 @@ func (c *Client) readBlock(ctx context.Context, id dfs.BlockID, length, offset u
 			return err
 		}
 		if !c.awaitMap(ctx, newer, try) {
-			return &dfs.Error{Kind: dfs.Unavailable, Op: "read block", Object: id.String(), Err: err}
+			return &dfs.Error{Kind: dfs.Unavailable, Op: "read block", Object: id.String(), Text: whereIs(m, id.PG), Err: err}
 		}
 	}
+}
+
+// whereIs says on which stores the copies are that could not be read, and what
+// the map knows of these.
+func whereIs(m *dfs.Map, id dfs.PGID) string {
+	pg := m.PG(id)
+	if pg == nil {
+		return ""
+	}
+	var at []string
+	for _, s := range pg.Complete() {
+		text := s.String()
+		if st := m.Store(s); st != nil {
+			if n := m.Node(st.Node); n != nil {
+				text += "@" + n.Name
+			}
+			text += " (" + st.State.String() + ")"
+		}
+		at = append(at, text)
+	}
+	if len(at) == 0 {
+		return "no store has all of its placement group"
+	}
+	return "its copies are on " + strings.Join(at, ", ")
 }
 
 // blockRead is one range of a block on its way from the stores.

@@ -305,9 +305,9 @@ func TestReadFailsOver(t *testing.T) {
 	}{
 		{"corrupt", flip, time.Second, dfs.Corrupt, "checksum"},
 		{"lost", lose, time.Second, dfs.Corrupt, "is lost"},
-		{"refuses", refuse, time.Second, dfs.Unavailable, ""},
-		{"does not know", ignorant, time.Second, dfs.Unavailable, ""},
-		{"hangs", slow, 2 * time.Second, dfs.Unavailable, ""},
+		{"refuses", refuse, time.Second, dfs.Unavailable, "its copies are on s1"},
+		{"does not know", ignorant, time.Second, dfs.Unavailable, "its copies are on s1"},
+		{"hangs", slow, 2 * time.Second, dfs.Unavailable, "its copies are on s1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			inWorld(t, worldOptions{stores: 3}, func(t *testing.T, w *world) {
