@@ -62,6 +62,9 @@ func TestIdleClientsMakeRoom(t *testing.T) {
 			}
 		}
 		ask()
+		if err := w.keepAlive(t.Context()); err != nil { // its connection is idle then, and the first to go
+			t.Fatal(err)
+		}
 		var held []net.Conn
 		for range 40 {
 			held = append(held, w.shake(t))
@@ -75,8 +78,8 @@ func TestIdleClientsMakeRoom(t *testing.T) {
 		if ask(); dials != 1 {
 			t.Errorf("the node connected %d times", dials)
 		}
-		if err := w.probe(t.Context()); err != nil {
-			t.Errorf("another client: %v", err)
+		if err := w.keepAlive(t.Context()); err != nil {
+			t.Errorf("a client whose connection made room: %v", err)
 		}
 		for _, conn := range held {
 			_ = conn.Close()
