@@ -30,8 +30,8 @@ const (
 	defaultReserve = 512 << 20
 )
 
-// space knows whose disk is full. A disk is full from the moment on when it has
-// less free than the reserve, until it has a quarter more than that.
+// space knows whose disk is full: one that has had less free than the reserve, and
+// not a quarter more than that since.
 //
 //   - A node whose disk is full leads nothing that another voter with space can
 //     lead, and keeps as little of the logs as it may.
