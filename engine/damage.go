@@ -173,6 +173,8 @@ func (s *Store) ackRows() error {
 	if err := s.failure(); err != nil {
 		return err
 	}
+	s.index.turn.Lock()
+	defer s.index.turn.Unlock()
 	b := s.index.db.NewBatch()
 	err := s.index.scan([]byte{damagePrefix}, []byte{damagePrefix + 1}, func(k, v []byte) error {
 		if v[0]&(damageNamed|damageAcked) != 0 {

@@ -18,13 +18,16 @@ import (
 // of its own: the segments are its log, and the anchor in each batch says how
 // far a flushed state has come.
 //
-// One goroutine changes it at a time (recovery, then the writer); any number
-// read.
+// Who changes it takes turns (update); any number read.
 type index struct {
 	db    *pebble.DB
 	cache *pebble.Cache
 	gate  *gate
 	mark  uint64
+
+	// turn is held by who changes the index, from the first look at the rows that
+	// the change depends on until it is visible.
+	turn sync.Mutex
 
 	// mu guards what follows. It is held for map operations only.
 	mu     sync.Mutex
@@ -201,14 +204,25 @@ func (ix *index) close() error {
 
 // change is one atomic change of the index. It sees its own rows.
 type change struct {
-	ix    *index
-	b     *pebble.Batch
-	rows  map[string]*row // as known or changed; nil: there is none
-	usage map[uint64]usage
+	ix     *index
+	b      *pebble.Batch
+	rows   map[string]*row // as known or changed; nil: there is none
+	usage  map[uint64]usage
+	anchor *anchor // nil: it stays where it is
 }
 
-func (ix *index) begin() *change {
-	return &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}}
+// update makes the change that fn describes, whole or, when fn fails, not at
+// all. Every other change waits. It is visible to readers when update returns,
+// and durable with the next checkpoint.
+func (ix *index) update(fn func(*change) error) error {
+	ix.turn.Lock()
+	defer ix.turn.Unlock()
+	c := &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}}
+	err := fn(c)
+	if err == nil {
+		err = c.commit()
+	}
+	return cmp.Or(err, c.b.Close())
 }
 
 func (c *change) row(key []byte) (*row, error) {
@@ -272,9 +286,7 @@ func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) 
 	return c.b.Set(epochKey(id, shard, w.epoch), w.encodeEpoch(), nil)
 }
 
-// commit makes the change visible to readers. It is durable with the next
-// checkpoint. A nil anchor leaves the anchor where it is.
-func (c *change) commit(a *anchor) error {
+func (c *change) commit() error {
 	for n, u := range c.usage {
 		var err error
 		if u == (usage{}) {
@@ -286,8 +298,8 @@ func (c *change) commit(a *anchor) error {
 			return err
 		}
 	}
-	if a != nil {
-		if err := c.b.Set([]byte(metaKey), a.encode(c.ix.mark), nil); err != nil {
+	if c.anchor != nil {
+		if err := c.b.Set([]byte(metaKey), c.anchor.encode(c.ix.mark), nil); err != nil {
 			return err
 		}
 	}
@@ -306,10 +318,10 @@ func (c *change) commit(a *anchor) error {
 			c.ix.usage[n] = u
 		}
 	}
-	if a != nil {
-		c.ix.anchor = *a
+	if c.anchor != nil {
+		c.ix.anchor = *c.anchor
 	}
-	return c.b.Close()
+	return nil
 }
 
 // rowOf is the row that a record makes.

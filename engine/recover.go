@@ -421,25 +421,26 @@ func (r *recovery) applyGroup(g *segment, file vfs.File, b group) error {
 			return err
 		}
 	}
-	c := r.s.index.begin()
-	for i := range b.records {
-		rec := &b.records[i]
-		r.lastSeq = max(r.lastSeq, rec.seq)
-		if err := c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone); err != nil {
-			return err
-		}
-	}
-	for _, gap := range b.rot {
-		d := Damage{Segment: g.number, Offset: gap.offset, Length: gap.end - gap.offset, Reason: "records are damaged and nothing says which"}
-		if err := c.noteDamage(d); err != nil {
-			return err
-		}
-	}
 	r.replay += b.end - b.offset
-	if !b.headed {
-		return c.commit(nil)
-	}
-	return c.commit(&anchor{segment: g.number, offset: b.offset, end: b.end, seq: r.lastSeq})
+	return r.s.index.update(func(c *change) error {
+		for i := range b.records {
+			rec := &b.records[i]
+			r.lastSeq = max(r.lastSeq, rec.seq)
+			if err := c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone); err != nil {
+				return err
+			}
+		}
+		for _, gap := range b.rot {
+			d := Damage{Segment: g.number, Offset: gap.offset, Length: gap.end - gap.offset, Reason: "records are damaged and nothing says which"}
+			if err := c.noteDamage(d); err != nil {
+				return err
+			}
+		}
+		if b.headed {
+			c.anchor = &anchor{segment: g.number, offset: b.offset, end: b.end, seq: r.lastSeq}
+		}
+		return nil
+	})
 }
 
 // applyLost keeps what a footer knows of records that cannot be read: a
@@ -449,27 +450,32 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	c := r.s.index.begin()
-	for _, e := range lost {
-		r.lastSeq = max(r.lastSeq, e.seq)
-		w := &row{kind: e.kind, seq: e.seq, epoch: e.epoch, segment: g.number, offset: e.offset, stored: e.stored, digest: e.digest}
-		if e.kind == kindPut {
-			w.flags, w.info.Length = rowLost, e.length
+	return r.s.index.update(func(c *change) error {
+		for _, e := range lost {
+			r.lastSeq = max(r.lastSeq, e.seq)
+			if err := r.applyLostOne(c, g, e); err != nil {
+				return err
+			}
 		}
-		if err := c.apply(e.id, e.shard, w, r.s.opts.Hooks.DropTombstone); err != nil {
-			return err
-		}
-		if have, err := c.row(blockKey(e.id, e.shard)); err != nil {
-			return err
-		} else if have != w || e.kind != kindPut {
-			continue
-		}
-		d := Damage{ID: e.id, Shard: e.shard, Named: true, Segment: g.number, Offset: e.offset, Length: w.recordLen(), Reason: "the record's header is damaged"}
-		if err := c.noteDamage(d); err != nil {
-			return err
-		}
+		return nil
+	})
+}
+
+func (r *recovery) applyLostOne(c *change, g *segment, e footerEntry) error {
+	w := &row{kind: e.kind, seq: e.seq, epoch: e.epoch, segment: g.number, offset: e.offset, stored: e.stored, digest: e.digest}
+	if e.kind == kindPut {
+		w.flags, w.info.Length = rowLost, e.length
 	}
-	return c.commit(nil)
+	if err := c.apply(e.id, e.shard, w, r.s.opts.Hooks.DropTombstone); err != nil {
+		return err
+	}
+	have, err := c.row(blockKey(e.id, e.shard))
+	if err != nil || have != w || e.kind != kindPut {
+		return err
+	}
+	return c.noteDamage(Damage{
+		ID: e.id, Shard: e.shard, Named: true, Segment: g.number, Offset: e.offset, Length: w.recordLen(), Reason: "the record's header is damaged",
+	})
 }
 
 // judge compares the log with what was once recorded as durable, and makes

@@ -224,21 +224,20 @@ func pad(buf []byte, n int) []byte {
 // commit puts a durable batch into the index and answers its callers.
 func (w *writer) commit(ops []*op, length int64) {
 	s := w.s
-	c := s.index.begin()
-	var err error
-	for _, o := range ops {
-		w.entries = append(w.entries, entryOf(&o.rec))
-		if o.fresh {
-			c.rows[o.key] = nil
-		}
-		if err = c.apply(o.rec.id, o.rec.shard, rowOf(&o.rec), s.opts.Hooks.DropTombstone); err != nil {
-			break
-		}
-	}
 	last := ops[len(ops)-1].rec.seq
-	if err == nil {
-		err = c.commit(&anchor{segment: w.active.number, offset: w.end, end: w.end + length, seq: last})
-	}
+	err := s.index.update(func(c *change) error {
+		for _, o := range ops {
+			w.entries = append(w.entries, entryOf(&o.rec))
+			if o.fresh {
+				c.rows[o.key] = nil
+			}
+			if err := c.apply(o.rec.id, o.rec.shard, rowOf(&o.rec), s.opts.Hooks.DropTombstone); err != nil {
+				return err
+			}
+		}
+		c.anchor = &anchor{segment: w.active.number, offset: w.end, end: w.end + length, seq: last}
+		return nil
+	})
 	if err != nil {
 		s.fail(err)
 		w.answer(ops, s.failure())
