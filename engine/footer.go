@@ -48,7 +48,7 @@ func entryOf(r *record) footerEntry {
 func footerLen(n int) int64 { return int64(alignUp(n*footerEntryLen+trailerLen, pageSize)) }
 
 // encodeFooter returns the last footerLen(len(entries)) bytes of a segment.
-func encodeFooter(entries []footerEntry, end int64, h segmentHeader) []byte {
+func encodeFooter(entries []footerEntry, end int64, st stream, h segmentHeader) []byte {
 	p := make([]byte, footerLen(len(entries)))
 	b := binary.BigEndian
 	at := len(p) - trailerLen - len(entries)*footerEntryLen
@@ -66,7 +66,7 @@ func encodeFooter(entries []footerEntry, end int64, h segmentHeader) []byte {
 	}
 	t := p[len(p)-trailerLen:]
 	b.PutUint32(t, footerMagic)
-	t[4] = formatVersion
+	t[4], t[5] = formatVersion, byte(st)
 	b.PutUint64(t[8:], h.mark)
 	b.PutUint64(t[16:], h.segment)
 	b.PutUint64(t[24:], uint64(end))
@@ -76,9 +76,19 @@ func encodeFooter(entries []footerEntry, end int64, h segmentHeader) []byte {
 	return p
 }
 
-// readFooter returns a segment's footer, nil when it has none that is sound.
-// An error means that the file cannot be read or has another version.
-func readFooter(r io.ReaderAt, mark, segment uint64, size int64) (*footer, error) {
+// trailer is the end of a footer.
+type trailer struct {
+	stream  stream
+	start   int64 // footer.start
+	end     int64 // footer.end
+	entries int
+	sum     uint32 // of the entries
+}
+
+// readTrailer returns the end of a segment's footer, nil when there is none
+// that is sound. An error means that the file cannot be read or has another
+// version.
+func readTrailer(r io.ReaderAt, mark, segment uint64, size int64) (*trailer, error) {
 	var t [trailerLen]byte
 	if size < 2*pageSize {
 		return nil, nil
@@ -95,17 +105,31 @@ func readFooter(r io.ReaderAt, mark, segment uint64, size int64) (*footer, error
 	}
 	n, end := int64(b.Uint32(t[32:])), int64(b.Uint64(t[24:]))
 	start := size - trailerLen - n*footerEntryLen
+	if t[5] >= byte(streams) {
+		return nil, dfs.Errorf(dfs.Unsupported, "read footer", "stream %d is not known", t[5])
+	}
 	if end < pageSize || end%pageSize != 0 || start < end {
 		return nil, nil
 	}
-	table := make([]byte, n*footerEntryLen)
-	if _, err := r.ReadAt(table, start); err != nil {
+	return &trailer{stream: stream(t[5]), start: start, end: end, entries: int(n), sum: b.Uint32(t[36:])}, nil
+}
+
+// readFooter returns a segment's footer, nil when it has none that is sound.
+// An error means that the file cannot be read or has another version.
+func readFooter(r io.ReaderAt, mark, segment uint64, size int64) (*footer, error) {
+	t, err := readTrailer(r, mark, segment, size)
+	if err != nil || t == nil {
 		return nil, err
 	}
-	if checksum(table) != b.Uint32(t[36:]) {
+	table := make([]byte, t.entries*footerEntryLen)
+	if _, err := r.ReadAt(table, t.start); err != nil {
+		return nil, err
+	}
+	if checksum(table) != t.sum {
 		return nil, nil
 	}
-	f := &footer{entries: make([]footerEntry, n), end: end, start: start}
+	b := binary.BigEndian
+	f := &footer{entries: make([]footerEntry, t.entries), end: t.end, start: t.start}
 	for i := range f.entries {
 		q := table[i*footerEntryLen:]
 		id, err := dfs.ParseBlockID(q[16:40])

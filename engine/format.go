@@ -49,8 +49,11 @@ const (
 	kindTombstone recordKind = 2
 )
 
-// flagRefill marks a record that a refill, not a client, brought.
-const flagRefill = 1
+// The flags of a record.
+const (
+	flagRefill = 1 // a refill, not a client, brought it
+	flagMoved  = 2 // compaction copied it
+)
 
 // record is the decoded header of one record, and where it lies.
 type record struct {
@@ -195,23 +198,24 @@ func decodeRecord(p []byte, at place) (record, error) {
 
 // batchHeader begins a batch.
 type batchHeader struct {
-	segment  uint64
-	offset   int64
-	firstSeq uint64
-	synced   int64 // Invariant: bytes of the segment below it were durable before this batch was written
-	length   int   // of the batch, header and padding included; a whole number of pages
-	records  int
+	stream  stream
+	segment uint64
+	offset  int64
+	first   uint64 // number in the stream of the first record; in the log its sequence number
+	synced  int64  // Invariant: bytes of the segment below it were durable before this batch was written
+	length  int    // of the batch, header and padding included; a whole number of pages
+	records int
 }
 
 func (h *batchHeader) encode(p []byte, mark uint64) {
 	b := binary.BigEndian
 	clear(p[:batchHeaderLen])
 	b.PutUint32(p, batchMagic)
-	p[4] = formatVersion
+	p[4], p[5] = formatVersion, byte(h.stream)
 	b.PutUint64(p[8:], mark)
 	b.PutUint64(p[16:], h.segment)
 	b.PutUint64(p[24:], uint64(h.offset))
-	b.PutUint64(p[32:], h.firstSeq)
+	b.PutUint64(p[32:], h.first)
 	b.PutUint64(p[40:], uint64(h.synced))
 	b.PutUint32(p[48:], uint32(h.length))
 	b.PutUint32(p[52:], uint32(h.records))
@@ -230,8 +234,11 @@ func decodeBatch(p []byte, at place) (batchHeader, bool, error) {
 		return batchHeader{}, false, dfs.Errorf(dfs.Unsupported, "read batch", "version %d: this release knows %d", p[4], formatVersion)
 	}
 	h := batchHeader{
-		segment: at.segment, offset: at.offset, firstSeq: b.Uint64(p[32:]), synced: int64(b.Uint64(p[40:])),
+		stream: stream(p[5]), segment: at.segment, offset: at.offset, first: b.Uint64(p[32:]), synced: int64(b.Uint64(p[40:])),
 		length: int(b.Uint32(p[48:])), records: int(b.Uint32(p[52:])),
+	}
+	if h.stream >= streams {
+		return batchHeader{}, false, dfs.Errorf(dfs.Unsupported, "read batch", "stream %d is not known", h.stream)
 	}
 	if h.length < pageSize || h.length%pageSize != 0 || h.synced < 0 || h.synced > h.offset {
 		return batchHeader{}, false, nil

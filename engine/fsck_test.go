@@ -13,6 +13,11 @@ func fsck(s *Store) error {
 	use := map[uint64]usage{}
 	rows := 0
 	ix := s.index
+	// Nothing changes and nothing is given up meanwhile.
+	s.giveUpTurn.Lock()
+	defer s.giveUpTurn.Unlock()
+	ix.turn.Lock()
+	defer ix.turn.Unlock()
 	epochs := map[string]string{}
 	err := ix.scan([]byte{epochPrefix}, []byte{epochPrefix + 1}, func(k, v []byte) error {
 		epochs[string(k)] = string(v)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"dfsd/dfs"
 
@@ -23,6 +24,7 @@ func testOptions(fs vfs.FS) Options {
 	return Options{
 		FS: fs, Dir: "/disk/store", NewMark: func() uint64 { return testMark }, PID: 4711,
 		SegmentSize: 256 << 10, CacheSize: 1 << 20, MemTableSize: 128 << 10, MaxQueueBytes: 4 << 20, Capacity: 64 << 20, ReserveBytes: 1 << 20,
+		CompactAge: 100 * time.Millisecond,
 	}
 }
 

@@ -85,19 +85,44 @@ func (r *epochRecord) encode() []byte {
 	return binary.BigEndian.AppendUint64(p, r.seq)
 }
 
-// markRecord is the payload of the MARK file: everything of the segment below
-// the offset, and every earlier segment, is durable. It may lag, never lead.
-type markRecord struct {
+// markPlace says of a stream that everything of the segment below the offset,
+// and of its earlier segments, is durable.
+type markPlace struct {
 	segment uint64
 	offset  int64
-	seq     uint64
+	count   uint64 // number in the stream of the last durable record; in the log its sequence number
 }
 
+// markRecord is the payload of the MARK file. It may lag, never lead.
+// Invariant: segments above both places' are empty.
+type markRecord [streams]markPlace
+
+const markLen = int(streams) * 24
+
 func (r *markRecord) encode() []byte {
-	p := binary.BigEndian.AppendUint64(make([]byte, 0, 24), r.segment)
-	p = binary.BigEndian.AppendUint64(p, uint64(r.offset))
-	return binary.BigEndian.AppendUint64(p, r.seq)
+	p := make([]byte, 0, markLen)
+	for _, m := range r {
+		p = binary.BigEndian.AppendUint64(p, m.segment)
+		p = binary.BigEndian.AppendUint64(p, uint64(m.offset))
+		p = binary.BigEndian.AppendUint64(p, m.count)
+	}
+	return p
 }
+
+func decodeMark(p []byte) (r markRecord, ok bool) {
+	if len(p) != markLen {
+		return r, false
+	}
+	b := binary.BigEndian
+	for i := range r {
+		q := p[i*24:]
+		r[i] = markPlace{b.Uint64(q), int64(b.Uint64(q[8:])), b.Uint64(q[16:])}
+	}
+	return r, true
+}
+
+// highest is the highest number of a segment that is not empty.
+func (r *markRecord) highest() uint64 { return max(r[logStream].segment, r[movedStream].segment) }
 
 // The names in a data directory.
 const (
@@ -107,6 +132,7 @@ const (
 	newStoreName  = "STORE.new" // while the directory is formatted
 	epochName     = "EPOCH"
 	markName      = "MARK"
+	ledgerName    = "LEDGER"
 	segmentsName  = "segments"
 	indexName     = "index"
 	badIndexName  = "INDEX-DAMAGED" // exists: the next start makes the index anew

@@ -25,6 +25,8 @@ type index struct {
 	gate  *gate
 	mark  uint64
 
+	exists func(segment uint64) bool // segments.mayExist
+
 	// turn is held by who changes the index, from the first look at the rows that
 	// the change depends on until it is visible.
 	turn sync.Mutex
@@ -42,8 +44,9 @@ type indexOptions struct {
 	cacheSize    int64
 	memTableSize uint64
 	log          *slog.Logger
-	failed       func(error) // told of the first failed write
-	corrupt      func(error) // told of damage in the index itself
+	exists       func(uint64) bool // segments.mayExist
+	failed       func(error)       // told of the first failed write
+	corrupt      func(error)       // told of damage in the index itself
 }
 
 // openIndex opens or makes the index. Unavailable: the disk does not take
@@ -68,7 +71,7 @@ func openIndex(o indexOptions) (*index, error) {
 		return nil, dfs.Wrap("open", o.dir, cmp.Or(g.check(), err))
 	}
 	g.opened.Store(true)
-	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, usage: map[uint64]usage{}}
+	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, exists: o.exists, usage: map[uint64]usage{}}
 	if err := cmp.Or(g.check(), ix.load()); err != nil {
 		return nil, cmp.Or(err, ix.close())
 	}
@@ -92,7 +95,7 @@ func (ix *index) load() error {
 		if used {
 			return dfs.Errorf(dfs.Corrupt, "open index", "it has rows and no anchor")
 		}
-		return ix.db.Set([]byte(metaKey), anchor{}.encode(ix.mark), pebble.NoSync)
+		return ix.db.Set([]byte(metaKey), (&anchor{}).encode(ix.mark), pebble.NoSync)
 	case err != nil:
 		return err
 	}
@@ -232,6 +235,15 @@ func (c *change) row(key []byte) (*row, error) {
 	return c.ix.get(key)
 }
 
+// advance moves the anchor of a stream to a batch whose effect the change has.
+func (c *change) advance(st stream, at position) {
+	if c.anchor == nil {
+		a := c.ix.position()
+		c.anchor = &a
+	}
+	c.anchor[st] = at
+}
+
 // count adds (or with sign -1 takes away) a row in its segment's counters.
 func (c *change) count(w *row, sign int) {
 	u, ok := c.usage[w.segment]
@@ -251,28 +263,31 @@ func (c *change) count(w *row, sign int) {
 	c.usage[w.segment] = u
 }
 
-// apply adds the effect of one durable record. The order of calls does not
-// matter: a tombstone beats every put of its block, since block IDs are never
-// used twice, and among equals the higher sequence number wins.
+// apply adds the effect of one durable record. A tombstone beats every put of
+// its block, whatever their order, since block IDs are never used twice; among
+// equals the higher sequence number wins, and of an original and its copies the
+// one that is applied last, unless it is known to be lost.
 func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) error {
 	key := blockKey(id, shard)
 	old, err := c.row(key)
 	if err != nil {
 		return err
 	}
-	if old != nil && (old.kind == w.kind && old.seq >= w.seq || old.kind == kindTombstone && w.kind == kindPut) {
-		return nil
-	}
 	if old != nil {
-		if err := c.b.Delete(epochKey(id, shard, old.epoch), nil); err != nil {
+		lost := w.flags&rowLost != 0 && old.flags&rowLost == 0
+		switch {
+		case old.segment == w.segment && old.offset == w.offset:
+			return nil
+		case old.kind == kindTombstone && w.kind == kindPut:
+			return c.hold(id, shard, old, w.segment)
+		case old.kind == w.kind && (old.seq > w.seq || old.seq == w.seq && lost):
+			return c.hold(id, shard, old, w.segment)
+		}
+		w.holders = old.holders
+		w.holds(old.segment, c.ix.exists)
+		if err := c.remove(id, shard, old); err != nil {
 			return err
 		}
-		if old.flags&rowLost != 0 {
-			if err := c.b.Delete(damageKey(old.segment, old.offset), nil); err != nil {
-				return err
-			}
-		}
-		c.count(old, -1)
 	}
 	if dropTombstone && w.kind == kindTombstone {
 		c.rows[string(key)] = nil
@@ -284,6 +299,36 @@ func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) 
 		return err
 	}
 	return c.b.Set(epochKey(id, shard, w.epoch), w.encodeEpoch(), nil)
+}
+
+// hold notes in a block's row that a segment has another put of it.
+func (c *change) hold(id dfs.BlockID, shard uint8, w *row, segment uint64) error {
+	next := *w
+	next.holds(segment, c.ix.exists)
+	key := blockKey(id, shard)
+	c.rows[string(key)] = &next
+	return c.b.Set(key, next.encode(), nil)
+}
+
+// remove takes out what goes with a row, but not the row itself.
+func (c *change) remove(id dfs.BlockID, shard uint8, w *row) error {
+	c.count(w, -1)
+	if w.flags&rowLost != 0 {
+		if err := c.b.Delete(damageKey(w.segment, w.offset), nil); err != nil {
+			return err
+		}
+	}
+	return c.b.Delete(epochKey(id, shard, w.epoch), nil)
+}
+
+// dropTombstone forgets a block that was deleted.
+func (c *change) dropTombstone(id dfs.BlockID, shard uint8, w *row) error {
+	key := blockKey(id, shard)
+	c.rows[string(key)] = nil
+	if err := c.remove(id, shard, w); err != nil {
+		return err
+	}
+	return c.b.Delete(key, nil)
 }
 
 func (c *change) commit() error {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -34,7 +35,7 @@ func (s *Store) keep(ctx context.Context) {
 		case <-timer.C:
 			armed = false
 		}
-		switch err := s.tend(ctx); {
+		switch err := s.tend(); {
 		case dfs.KindOf(err) == dfs.NoSpace:
 			timer.Reset(fullRetry)
 			armed = true
@@ -45,7 +46,7 @@ func (s *Store) keep(ctx context.Context) {
 }
 
 // tend is one round of the keeper.
-func (s *Store) tend(ctx context.Context) error {
+func (s *Store) tend() error {
 	if err := s.syncMark(); err != nil {
 		return err
 	}
@@ -55,9 +56,6 @@ func (s *Store) tend(ctx context.Context) error {
 		}
 	}
 	if s.mayBeDead.Swap(false) {
-		if err := s.rehome(ctx); err != nil {
-			return err
-		}
 		if err := s.giveUp(); err != nil {
 			s.mayBeDead.Store(true)
 			return err
@@ -83,12 +81,24 @@ func (s *Store) condemnIndex() {
 	}
 }
 
-// moveMark notes what is known to be durable. twice: in both slots, for a
-// change that must survive rot in one of them.
-func (s *Store) moveMark(m markRecord, twice bool) error {
+// moveMark notes what is known to be durable of a stream. twice: in both slots,
+// for a change that must survive rot in one of them.
+func (s *Store) moveMark(st stream, to markPlace, twice bool) error {
 	s.markMu.Lock()
 	defer s.markMu.Unlock()
-	if m.segment < s.marked.segment || m == s.marked {
+	m := s.marked
+	m[st] = to
+	return s.setMarkLocked(m, twice)
+}
+
+// setMarkLocked replaces the mark, but never by an earlier one.
+func (s *Store) setMarkLocked(m markRecord, twice bool) error {
+	for st, old := range s.marked {
+		if m[st].segment < old.segment || m[st].segment == old.segment && m[st].offset < old.offset {
+			m[st] = old
+		}
+	}
+	if m == s.marked {
 		return nil
 	}
 	write := s.files.mark.put
@@ -102,13 +112,17 @@ func (s *Store) moveMark(m markRecord, twice bool) error {
 	return nil
 }
 
-// syncMark moves the mark to the end of the last durable batch.
+// syncMark moves the mark to the end of the last durable batches.
 func (s *Store) syncMark() error {
-	a := s.index.position()
-	if a.segment == 0 {
-		return nil
+	s.markMu.Lock()
+	defer s.markMu.Unlock()
+	m := s.marked
+	for st, p := range s.index.position() {
+		if p.segment != 0 {
+			m[st] = markPlace{segment: p.segment, offset: p.end, count: p.count}
+		}
 	}
-	return s.moveMark(markRecord{segment: a.segment, offset: a.end, seq: a.seq}, false)
+	return s.setMarkLocked(m, false)
 }
 
 func (s *Store) checkpoint() error {
@@ -123,87 +137,32 @@ func (s *Store) checkpoint() error {
 // isReadOnly reports whether puts are refused for want of space.
 func (s *Store) isReadOnly() bool { return s.readOnly.Load() || s.index.gate.starved.Load() }
 
-// rehome writes the tombstones of segments that hold little else again, so
-// that these die. A tombstone is needed as long as a put that it hides may be
-// somewhere, and as long as another member may ask for it.
-func (s *Store) rehome(ctx context.Context) error {
-	use := s.index.usageOf()
-	for n, u := range use {
-		g := s.segs.get(n)
-		if g == nil || !g.sealed.Load() || u.puts > 0 || u.tombstones == 0 || u.tombstoneBytes > uint64(g.size)/rehomeFraction {
-			continue
-		}
-		if err := s.rehomeOne(ctx, g); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Store) rehomeOne(ctx context.Context, g *segment) error {
-	file, err := g.acquire()
-	if err != nil {
-		return err
-	}
-	foot, err := readFooter(file, s.mark, g.number, g.size)
-	g.release()
-	if err != nil || foot == nil {
-		return nil // without its footer the segment stays until it can be compacted
-	}
-	var moved []*op
-	for _, e := range foot.entries {
-		if e.kind != kindTombstone {
-			continue
-		}
-		o := newOp(record{kind: kindTombstone, id: e.id, shard: e.shard}, nil)
-		if err := s.queue.reserve(ctx, o); err != nil {
-			break
-		}
-		if !s.admitRehome(g, o) {
-			s.queue.unreserve(o)
-			continue
-		}
-		moved = append(moved, o)
-	}
-	for _, o := range moved {
-		if o.wait() != nil {
-			return nil // no space: later; failed: known already
-		}
-	}
-	return nil
-}
-
-// admitRehome queues a tombstone again when the segment still holds it.
-func (s *Store) admitRehome(g *segment, o *op) bool {
-	p := s.pg(o.rec.id.PG, true)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	w, err := s.index.get([]byte(o.key))
-	if err != nil || w == nil || w.kind != kindTombstone || w.segment != g.number || p.latest[o.key] != nil {
-		return false
-	}
-	o.rec.epoch = w.epoch
-	p.startLocked(o)
-	s.queue.push(o)
-	return true
-}
-
 // giveUp lets go of the sealed segments of which nothing is needed any more.
-// First the index that knows so is made durable: otherwise a crash could bring
-// an index back that points into them.
+// First the index that knows so is made durable, and how far the streams are:
+// otherwise a crash could bring an index back that points into them, or cut what
+// replaced them as a torn tail.
 func (s *Store) giveUp() error {
-	use := s.index.usageOf()
+	s.giveUpTurn.Lock()
+	defer s.giveUpTurn.Unlock()
+	use, at := s.index.usageOf(), s.index.position()
 	var gone []*segment
 	for n, g := range *s.segs.byNumber.Load() {
-		if g.sealed.Load() && use[n].empty() && n < s.index.position().segment {
+		if g.sealed.Load() && use[n].empty() && !at.needs(g) {
 			gone = append(gone, g)
 		}
 	}
 	if len(gone) == 0 {
 		return nil
 	}
-	slices.SortFunc(gone, func(a, b *segment) int { return int(a.number) - int(b.number) })
-	if err := s.checkpoint(); err != nil {
+	slices.SortFunc(gone, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })
+	if err := cmp.Or(s.syncMark(), s.checkpoint()); err != nil {
+		return err
+	}
+	lines := make([]ledgerLine, len(gone))
+	for i, g := range gone {
+		lines[i] = ledgerLine{Time: time.Now().UTC(), Segment: segmentName(g.number), Stream: g.stream.String(), Bytes: g.end.Load(), Seq: s.durableSeq.Load()}
+	}
+	if err := s.ledger.add(lines); err != nil {
 		return err
 	}
 	for _, g := range gone {

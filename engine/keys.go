@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"dfsd/dfs"
 )
@@ -12,12 +13,14 @@ import (
 //	e PG epoch block shard  → kind, flags, length, stored
 //	s segment               → usage: what in the segment is still needed
 //	d segment offset        → damage that a scan found
+//	f PG                    → tombstone floor
 //	m                       → version, store mark, anchor
 const (
 	blockPrefix   = 'b'
 	epochPrefix   = 'e'
 	segmentPrefix = 's'
 	damagePrefix  = 'd'
+	floorPrefix   = 'f'
 	metaKey       = "m"
 
 	blockKeyLen = 1 + dfs.BlockIDLen + 1
@@ -89,14 +92,24 @@ type row struct {
 	stored  uint32        // payload bytes
 	info    dfs.BlockInfo // without chunks when lost
 	digest  uint32        // infoDigest
+
+	// holders are other segments that may hold a put of the block, one that this
+	// row took the place of: as long as one of them is on the disk, an index that
+	// is made anew would find the put, and needs the tombstone that hides it.
+	// Invariant: at most maxHolders; with so many, nobody knows of how many more.
+	holders []uint64
 }
+
+// maxHolders bounds row.holders: each is a copy that was repaired or moved and
+// whose segment is still there, so that two are rare.
+const maxHolders = 15
 
 const rowHeadLen = 52
 
 func (w *row) encode() []byte {
 	b := binary.BigEndian
-	p := make([]byte, 0, rowHeadLen+len(w.info.Chunks)*chunkLen)
-	p = append(p, byte(w.kind), w.flags, byte(w.info.Codec), 0)
+	p := make([]byte, 0, rowHeadLen+len(w.info.Chunks)*chunkLen+len(w.holders)*8)
+	p = append(p, byte(w.kind), w.flags, byte(w.info.Codec), byte(len(w.holders)))
 	p = b.AppendUint32(p, w.info.Length)
 	p = b.AppendUint32(p, w.stored)
 	p = b.AppendUint32(p, w.digest)
@@ -105,19 +118,49 @@ func (w *row) encode() []byte {
 	p = b.AppendUint64(p, w.segment)
 	p = b.AppendUint64(p, uint64(w.offset))
 	p = b.AppendUint32(p, uint32(len(w.info.Chunks)))
-	return appendChunks(p, w.info.Chunks)
+	p = appendChunks(p, w.info.Chunks)
+	for _, n := range w.holders {
+		p = b.AppendUint64(p, n)
+	}
+	return p
 }
 
 func decodeRow(p []byte) (*row, error) {
 	b := binary.BigEndian
-	if len(p) < rowHeadLen || len(p) != rowHeadLen+int(b.Uint32(p[48:]))*chunkLen {
+	if len(p) < rowHeadLen || uint64(len(p)) != rowHeadLen+uint64(b.Uint32(p[48:]))*chunkLen+uint64(p[3])*8 {
 		return nil, dfs.Errorf(dfs.Corrupt, "read index", "row of %d bytes", len(p))
 	}
-	return &row{
+	held := len(p) - int(p[3])*8
+	w := &row{
 		kind: recordKind(p[0]), flags: p[1], stored: b.Uint32(p[8:]), digest: b.Uint32(p[12:]), seq: b.Uint64(p[16:]),
 		epoch: dfs.Epoch(b.Uint64(p[24:])), segment: b.Uint64(p[32:]), offset: int64(b.Uint64(p[40:])),
-		info: dfs.BlockInfo{Length: b.Uint32(p[4:]), Codec: dfs.Codec(p[2]), Chunks: decodeChunks(p[rowHeadLen:])},
-	}, nil
+		info: dfs.BlockInfo{Length: b.Uint32(p[4:]), Codec: dfs.Codec(p[2]), Chunks: decodeChunks(p[rowHeadLen:held])},
+	}
+	for q := p[held:]; len(q) > 0; q = q[8:] {
+		w.holders = append(w.holders, b.Uint64(q))
+	}
+	return w, nil
+}
+
+// holds adds a segment to the holders, and takes out those that are gone and
+// the row's own.
+func (w *row) holds(segment uint64, exists func(uint64) bool) {
+	if len(w.holders) >= maxHolders {
+		return // it is known that not all are known
+	}
+	var held []uint64
+	for _, n := range append(slices.Clip(w.holders), segment) {
+		if n != w.segment && exists(n) && !slices.Contains(held, n) {
+			held = append(held, n)
+		}
+	}
+	w.holders = held
+}
+
+// alone reports whether no put of the block but the row's own can be on the
+// disk any more.
+func (w *row) alone(exists func(uint64) bool) bool {
+	return len(w.holders) < maxHolders && !slices.ContainsFunc(w.holders, exists)
 }
 
 // recordLen is the bytes that the record takes in its segment.
@@ -164,34 +207,4 @@ func decodeUsage(p []byte) (usage, error) {
 	}
 	b := binary.BigEndian
 	return usage{b.Uint64(p), b.Uint64(p[8:]), b.Uint64(p[16:]), b.Uint64(p[24:])}, nil
-}
-
-// anchor is where the index stands in the log: it holds the effect of every
-// batch up to this one.
-type anchor struct {
-	segment uint64 // 0: of none
-	offset  int64  // of the batch
-	end     int64  // past it
-	seq     uint64 // the highest in it
-}
-
-func (a anchor) encode(mark uint64) []byte {
-	b := binary.BigEndian
-	p := append(make([]byte, 0, 44), formatVersion, 0, 0, 0)
-	p = b.AppendUint64(p, mark)
-	p = b.AppendUint64(p, a.segment)
-	p = b.AppendUint64(p, uint64(a.offset))
-	p = b.AppendUint64(p, uint64(a.end))
-	return b.AppendUint64(p, a.seq)
-}
-
-func decodeAnchor(p []byte) (a anchor, mark uint64, err error) {
-	if len(p) > 0 && p[0] != formatVersion {
-		return anchor{}, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
-	}
-	if len(p) != 44 {
-		return anchor{}, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
-	}
-	b := binary.BigEndian
-	return anchor{b.Uint64(p[12:]), int64(b.Uint64(p[20:])), int64(b.Uint64(p[28:])), b.Uint64(p[36:])}, b.Uint64(p[4:]), nil
 }

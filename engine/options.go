@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 
@@ -20,9 +21,10 @@ const (
 	// MaxSegmentSize keeps offsets and batch lengths far from 32 bits.
 	MaxSegmentSize = 1 << 30
 
-	// readySegments are kept zero-filled ahead of the writer: one to go on
-	// with, and one for the time that filling takes.
-	readySegments = 2
+	// readySegments are kept zero-filled ahead of the streams: one to go on with,
+	// one for the time that filling takes, and one so that a disk that is found
+	// full meanwhile still has one for deletes and one for compaction.
+	readySegments = 3
 
 	// gatherBytes is where a batch stops growing: past a few MiB the disk's
 	// own speed decides, and a longer batch only delays its first caller. The
@@ -33,6 +35,10 @@ const (
 	// bytes, so that the bound on bytes bounds their number too.
 	minQueueCost = 4 << 10
 
+	// keepForMoves of the ready segments are left to compaction when no other
+	// segment is to be had: nothing else frees space.
+	keepForMoves = 1
+
 	// tombstoneRoom is the part of a segment (1/tombstoneRoom of it) that puts
 	// leave to deletes when no other segment is to be had.
 	tombstoneRoom = 16
@@ -40,10 +46,6 @@ const (
 	// indexShare is the part of the reserve (1/indexShare of it) that segments
 	// leave to the index: with the usual sizes, 32 of its memtables.
 	indexShare = 4
-
-	// rehomeFraction: a segment with nothing but tombstones is given up by
-	// writing these again, when they fill at most 1/rehomeFraction of it.
-	rehomeFraction = 4
 
 	// markLag is how long the mark file may lag behind the last sync.
 	markLag = 100 * time.Millisecond
@@ -90,6 +92,18 @@ type Options struct {
 	Capacity      uint64 // bytes that the store may take; the size of the file system, which must be given where it cannot tell
 	ReserveBytes  uint64 // bytes that puts leave free; 4 segments
 
+	// CompactRate is how many bytes a second compaction copies, when neither space
+	// is short nor too much is dead; 64 MiB.
+	CompactRate int64
+
+	// CompactAge is how long a full segment is left alone before it is compacted,
+	// unless space is short: what is deleted soon need not be copied; 1 minute.
+	CompactAge time.Duration
+
+	// DeadPercent of the bytes of full segments may be dead before compaction
+	// begins, 1 to 90; 20.
+	DeadPercent int
+
 	// CheckpointBytes of log are replayed at most when the store is opened; 1 segment.
 	CheckpointBytes int64
 
@@ -106,6 +120,9 @@ func (o *Options) setDefaults() {
 	set(&o.SegmentSize, DefaultSegmentSize)
 	set(&o.CacheSize, 16<<20)
 	set(&o.MemTableSize, 8<<20)
+	set(&o.CompactRate, 64<<20)
+	set((*int64)(&o.CompactAge), int64(time.Minute))
+	o.DeadPercent = cmp.Or(o.DeadPercent, 20)
 	set(&o.MaxQueueBytes, 64<<20)
 	set(&o.CheckpointBytes, o.SegmentSize)
 	if o.ReserveBytes == 0 {
@@ -131,6 +148,8 @@ func (o *Options) Validate() error {
 		return dfs.Errorf(dfs.Invalid, "", "FS, Dir and NewMark must be given")
 	case o.SegmentSize < MinSegmentSize || o.SegmentSize > MaxSegmentSize || o.SegmentSize%pageSize != 0:
 		return dfs.Errorf(dfs.Invalid, "", "segment size %d: want %d to %d, a multiple of %d", o.SegmentSize, MinSegmentSize, MaxSegmentSize, pageSize)
+	case o.CompactRate < 1<<10 || o.CompactAge < 0 || o.DeadPercent < 1 || o.DeadPercent > 90:
+		return dfs.Errorf(dfs.Invalid, "", "compaction at %d bytes a second, after %v, from %d %% dead: want 1024 or more, no negative time, 1 to 90", o.CompactRate, o.CompactAge, o.DeadPercent)
 	case o.CacheSize < 0 || o.MemTableSize < 64<<10 || o.MaxQueueBytes < minQueueCost || o.CheckpointBytes < 0:
 		return dfs.Errorf(dfs.Invalid, "", "cache %d, memtable %d, queue %d, checkpoint %d bytes: too small", o.CacheSize, o.MemTableSize, o.MaxQueueBytes, o.CheckpointBytes)
 	}

@@ -63,9 +63,11 @@ func (s *Store) prepare(ctx context.Context) {
 	for s.failure() == nil {
 		if s.prepareOne(ctx) {
 			signal(s.prepared)
+			signal(s.preparedMoved)
 			continue
 		}
 		signal(s.prepared)
+		signal(s.preparedMoved)
 		var retry <-chan time.Time
 		var timer *time.Timer
 		if s.full.Load() {
@@ -95,12 +97,12 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 	above, any := s.space()
 	s.full.Store((!above || s.noSpace) && dead == nil)
 	s.exhausted.Store(!any && dead == nil)
-	if !s.full.Load() || ready > 1 {
+	if !s.full.Load() || ready > keepForMoves+1 {
 		s.readOnly.Store(false)
 	}
-	// Without space above the reserve one segment is still kept ready: it is
-	// what the reserve is for, and only deletes take it.
-	if ready >= readySegments || ctx.Err() != nil || dead == nil && !above && (ready > 0 || !any) {
+	// Without space above the reserve segments are still kept ready: they are what
+	// the reserve is for, and only deletes and compaction take them.
+	if ready >= readySegments || ctx.Err() != nil || dead == nil && !above && !any {
 		if dead != nil && !s.dead.offer(dead) {
 			s.removeSegment(dead)
 		}
@@ -237,6 +239,7 @@ func (s *Store) recycle(dead *segment) (*segment, error) {
 	if err := syncDir(fs, s.path(segmentsName)); err != nil {
 		return nil, err
 	}
+	s.segs.forget(dead.number)
 	f, err := g.acquire()
 	if err != nil {
 		return nil, err
@@ -251,7 +254,10 @@ func (s *Store) recycle(dead *segment) (*segment, error) {
 
 // removeSegment gives a retired segment's space back.
 func (s *Store) removeSegment(g *segment) {
-	if err := s.opts.FS.Remove(g.path); err != nil {
+	err := cmp.Or(s.opts.FS.Remove(g.path), syncDir(s.opts.FS, s.path(segmentsName)))
+	if err != nil {
 		s.log.Error("a dead segment cannot be removed", "segment", g.path, "cause", err)
+		return
 	}
+	s.segs.forget(g.number)
 }

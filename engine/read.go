@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"math/bits"
 	"sync"
 
@@ -149,7 +150,8 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 	s.clock.read()
 	r := &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], release: release}
 	if head > 0 {
-		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
+		rec, err := s.readHeader(buf[:head], id, shard, w)
+		if r.Hint = rec.hint; err != nil {
 			r.HeaderLost = true
 			_ = s.readFailed(id, shard, w, err) // the bytes are served all the same
 		}
@@ -157,17 +159,26 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 	return r, nil
 }
 
-// readHint reads a record's header, which must be what the index says it is.
-func (s *Store) readHint(p []byte, id dfs.BlockID, shard uint8, w *row) (dfs.Hint, error) {
+// readHeader reads a record's header, which must be what the index says it is.
+func (s *Store) readHeader(p []byte, id dfs.BlockID, shard uint8, w *row) (record, error) {
 	at := place{s.mark, w.segment, w.offset}
 	if n, ok := recordTableLen(p, at); !ok || n != len(p) {
-		return dfs.Hint{}, dfs.Errorf(dfs.Corrupt, "read record", "its header is damaged")
+		return record{}, dfs.Errorf(dfs.Corrupt, "read record", "its header is damaged")
 	}
 	r, err := decodeRecord(p, at)
-	if err == nil && (r.id != id || r.shard != shard || r.seq != w.seq) {
-		err = dfs.Errorf(dfs.Corrupt, "read record", "the header of %s is in its place", r.id)
+	if err == nil && (r.id != id || r.shard != shard || r.seq != w.seq || r.kind != w.kind) {
+		return record{}, dfs.Errorf(dfs.Corrupt, "read record", "the header of %s is in its place", r.id)
 	}
-	return r.hint, err
+	return r, err
+}
+
+// checkPayload reads a record's payload and checks it.
+func checkPayload(file io.ReaderAt, r *record) error {
+	p := make([]byte, r.stored)
+	if _, err := file.ReadAt(p, r.offset+int64(r.headerLen())); err != nil {
+		return err
+	}
+	return checkChunks(r.id, r.shard, 0, r.info.Chunks, p)
 }
 
 // readFailed notes a bad copy, so that a refill's put may replace it.

@@ -19,44 +19,52 @@ type recovery struct {
 	markOK  bool // false: the MARK file is lost, nothing is known to be empty
 	epoch   epochRecord
 	rebuild bool   // every segment is read, not only what lies above the anchor
-	lastSeq uint64 // the highest seen in the log
-	dropped uint64 // the anchor's sequence number of an index that was thrown away
+	dropped anchor // of an index that was thrown away
 	suspect bool   // records are missing and cannot be named
-	w       *writer
-	replay  int64 // bytes of log applied to the index
-
-	// openEnd is the segment read last, when its footer is lost: whether its
-	// log ended where it seems to, the next record's sequence number will say.
-	openEnd uint64
-
-	leftover int64 // scanResult.leftover of the writer's segment
+	replay  int64  // bytes of batches applied to the index
+	tails   [streams]tail
 }
 
-// recoverLog reads the small files, brings the index up to the end of the log,
-// and returns the writer that goes on from there.
+// tail is what recovery learns of one stream.
+type tail struct {
+	appender        // count: number of the last record seen
+	mark     uint64 // the segment that it goes on in
+
+	// openEnd is the segment read last, when its footer is lost: whether its
+	// batches ended where they seem to, the next record's number will say.
+	openEnd uint64
+
+	leftover int64 // scanResult.leftover of the active segment
+}
+
+// recoverLog reads the small files, brings the index up to the end of both
+// streams, and returns who goes on from there.
 //
 // Nothing is appended before what was found wrong is on the disk: appending
 // would cover the traces.
-func (s *Store) recoverLog() (*writer, error) {
-	r := &recovery{s: s, w: &writer{s: s}}
+func (s *Store) recoverLog() (*writer, *compactor, error) {
+	r := &recovery{s: s}
+	for st := range streams {
+		r.tails[st].appender = appender{s: s, stream: st}
+	}
 	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.scan, r.judge, r.resume} {
 		if err := step(); err != nil {
-			return nil, r.giveBack(err)
+			return nil, nil, r.giveBack(err)
 		}
 	}
 	if err := s.failure(); err != nil {
-		return nil, r.giveBack(err)
+		return nil, nil, r.giveBack(err)
 	}
 	s.counters.sinceCheckpoint.Store(r.replay)
 	s.mayBeDead.Store(true) // the last life may not have come to it
 	signal(s.keeperWake)
-	return r.w, nil
+	return &writer{r.tails[logStream].appender}, newCompactor(r.tails[movedStream].appender), nil
 }
 
-// giveBack lets go of the writer's segment when the store cannot be opened.
+// giveBack lets go of the active segments when the store cannot be opened.
 func (r *recovery) giveBack(err error) error {
-	if r.w.active != nil {
-		r.w.active.release()
+	for st := range r.tails {
+		r.tails[st].release()
 	}
 	return err
 }
@@ -91,9 +99,7 @@ func (r *recovery) readFiles() error {
 	if s.files.mark, p, err = r.openOrMake(markName, markMagic, (&markRecord{}).encode()); err != nil {
 		return err
 	}
-	if r.markOK = len(p) == 24; r.markOK {
-		r.mark = markRecord{binary.BigEndian.Uint64(p), int64(binary.BigEndian.Uint64(p[8:])), binary.BigEndian.Uint64(p[16:])}
-	} else {
+	if r.mark, r.markOK = decodeMark(p); !r.markOK {
 		r.lose("the mark is lost")
 	}
 	return nil
@@ -134,7 +140,7 @@ func (r *recovery) listSegments() error {
 	slices.Sort(names)
 	table := map[uint64]*segment{}
 	s.segs.byNumber.Store(&table)
-	s.segs.next = r.mark.segment + 1
+	s.segs.next = r.mark.highest() + 1
 	for _, name := range names {
 		n, ok := parseSegmentName(name)
 		if !ok {
@@ -150,8 +156,10 @@ func (r *recovery) listSegments() error {
 		switch what {
 		case fileInUse:
 			table[n] = g
+			s.segs.note(n)
 		case fileReady:
 			s.segs.ready = append(s.segs.ready, g)
+			s.segs.note(n)
 		case fileUnfinished:
 			if err := fs.Remove(g.path); err != nil {
 				return err
@@ -160,8 +168,17 @@ func (r *recovery) listSegments() error {
 			s.log.Error("a segment file has another segment's header: left alone", "segment", g.path)
 		}
 	}
-	if r.markOK && r.mark.segment != 0 && table[r.mark.segment] == nil {
-		r.lose("segment " + segmentName(r.mark.segment) + " is missing")
+	for st, m := range r.mark {
+		if r.markOK && m.segment != 0 && table[m.segment] == nil {
+			r.lose("segment " + segmentName(m.segment) + " is missing")
+		}
+		r.tails[st].mark = m.segment
+	}
+	if !r.markOK { // each stream goes on in its last segment
+		for n, g := range table {
+			t := &r.tails[g.stream]
+			t.mark = max(t.mark, n)
+		}
 	}
 	return nil
 }
@@ -191,7 +208,7 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 	var p [segmentHeaderLen]byte
 	n, _ := file.ReadAt(p[:], 0)
 	h, err := decodeSegmentHeader(p[:n])
-	unused := r.markOK && g.number > r.mark.segment
+	unused := r.markOK && g.number > r.mark.highest()
 	switch {
 	case dfs.KindOf(err) == dfs.Unsupported:
 		return 0, err
@@ -199,7 +216,7 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 		return fileUnfinished, nil
 	case err != nil:
 		r.s.log.Error("a segment's header is damaged; its records carry all that is needed", "segment", g.path)
-		return fileInUse, nil
+		return fileInUse, r.identify(g, file)
 	case h.mark != r.s.mark:
 		return 0, dfs.Errorf(dfs.Invalid, "check", "it belongs to the store with mark %016x, this one has %016x: move it away", h.mark, r.s.mark)
 	case unused && (h.segment != g.number || h.size != g.size || g.size != r.s.opts.SegmentSize):
@@ -210,7 +227,31 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 		return fileReady, nil
 	}
 	g.size = max(g.size, h.size)
-	return fileInUse, nil
+	return fileInUse, r.identify(g, file)
+}
+
+// identify finds out whose batches a segment has and where they end. One
+// without any counts for the log.
+func (r *recovery) identify(g *segment, file vfs.File) error {
+	g.end.Store(g.size)
+	t, err := readTrailer(file, r.s.mark, g.number, g.size)
+	switch {
+	case dfs.KindOf(err) == dfs.Unsupported:
+		return err
+	case err == nil && t != nil:
+		g.stream = t.stream
+		g.end.Store(t.end)
+		return nil
+	}
+	for st, m := range r.mark {
+		if m.segment == g.number {
+			g.stream = stream(st)
+			return nil
+		}
+	}
+	sc := &segmentScan{file: file, mark: r.s.mark, segment: g.number, size: g.size}
+	g.stream, err = sc.stream()
+	return err
 }
 
 // openIndex opens the index, or makes it anew when it is lost or damaged.
@@ -249,7 +290,7 @@ func (r *recovery) indexOptions() indexOptions {
 	s := r.s
 	return indexOptions{
 		fs: s.opts.FS, dir: s.path(indexName), mark: s.mark, cacheSize: s.opts.CacheSize, memTableSize: uint64(s.opts.MemTableSize),
-		log: s.log, failed: r.indexFailed, corrupt: func(error) { s.badIndex.Store(true) },
+		log: s.log, exists: s.segs.mayExist, failed: r.indexFailed, corrupt: func(error) { s.badIndex.Store(true) },
 	}
 }
 
@@ -268,38 +309,50 @@ func (r *recovery) wipeIndex() error {
 	return syncDir(r.s.opts.FS, r.s.opts.Dir)
 }
 
-// checkAnchor makes sure that the log reaches to where the index stands. An
-// index that is ahead of the log is made anew from what the log still has.
+// checkAnchor makes sure that both streams reach to where the index stands. An
+// index that is ahead of them is made anew from what they still have.
 func (r *recovery) checkAnchor() error {
 	s := r.s
 	a := s.index.position()
-	r.rebuild = a.segment == 0
-	if !r.rebuild {
-		ok, err := r.hasBatch(a)
+	if r.rebuild = a[logStream].segment == 0; r.rebuild {
+		return nil
+	}
+	for st, p := range a {
+		ok, err := r.hasBatch(stream(st), p)
 		if err != nil {
 			return err
 		}
-		if ok {
-			r.lastSeq = a.seq
-			return r.checkUsage()
+		if !ok {
+			s.log.Error("the index is ahead of the segments and is made anew", "dir", s.opts.Dir, "segment", p.segment, "offset", p.offset)
+			return r.dropIndex(a)
 		}
-		s.log.Error("the index is ahead of the log and is made anew", "dir", s.opts.Dir, "segment", a.segment, "offset", a.offset)
-		r.rebuild, r.dropped = true, a.seq
-		ix := s.index
-		s.index = nil
-		if err := ix.close(); err != nil {
-			return err
-		}
-		if err := r.wipeIndex(); err != nil {
-			return err
-		}
-		return r.openIndex()
+		r.tails[st].count = p.count
 	}
-	return nil
+	return r.checkUsage()
 }
 
-// hasBatch reports whether the anchor's batch is where it should be.
-func (r *recovery) hasBatch(a anchor) (bool, error) {
+// dropIndex makes the index anew.
+func (r *recovery) dropIndex(a anchor) error {
+	r.rebuild, r.dropped = true, a
+	for st := range r.tails {
+		r.tails[st].count = 0
+	}
+	ix := r.s.index
+	r.s.index = nil
+	if err := ix.close(); err != nil {
+		return err
+	}
+	if err := r.wipeIndex(); err != nil {
+		return err
+	}
+	return r.openIndex()
+}
+
+// hasBatch reports whether a batch is where the index says.
+func (r *recovery) hasBatch(st stream, a position) (bool, error) {
+	if a.segment == 0 {
+		return true, nil
+	}
 	g := r.s.segs.get(a.segment)
 	if g == nil {
 		return false, nil
@@ -314,7 +367,7 @@ func (r *recovery) hasBatch(a anchor) (bool, error) {
 		return false, nil
 	}
 	h, ok, err := decodeBatch(p[:], place{r.s.mark, a.segment, a.offset})
-	return ok && a.offset+int64(h.length) == a.end && h.firstSeq <= a.seq, err
+	return ok && h.stream == st && a.offset+int64(h.length) == a.end && h.first <= a.count, err
 }
 
 // checkUsage looks for segments that the index needs and that are gone.
@@ -327,54 +380,51 @@ func (r *recovery) checkUsage() error {
 	return nil
 }
 
-// scan reads the segments above the anchor, and the last one in any case.
+// scan reads the segments above the anchor, and each stream's last one in any
+// case: first the log, then what was moved, so that a copy meets its original.
 func (r *recovery) scan() error {
-	s := r.s
-	from := s.index.position()
-	numbers := slices.Sorted(maps.Keys(*s.segs.byNumber.Load()))
-	for i, n := range numbers {
-		g := s.segs.get(n)
-		last := i == len(numbers)-1
-		if !last && n < from.segment {
-			g.sealed.Store(true)
-			g.end.Store(g.size)
-			continue
-		}
-		if err := r.scanOne(g, from, last); err != nil {
-			return dfs.Wrap("read segment", g.path, err)
+	numbers := slices.Sorted(maps.Keys(*r.s.segs.byNumber.Load()))
+	for st := range streams {
+		from := r.s.index.position()[st]
+		for _, n := range numbers {
+			g := r.s.segs.get(n)
+			last := n == r.tails[st].mark
+			switch {
+			case g.stream != st:
+			case !last && n < from.segment:
+				g.seal(st)
+			default:
+				if err := r.scanOne(g, from, last); err != nil {
+					return dfs.Wrap("read segment", g.path, err)
+				}
+			}
 		}
 	}
 	return nil
 }
 
-// scanOne reads one segment into the index. The last one becomes the writer's.
-
-func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
-	s := r.s
+// scanOne reads one segment into the index. The stream goes on in the last one.
+func (r *recovery) scanOne(g *segment, from position, last bool) error {
+	s, t := r.s, &r.tails[g.stream]
 	file, err := g.acquire()
 	if err != nil {
 		return err
 	}
 	sc := &segmentScan{file: file, mark: s.mark, segment: g.number, size: g.size, closed: !last}
-	if g.number == r.mark.segment {
-		sc.synced = r.mark.offset
+	if m := r.mark[g.stream]; g.number == m.segment {
+		sc.synced = m.offset
 	}
 	if g.number == from.segment {
 		sc.synced = max(sc.synced, from.end) // the index names durable records only
 	}
 	var entries []footerEntry
 	res, err := sc.run(func(b group) error {
-		if len(b.records) > 0 && r.openEnd != 0 {
-			if g.number != r.openEnd+1 || b.records[0].seq != r.lastSeq+1 {
-				r.lose("the end of segment " + segmentName(r.openEnd) + " is damaged")
-			}
-			r.openEnd = 0
-		}
+		r.checkOpenEnd(t, b)
 		if last {
 			for i := range b.records {
 				entries = append(entries, entryOf(&b.records[i]))
 			}
-			r.w.holed = r.w.holed || len(b.rot) > 0
+			t.holed = t.holed || len(b.rot) > 0
 		}
 		if g.number == from.segment && b.offset < from.end {
 			return nil
@@ -392,17 +442,35 @@ func (r *recovery) scanOne(g *segment, from anchor, last bool) error {
 		s.log.Info("the last batch was not finished and is cut", "segment", g.path, "offset", res.end)
 	}
 	if !last && res.foot == nil && g.number >= from.segment {
-		r.openEnd = g.number
+		t.openEnd = g.number
 	}
 	g.end.Store(res.end)
-	g.sealed.Store(!last || res.foot != nil)
+	if !last || res.foot != nil {
+		g.seal(g.stream)
+	}
 	if !last {
 		g.release()
 		return nil
 	}
-	r.w.active, r.w.file, r.w.end, r.w.entries = g, file, res.end, entries
-	r.leftover = res.leftover
+	t.active, t.file, t.end, t.entries = g, file, res.end, entries
+	t.leftover = res.leftover
 	return nil
+}
+
+// checkOpenEnd looks whether the records of a batch follow those of a segment
+// whose end was not certain.
+func (r *recovery) checkOpenEnd(t *tail, b group) {
+	if len(b.records) == 0 || t.openEnd == 0 {
+		return
+	}
+	first := b.first
+	if t.stream == logStream {
+		first = b.records[0].seq
+	}
+	if first != t.count+1 {
+		r.lose("the end of segment " + segmentName(t.openEnd) + " is damaged")
+	}
+	t.openEnd = 0
 }
 
 // applyGroup puts one batch into the index. The last batch, when nothing
@@ -422,11 +490,21 @@ func (r *recovery) applyGroup(g *segment, file vfs.File, b group) error {
 		}
 	}
 	r.replay += b.end - b.offset
+	t := &r.tails[g.stream]
+	switch {
+	case g.stream == logStream: // below
+	case b.headed:
+		t.count = b.first + uint64(b.count) - 1
+	default:
+		t.count += uint64(len(b.records))
+	}
 	return r.s.index.update(func(c *change) error {
 		for i := range b.records {
 			rec := &b.records[i]
-			r.lastSeq = max(r.lastSeq, rec.seq)
-			if err := c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone); err != nil {
+			if g.stream == logStream {
+				t.count = max(t.count, rec.seq)
+			}
+			if err := r.applyRecord(c, file, rec); err != nil {
 				return err
 			}
 		}
@@ -437,10 +515,26 @@ func (r *recovery) applyGroup(g *segment, file vfs.File, b group) error {
 			}
 		}
 		if b.headed {
-			c.anchor = &anchor{segment: g.number, offset: b.offset, end: b.end, seq: r.lastSeq}
+			c.advance(g.stream, position{segment: g.number, offset: b.offset, end: b.end, count: t.count})
 		}
 		return nil
 	})
+}
+
+// applyRecord puts one record into the index. A copy takes the place of an
+// original that is still there only when its bytes are right: it may have been
+// written and never read back.
+func (r *recovery) applyRecord(c *change, file vfs.File, rec *record) error {
+	if rec.flags&flagMoved != 0 && rec.kind == kindPut {
+		old, err := c.row(blockKey(rec.id, rec.shard))
+		if err != nil {
+			return err
+		}
+		if old != nil && old.kind == kindPut && old.segment != rec.segment && checkPayload(file, rec) != nil {
+			return c.hold(rec.id, rec.shard, old, rec.segment)
+		}
+	}
+	return c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone)
 }
 
 // applyLost keeps what a footer knows of records that cannot be read: a
@@ -452,7 +546,9 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 	}
 	return r.s.index.update(func(c *change) error {
 		for _, e := range lost {
-			r.lastSeq = max(r.lastSeq, e.seq)
+			if t := &r.tails[g.stream]; t.stream == logStream {
+				t.count = max(t.count, e.seq)
+			}
 			if err := r.applyLostOne(c, g, e); err != nil {
 				return err
 			}
@@ -478,19 +574,24 @@ func (r *recovery) applyLostOne(c *change, g *segment, e footerEntry) error {
 	})
 }
 
-// judge compares the log with what was once recorded as durable, and makes
+// judge compares the streams with what was once recorded as durable, and makes
 // the verdict durable, in both slots of STORE, and the epoch once more: what was
 // read of it may be in the page cache only.
 func (r *recovery) judge() error {
 	s := r.s
-	if known := max(r.epoch.seq, r.mark.seq, r.dropped); r.lastSeq < known {
-		r.lose(fmt.Sprintf("the log ends at record %d, and %d was durable once", r.lastSeq, known))
-		r.w.nextSeq = known + 1
-	} else {
-		r.w.nextSeq = r.lastSeq + 1
+	for st := range r.tails {
+		t := &r.tails[st]
+		known := max(r.mark[st].count, r.dropped[st].count)
+		if t.stream == logStream {
+			known = max(known, r.epoch.seq)
+		}
+		if t.count < known {
+			r.lose(fmt.Sprintf("the %v stream ends at record %d, and %d was durable once", t.stream, t.count, known))
+			t.count = known
+		}
 	}
-	s.durableSeq.Store(r.w.nextSeq - 1)
-	if err := s.damage.load(s.index); err != nil {
+	s.durableSeq.Store(r.tails[logStream].count)
+	if err := cmp.Or(s.damage.load(s.index), s.loadFloors()); err != nil {
 		return err
 	}
 	next := s.ident
@@ -501,23 +602,26 @@ func (r *recovery) judge() error {
 	return s.files.epoch.both(r.epoch.encode())
 }
 
-// resume makes the writer ready to append, and the mark what is now known.
+// resume makes the streams ready to be appended to, and the mark what is now
+// known.
 func (r *recovery) resume() error {
-	s, w := r.s, r.w
-	if w.active == nil {
-		s.marked = r.mark
-		if !r.markOK { // no segment in use: every number is above this mark
-			return s.moveMark(markRecord{seq: s.durableSeq.Load()}, true)
+	m := r.mark
+	for st := range r.tails {
+		t := &r.tails[st]
+		m[st].count = t.count
+		if t.active == nil {
+			continue
 		}
-		return nil
-	}
-	if n := r.leftover - w.end; n > 0 {
-		if _, err := w.file.WriteAt(make([]byte, n), w.end); err != nil {
+		m[st].segment, m[st].offset = t.active.number, t.end
+		if n := t.leftover - t.end; n > 0 {
+			if _, err := t.file.WriteAt(make([]byte, n), t.end); err != nil {
+				return err
+			}
+		}
+		if err := t.file.SyncData(); err != nil {
 			return err
 		}
 	}
-	if err := w.file.SyncData(); err != nil {
-		return err
-	}
-	return s.moveMark(markRecord{segment: w.active.number, offset: w.end, seq: s.durableSeq.Load()}, true)
+	r.s.marked = m
+	return r.s.files.mark.both(m.encode())
 }

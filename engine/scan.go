@@ -38,8 +38,10 @@ type segmentScan struct {
 // group is one batch, or what could be saved where a batch header is rotten.
 type group struct {
 	offset, end int64
-	headed      bool // its batch header is sound
-	unproved    bool // it is the last batch, and nothing proves that its sync was ever finished
+	headed      bool   // its batch header is sound
+	unproved    bool   // it is the last batch, and nothing proves that its sync was ever finished
+	first       uint64 // batchHeader.first; 0 when it is not sound
+	count       int    // batchHeader.records, likewise
 	records     []record
 	rot         []span // bytes that held at least one record that is lost, or may have
 }
@@ -112,6 +114,17 @@ func (s *segmentScan) run(emit func(group) error) (scanResult, error) {
 	return res, nil
 }
 
+// stream finds out whose batches the segment has: the log's when it has none.
+func (s *segmentScan) stream() (stream, error) {
+	s.limit = s.size
+	for at := int64(pageSize); at+pageSize <= s.size; at += pageSize {
+		if h, ok, err := s.batchAt(at); ok || err != nil {
+			return h.stream, err
+		}
+	}
+	return logStream, nil
+}
+
 // next reads the group at off. An empty group means that the log ends there;
 // it is headed when a batch was begun there and not finished, and its records
 // are what that batch left.
@@ -120,7 +133,7 @@ func (s *segmentScan) next(off int64) (group, error) {
 	if err != nil {
 		return group{}, err
 	}
-	g := group{offset: off, end: off + int64(h.length), headed: true}
+	g := group{offset: off, end: off + int64(h.length), headed: true, first: h.first, count: h.records}
 	if ok && s.proved(h) {
 		g.records, g.rot, err = s.walk(off+batchHeaderLen, g.end)
 		if len(g.records) == h.records {
@@ -283,7 +296,7 @@ func (s *segmentScan) verify(h batchHeader) ([]record, bool, error) {
 	var records []record
 	for range h.records {
 		r, ok, err := s.recordAt(off, end)
-		if err != nil || !ok || r.seq != h.firstSeq+uint64(len(records)) {
+		if err != nil || !ok || h.stream == logStream && r.seq != h.first+uint64(len(records)) {
 			return nil, false, err
 		}
 		at := off + int64(r.headerLen())

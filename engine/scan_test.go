@@ -23,7 +23,7 @@ type image struct {
 func newImage(number uint64, size int64) *image {
 	h := segmentHeader{mark: testMark, segment: number, size: size}
 	m := &image{p: make([]byte, size)}
-	m.w = writer{s: &Store{mark: testMark}, active: &segment{number: number, size: size}, end: pageSize, nextSeq: 1}
+	m.w = writer{appender{s: &Store{mark: testMark}, active: &segment{number: number, size: size}, end: pageSize}}
 	copy(m.p, h.page())
 	return m
 }
@@ -41,15 +41,14 @@ func (m *image) batch(sizes map[uint64]int, order ...uint64) {
 	}
 	buf := m.w.encode(ops)
 	copy(m.p[m.w.end:], buf)
-	m.w.end += int64(len(buf))
+	m.w.appended(ops, int64(len(buf)))
 	for _, o := range ops {
-		m.w.entries = append(m.w.entries, entryOf(&o.rec))
 		m.recs = append(m.recs, o.rec)
 	}
 }
 
 func (m *image) seal() {
-	f := encodeFooter(m.w.entries, m.w.end, segmentHeader{mark: testMark, segment: m.w.active.number})
+	f := encodeFooter(m.w.entries, m.w.end, logStream, segmentHeader{mark: testMark, segment: m.w.active.number})
 	copy(m.p[len(m.p)-len(f):], f)
 }
 

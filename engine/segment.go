@@ -25,7 +25,10 @@ type segment struct {
 
 	end    atomic.Int64 // past the last durable batch
 	sealed atomic.Bool
+	stream stream       // set before sealed
 	used   atomic.Int64 // when it was last acquired, Unix nanoseconds
+	aged   atomic.Int64 // when it was sealed, Unix nanoseconds; 0: in an earlier life
+	stuck  atomic.Int64 // until when compaction leaves it alone, Unix nanoseconds
 
 	// mu guards what follows. It is held while the file is opened.
 	mu      sync.Mutex
@@ -58,6 +61,16 @@ func (g *segment) acquire() (vfs.File, error) {
 	g.used.Store(time.Now().UnixNano())
 	return g.file, nil
 }
+
+// seal notes that no stream appends to it any more.
+func (g *segment) seal(st stream) {
+	g.stream = st
+	g.sealed.Store(true)
+}
+
+func (g *segment) sealedAt() time.Time      { return at(g.aged.Load()) }
+func (g *segment) stuckUntil() time.Time    { return at(g.stuck.Load()) }
+func (g *segment) setStuck(until time.Time) { g.stuck.Store(until.UnixNano()) }
 
 func (g *segment) release() {
 	g.mu.Lock()
@@ -106,9 +119,10 @@ type segments struct {
 	byNumber atomic.Pointer[map[uint64]*segment]
 
 	// mu guards what follows and every replacement of byNumber.
-	mu    sync.Mutex
-	ready []*segment // in the order of their numbers, which is the order of their use
-	next  uint64     // the next number. Invariant: above every number in the directory
+	mu     sync.Mutex
+	ready  []*segment          // in the order of their numbers, which is the order of their use
+	next   uint64              // the next number. Invariant: above every number in the directory
+	onDisk map[uint64]struct{} // the numbers under which a file may be there, after a crash too
 }
 
 func (t *segments) get(n uint64) *segment { return (*t.byNumber.Load())[n] }
@@ -156,10 +170,35 @@ func (t *segments) counts() (inUse, ready int) {
 	return len(*t.byNumber.Load()), len(t.ready)
 }
 
+// nextNumber draws a number that may be used for a file from now on.
 func (t *segments) nextNumber() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.next
 	t.next++
+	t.onDisk[n] = struct{}{}
 	return n
+}
+
+// note says that there is a file with that number.
+func (t *segments) note(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onDisk[n] = struct{}{}
+}
+
+// forget says that there is, durably, no file with that number any more.
+func (t *segments) forget(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.onDisk, n)
+}
+
+// mayExist reports whether a file with that number may be there, or come back
+// with a crash.
+func (t *segments) mayExist(n uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.onDisk[n]
+	return ok
 }

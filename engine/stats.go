@@ -49,6 +49,11 @@ type Stats struct {
 	Conflicts     uint64 // puts of an existing block with other bytes
 	SegmentsGiven uint64 // given up as wholly dead
 
+	Compactions       uint64 // segments that were compacted
+	MovedRecords      uint64 // that compaction copied
+	MovedBytes        uint64 // of the batches they were in
+	TombstonesDropped uint64
+
 	QueueDepth int   // records that wait or are being written
 	QueueBytes int64 // their share of MaxQueueBytes
 
@@ -64,6 +69,8 @@ type Stats struct {
 type counters struct {
 	puts, deletes, batches, bytes atomic.Uint64
 	conflicts, given              atomic.Uint64
+	compactions, dropped          atomic.Uint64
+	moved, movedBytes             atomic.Uint64
 	sinceCheckpoint               atomic.Int64 // bytes of log
 }
 
@@ -129,6 +136,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		Puts: s.counters.puts.Load(), Deletes: s.counters.deletes.Load(), Batches: s.counters.batches.Load(), Syncs: s.clock.syncs.Load(),
 		BytesWritten: s.counters.bytes.Load(), Conflicts: s.counters.conflicts.Load(), SegmentsGiven: s.counters.given.Load(),
+		Compactions: s.counters.compactions.Load(), MovedRecords: s.counters.moved.Load(), MovedBytes: s.counters.movedBytes.Load(), TombstonesDropped: s.counters.dropped.Load(),
 		LastSeq: s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
 		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.lastRead.Load()),
 	}

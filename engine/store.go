@@ -41,9 +41,10 @@ type Store struct {
 	epochTurn chan struct{} // holds a token while SetEpochs runs
 	mapEpoch  atomic.Uint64
 
-	// pgMu guards pgs. Entries stay for ever: their number is that of the PGs.
-	pgMu sync.RWMutex
-	pgs  map[dfs.PGID]*pg
+	// pgMu guards pgs and floors. Entries stay for ever: their number is that of the PGs.
+	pgMu   sync.RWMutex
+	pgs    map[dfs.PGID]*pg
+	floors map[dfs.PGID]dfs.Epoch // SetTombstoneFloor
 
 	durableSeq atomic.Uint64 // every record up to it is on the disk
 	full       atomic.Bool   // another segment would take from the reserve
@@ -64,24 +65,29 @@ type Store struct {
 	clock    clock
 	counters counters
 
-	noSpace     bool          // the preparer's own: the last segment could not be made
-	prepareWake chan struct{} // to the preparer: look whether segments are wanted
-	prepared    chan struct{} // to the writer: the preparer has looked
-	keeperWake  chan struct{} // to the keeper: something was written
-	dead        deadList
+	noSpace       bool          // the preparer's own: the last segment could not be made
+	prepareWake   chan struct{} // to the preparer: look whether segments are wanted
+	prepared      chan struct{} // to the writer: the preparer has looked
+	preparedMoved chan struct{} // to the compactor: likewise
+	keeperWake    chan struct{} // to the keeper: something was written
+	dead          deadList
+	ledger        ledger
+
+	giveUpTurn sync.Mutex // held by who gives segments up
 
 	calls   atomic.Int64
 	closing atomic.Bool
 	idle    chan struct{} // a token when calls may have reached zero while closing
 
-	closeOnce    sync.Once
-	closeErr     error
-	stopKeeper   context.CancelFunc
-	stopPreparer context.CancelFunc
-	keeperDone   chan struct{}
-	verifyDone   chan struct{}
-	preparerDone chan struct{}
-	writerDone   chan struct{}
+	closeOnce     sync.Once
+	closeErr      error
+	stopKeeper    context.CancelFunc
+	stopPreparer  context.CancelFunc
+	keeperDone    chan struct{}
+	verifyDone    chan struct{}
+	compactorDone chan struct{}
+	preparerDone  chan struct{}
+	writerDone    chan struct{}
 }
 
 // Open opens the store in a directory, and makes an empty directory a store.
@@ -94,11 +100,11 @@ func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
-	s, w, err := attempt(&opts)
+	s, w, c, err := attempt(&opts)
 	if err != nil && s.badIndex.Load() {
 		// The index gave way while it was in use. It is marked by now, and the
 		// next attempt makes it anew.
-		s, w, err = attempt(&opts)
+		s, w, c, err = attempt(&opts)
 	}
 	if err != nil {
 		return nil, dfs.Wrap("open store", opts.Dir, err)
@@ -110,46 +116,49 @@ func Open(opts Options) (*Store, error) {
 	go func() { defer close(s.writerDone); w.run() }()
 	go func() { defer close(s.keeperDone); s.keep(keeperCtx) }()
 	go func() { defer close(s.verifyDone); s.verify(keeperCtx) }()
+	go func() { defer close(s.compactorDone); c.run(keeperCtx) }()
 	go func() { defer close(s.preparerDone); s.prepare(preparerCtx) }()
 	return s, nil
 }
 
 // attempt opens the store up to its first goroutine. With an error everything
 // is closed again.
-func attempt(opts *Options) (*Store, *writer, error) {
+func attempt(opts *Options) (*Store, *writer, *compactor, error) {
 	s := &Store{
 		opts: *opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
 		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
-		prepared: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
-		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+		prepared: make(chan struct{}, 1), preparedMoved: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
+		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), compactorDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
 	}
-	w, err := s.open()
+	w, c, err := s.open()
 	if err != nil {
 		s.abandon()
 	}
-	return s, w, err
+	return s, w, c, err
 }
 
 func (s *Store) path(name string) string { return s.opts.FS.PathJoin(s.opts.Dir, name) }
 
 // open does the work of Open up to the first goroutine.
-func (s *Store) open() (*writer, error) {
+func (s *Store) open() (*writer, *compactor, error) {
 	fs := s.opts.FS
+	s.ledger.fs, s.ledger.path = fs, s.path(ledgerName)
+	s.segs.onDisk = map[uint64]struct{}{}
 	if err := fs.MkdirAll(s.opts.Dir, 0o700); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.takeLock(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.checkCapacity(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := fs.Stat(s.path(storeName)); isNotExist(err) {
 		if err := format(&s.opts); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	} else if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return s.recoverLog()
 }
@@ -213,6 +222,7 @@ func (s *Store) closeFiles() {
 		_ = g.closeFile()
 	}
 	s.files.close()
+	s.ledger.close()
 	if s.lock != nil {
 		_ = s.lock.Close()
 	}
@@ -250,6 +260,7 @@ func (s *Store) close() error {
 	s.stopKeeper()
 	<-s.keeperDone
 	<-s.verifyDone
+	<-s.compactorDone
 	s.condemnIndex() // if the keeper did not come to it
 	s.queue.close()
 	<-s.writerDone

@@ -1,0 +1,204 @@
+package engine
+
+import (
+	"encoding/binary"
+	"time"
+
+	"dfsd/dfs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// stream is one of a store's two sequences of batches. Each fills segments of
+// its own, so that what lives long does not lie among what dies soon, and what
+// moves does not stand in the way of what is put.
+type stream uint8
+
+const (
+	// logStream has what callers put and delete, in the order of its sequence
+	// numbers.
+	logStream stream = iota
+
+	// movedStream has what compaction copied out of other segments. A copy keeps
+	// its original's sequence number and epoch. Invariant: an original is given
+	// up only when its copy is on the disk, was read back, and lies below the
+	// stream's mark and the index's anchor.
+	movedStream
+
+	streams
+)
+
+func (t stream) String() string {
+	if t == movedStream {
+		return "moved"
+	}
+	return "log"
+}
+
+// position is a batch of a stream.
+type position struct {
+	segment uint64 // 0: of none
+	offset  int64  // of the batch
+	end     int64  // past it
+	count   uint64 // number in the stream of the last record up to it; in the log its sequence number
+}
+
+// anchor is where the index stands: it holds the effect of every batch of a
+// stream up to this one.
+type anchor [streams]position
+
+// needs reports whether a segment must stay for the anchor's sake: the next
+// start goes on from there.
+func (a *anchor) needs(g *segment) bool {
+	return g.number == a[movedStream].segment || g.stream == logStream && g.number >= a[logStream].segment
+}
+
+const anchorLen = 12 + int(streams)*32
+
+func (a *anchor) encode(mark uint64) []byte {
+	b := binary.BigEndian
+	p := append(make([]byte, 0, anchorLen), formatVersion, 0, 0, 0)
+	p = b.AppendUint64(p, mark)
+	for _, x := range a {
+		p = b.AppendUint64(p, x.segment)
+		p = b.AppendUint64(p, uint64(x.offset))
+		p = b.AppendUint64(p, uint64(x.end))
+		p = b.AppendUint64(p, x.count)
+	}
+	return p
+}
+
+func decodeAnchor(p []byte) (a anchor, mark uint64, err error) {
+	if len(p) > 0 && p[0] != formatVersion {
+		return anchor{}, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
+	}
+	if len(p) != anchorLen {
+		return anchor{}, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
+	}
+	b := binary.BigEndian
+	for i := range a {
+		q := p[12+i*32:]
+		a[i] = position{b.Uint64(q), int64(b.Uint64(q[8:])), int64(b.Uint64(q[16:])), b.Uint64(q[24:])}
+	}
+	return a, b.Uint64(p[4:]), nil
+}
+
+// appender appends batches to the active segment of one stream. Its fields
+// belong to the goroutine that appends.
+type appender struct {
+	s       *Store
+	stream  stream
+	active  *segment // nil: none yet
+	file    vfs.File // of the active segment
+	end     int64    // of its batches
+	count   uint64   // number of the stream's last record
+	entries []footerEntry
+	holed   bool   // records of the active segment are damaged: a footer would say that they never were
+	buf     []byte // Invariant: cap <= maxBatchLen
+}
+
+// room is how many bytes of batches the active segment has room for beside a
+// footer that lists n records more.
+func (a *appender) room(n int) int64 {
+	if a.active == nil || a.active.sealed.Load() {
+		return 0
+	}
+	return a.active.size - a.end - footerLen(len(a.entries)+n)
+}
+
+// begin seals the active segment and makes next the active one.
+//
+// The mark is moved to next before the first byte is written there: so a
+// segment above all marks is known to be empty.
+func (a *appender) begin(next *segment) error {
+	if a.active != nil {
+		if err := a.seal(); err != nil {
+			return err
+		}
+		a.release()
+	}
+	file, err := next.acquire()
+	if err != nil {
+		return err
+	}
+	a.active, a.file, a.end, a.entries, a.holed = next, file, pageSize, nil, false
+	next.end.Store(pageSize)
+	return a.s.moveMark(a.stream, markPlace{segment: next.number, offset: pageSize, count: a.count}, true)
+}
+
+// seal writes the footer, unless it could not list every record.
+func (a *appender) seal() error {
+	if a.active.sealed.Load() {
+		return nil
+	}
+	if !a.holed {
+		h := segmentHeader{mark: a.s.mark, segment: a.active.number, size: a.active.size}
+		p := encodeFooter(a.entries, a.end, a.stream, h)
+		if _, err := a.file.WriteAt(p, a.active.size-int64(len(p))); err != nil {
+			return err
+		}
+		if err := a.file.SyncData(); err != nil {
+			return err
+		}
+	}
+	a.active.aged.Store(time.Now().UnixNano())
+	a.active.seal(a.stream)
+	a.s.mayBeDead.Store(true)
+	return nil
+}
+
+func (a *appender) release() {
+	if a.active != nil {
+		a.active.release()
+		a.active, a.file = nil, nil
+	}
+}
+
+// encode lays the records out as one batch at the end of the stream, and gives
+// each its place. Records of the log get their sequence numbers.
+func (a *appender) encode(ops []*op) []byte {
+	length := batchHeaderLen
+	for _, o := range ops {
+		length += o.rec.length()
+	}
+	length = alignUp(length, pageSize)
+	if cap(a.buf) < length {
+		a.buf = make([]byte, 0, length)
+	}
+	buf := a.buf[:batchHeaderLen]
+	h := batchHeader{
+		stream: a.stream, segment: a.active.number, offset: a.end, first: a.count + 1, synced: a.end, length: length, records: len(ops),
+	}
+	for _, o := range ops {
+		at := len(buf)
+		a.count++
+		o.rec.segment, o.rec.offset = a.active.number, a.end+int64(at)
+		if a.stream == logStream {
+			o.rec.seq = a.count
+		}
+		buf = append(o.rec.appendHeader(buf, a.s.mark), o.payload...)
+		buf = pad(buf, at+o.rec.length())
+	}
+	buf = pad(buf, length)
+	h.encode(buf, a.s.mark)
+	return buf
+}
+
+// appended notes that a batch of so many bytes with these records is on the
+// disk, and returns where it lies.
+func (a *appender) appended(ops []*op, length int64) position {
+	for _, o := range ops {
+		a.entries = append(a.entries, entryOf(&o.rec))
+	}
+	p := position{segment: a.active.number, offset: a.end, end: a.end + length, count: a.count}
+	a.end = p.end
+	return p
+}
+
+// pad appends zeros up to length n. REQUIRES: the capacity is there.
+func pad(buf []byte, n int) []byte {
+	m := len(buf)
+	buf = buf[:n]
+	clear(buf[m:])
+	return buf
+}
