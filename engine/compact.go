@@ -234,12 +234,17 @@ func (m *move) add(ctx context.Context, e footerEntry) error {
 		return nil
 	}
 	o := newOp(record{kind: e.kind, flags: flagMoved, seq: w.seq, epoch: w.epoch, id: e.id, shard: e.shard}, nil)
-	if e.kind == kindTombstone {
-		if m.stuck == 0 && w.epoch < s.floor(e.id.PG) && w.alone(s.segs.mayExist) {
-			m.drop = append(m.drop, o)
-			return m.flushIfLong(ctx)
+	if e.kind == kindTombstone && m.stuck == 0 && w.epoch < s.floor(e.id.PG) && w.alone(s.segs.mayExist) {
+		m.drop = append(m.drop, o)
+		return m.flushIfLong(ctx)
+	}
+	// The rest of a segment is filled before the next one is begun.
+	if length := int(w.recordLen()); len(m.ops) > 0 && !m.c.fits(m.bytes+length, len(m.ops)+1) {
+		if err := m.flush(ctx); err != nil {
+			return err
 		}
-	} else if !m.read(o, w) {
+	}
+	if e.kind == kindPut && !m.read(o, w) {
 		m.stuck++
 		return nil
 	}
@@ -323,7 +328,7 @@ func (m *move) write(ctx context.Context) error {
 	if err := c.pace(ctx, m.bytes, m.urgent); err != nil {
 		return err
 	}
-	if int64(alignUp(batchHeaderLen+m.bytes, pageSize)) > c.room(len(m.ops)) {
+	if !c.fits(m.bytes, len(m.ops)) {
 		if err := c.nextSegment(ctx); err != nil {
 			return err
 		}

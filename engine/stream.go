@@ -97,13 +97,13 @@ type appender struct {
 	buf     []byte // Invariant: cap <= maxBatchLen
 }
 
-// room is how many bytes of batches the active segment has room for beside a
-// footer that lists n records more.
-func (a *appender) room(n int) int64 {
+// fits reports whether the active segment has room for n records of so many
+// bytes more, and for a footer that lists them.
+func (a *appender) fits(bytes, n int) bool {
 	if a.active == nil || a.active.sealed.Load() {
-		return 0
+		return false
 	}
-	return a.active.size - a.end - footerLen(len(a.entries)+n)
+	return a.end+int64(alignUp(batchHeaderLen+bytes, pageSize))+footerLen(len(a.entries)+n) <= a.active.size
 }
 
 // begin seals the active segment and makes next the active one.

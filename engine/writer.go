@@ -29,7 +29,7 @@ func (w *writer) write(ops []*op) {
 			w.answer(ops, dfs.Errorf(dfs.NoSpace, "write block", "%s: no space left for the index", w.s.opts.Dir))
 			return
 		}
-		n := w.fits(ops)
+		n := w.taken(ops)
 		if n == 0 {
 			if err := w.nextSegment(ops[0].rec.kind); err != nil {
 				w.answer(ops[:1], err)
@@ -42,20 +42,20 @@ func (w *writer) write(ops []*op) {
 	}
 }
 
-// fits returns how many of the first records the active segment has room for.
+// taken returns how many of the first records the active segment has room for.
 // It leaves room for a footer that lists them, and, when no other segment is
 // to be had, for tombstones.
-func (w *writer) fits(ops []*op) int {
+func (w *writer) taken(ops []*op) int {
 	_, ready := w.s.segs.counts()
-	scarce := w.s.full.Load() && ready == 0
-	length := batchHeaderLen
+	scarce := w.s.full.Load() && ready <= keepForMoves
+	length := 0
 	for i, o := range ops {
 		length += o.rec.length()
-		need := int64(alignUp(length, pageSize))
+		need := length
 		if scarce && o.rec.kind == kindPut {
-			need += w.active.size / tombstoneRoom
+			need += int(w.s.opts.SegmentSize) / tombstoneRoom
 		}
-		if need > w.room(i+1) {
+		if !w.appender.fits(need, i+1) {
 			return i
 		}
 	}
