@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -394,5 +395,46 @@ func TestBubbles(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestModules: go.mod tells what this module imports from what comes along
+// with it.
+func TestModules(t *testing.T) {
+	raw, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := make(map[string]bool) // by module, with false for what comes along
+	for _, m := range regexp.MustCompile(`(?m)^\t(\S+) v\S+( // indirect)?$`).FindAllStringSubmatch(string(raw), -1) {
+		direct[m[1]] = m[2] == ""
+	}
+	imported := make(map[string]bool)
+	err = fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range file.Imports {
+			p, _ := strconv.Unquote(spec.Path.Value)
+			for at := p; at != "."; at = path.Dir(at) {
+				if _, ok := direct[at]; ok {
+					imported[at] = true
+					break
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m, d := range direct {
+		if d != imported[m] {
+			t.Errorf("%s: imported here %t, go.mod says %t: run go mod tidy", m, imported[m], d)
+		}
 	}
 }
