@@ -162,7 +162,7 @@ func (s *Service) join() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	s.log.Info("joining a cluster", "cluster", cluster, "node", dfs.NodeID(reply.Node))
+	s.log.Info("joining a cluster", "cluster", cluster, "id", dfs.NodeID(reply.Node))
 	return true, s.opts.Identity.SaveMembership(Membership{Cluster: cluster, Node: dfs.NodeID(reply.Node)})
 }
 

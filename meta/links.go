@@ -230,7 +230,7 @@ func (s *Service) meet(c *caller) {
 		return
 	}
 	if err := s.learnMap(max(m.Epoch+1, dfs.Epoch(c.hello.Epoch))); err != nil {
-		s.log.Info("a node that is not in the map speaks Raft, and no newer map is found", "node", c.Node, "peer", c.Addr, "cause", err)
+		s.log.Info("a node that is not in the map speaks Raft, and no newer map is found", "peer", c.Addr, "id", c.Node, "cause", err)
 	}
 }
 

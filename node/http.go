@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -44,7 +45,10 @@ func startHTTP(n *Node, network transport.Network, addr string) (*httpServer, er
 		lis = tls.NewListener(lis, n.opts.TLS)
 	}
 	h := &httpServer{
-		srv:  &http.Server{Handler: n.handler(addr), ReadHeaderTimeout: httpHeaderTimeout, ReadTimeout: httpHeaderTimeout, WriteTimeout: httpTimeout, MaxHeaderBytes: httpMaxHeader},
+		srv: &http.Server{
+			Handler: n.handler(addr), ReadHeaderTimeout: httpHeaderTimeout, ReadTimeout: httpHeaderTimeout, WriteTimeout: httpTimeout, MaxHeaderBytes: httpMaxHeader,
+			ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelInfo),
+		},
 		lis:  lis,
 		done: make(chan struct{}),
 	}

@@ -1,12 +1,15 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,6 +57,31 @@ func TestHeldHTTPConnections(t *testing.T) {
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
 			t.Errorf("healthz: %v", resp.Status)
+		}
+	})
+}
+
+// TestHTTPComplaintsAreLogLines: what the HTTP server has to say of a caller is a
+// line of the node's log, not a text of another form on stderr.
+func TestHTTPComplaintsAreLogLines(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		network := transport.NewMemory(transport.MemoryOptions{})
+		var out bytes.Buffer // read after h has closed
+		n := &Node{opts: Options{Roles: dfs.RoleMeta, TLS: &tls.Config{Certificates: []tls.Certificate{{}}}}, log: slog.New(slog.NewTextHandler(&out, nil))}
+		h, err := startHTTP(n, network.Host("node"), "node:7500")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := network.Host("client").Dial(t.Context(), "node:7500")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write([]byte(strings.Repeat("no TLS ", 10)))
+		_, _ = io.ReadAll(conn)
+		_ = conn.Close()
+		h.close()
+		if line := out.String(); !strings.Contains(line, "level=INFO") || !strings.Contains(line, "TLS handshake") {
+			t.Errorf("the log says %q", line)
 		}
 	})
 }

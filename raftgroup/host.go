@@ -64,7 +64,7 @@ func Open(o Options) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{
-		opts: o, log: o.Logger.With("node", uint32(o.Node)),
+		opts: o, log: o.Logger,
 		closing: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
 		groups:    map[dfs.GroupID]*replica{},
 		transfers: make(chan struct{}, o.MaxSnapshots),

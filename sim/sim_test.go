@@ -25,7 +25,7 @@ func testLogger() *slog.Logger {
 
 func TestPutCrashAllGet(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		c, err := New(Config{Seed: 1, Logger: testLogger()})
+		c, err := New(Config{Seed: 1, Logger: slog.New(checkedLog{Handler: testLogger().Handler(), t: t})})
 		if err != nil {
 			t.Fatal(err)
 		}

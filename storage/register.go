@@ -221,7 +221,7 @@ func (s *Service) accept(reply *wire.RegisterReply, asked []*store) error {
 		}
 	}
 	s.registered.Store(max(s.registered.Load(), reply.Epoch))
-	s.log.Info("registered", "stores", len(asked), "node", dfs.NodeID(reply.Node), "epoch", reply.Epoch)
+	s.log.Info("registered", "stores", len(asked), "id", dfs.NodeID(reply.Node), "epoch", reply.Epoch)
 	return nil
 }
 

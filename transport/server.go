@@ -253,7 +253,7 @@ func (s *Server) accept(lis net.Listener) {
 		case errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil:
 			return
 		}
-		s.log.Warn("accept failed", "addr", lis.Addr().String(), "err", err, "pause", pause)
+		s.log.Warn("accept failed", "addr", lis.Addr().String(), "cause", err, "pause", pause)
 		select {
 		case <-time.After(pause):
 		case <-s.drain:
@@ -324,7 +324,7 @@ func (s *Server) serve(c *serverConn) {
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &late) && late.Timeout() {
 			level = slog.LevelDebug // the other side thought better of it, or said nothing
 		}
-		s.log.Log(s.ctx, level, "no handshake with a caller", "peer", peer.Addr, "err", err)
+		s.log.Log(s.ctx, level, "no handshake with a caller", "peer", peer.Addr, "cause", err)
 		linger(c.net, err)
 		return
 	}
@@ -336,7 +336,7 @@ func (s *Server) serve(c *serverConn) {
 	for {
 		stream, method, err := manager.NewServerStream(ctx)
 		if err != nil {
-			s.log.Debug("connection ended", "peer", peer.Addr, "node", peer.Node, "err", err)
+			s.log.Debug("connection ended", "peer", peer.Addr, "id", peer.Node, "cause", err)
 			return
 		}
 		err = s.begin(c)
