@@ -196,6 +196,14 @@ func (s *Service) Groups() []raftgroup.Status {
 	return nil
 }
 
+// Log describes the log store of every group; all zero before there is one.
+func (s *Service) Log() raftgroup.LogStats {
+	if h := s.host.Load(); h != nil {
+		return h.LogStats()
+	}
+	return raftgroup.LogStats{}
+}
+
 // HandOver moves leadership of every group to other nodes, as far as ctx allows.
 func (s *Service) HandOver(ctx context.Context) {
 	if h := s.host.Load(); h != nil {

@@ -33,7 +33,7 @@ func NewMetrics() *Metrics {
 			Name: "dfsd_call_seconds", Help: "Time of a call to a peer, by method and outcome.", Buckets: latencyBuckets,
 		}, []string{"method", "outcome"}),
 		breaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "dfsd_breaker_open", Help: "1 while the circuit breaker of a peer is open, 0.5 while it tries again.",
+			Name: "dfsd_breaker_open", Help: "1 while the circuit breaker of a peer is open, 0.5 while it tries again, else 0.",
 		}, []string{"peer"}),
 	}
 	m.Registry.MustRegister(m.served, m.calls, m.breaker)
@@ -112,6 +112,9 @@ func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) 
 		send(gauge("meta_disk_free_bytes", "Free bytes of the disk of the metadata."), float64(d.Free))
 		send(gauge("meta_disk_full", "1 while the free bytes are less than the reserve."), full)
 	}
+	log := c.n.meta.Log()
+	send(gauge("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
+	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
 	me := c.n.id.Membership().Node
 	for _, st := range c.n.meta.Groups() {
 		g := st.Group.String()

@@ -22,6 +22,7 @@ type logStore struct {
 	// noSync leaves out every sync of commit: Hooks.AckBeforeSync.
 	noSync bool
 
+	syncs  atomic.Uint64         // since the start
 	failed atomic.Pointer[error] // the first failure; nothing is committed after it
 
 	mu     sync.Mutex // serialises commits
@@ -157,6 +158,7 @@ func (s *logStore) commitLocked(b *pebble.Batch, sync bool) error {
 	if err := s.failure(); err != nil {
 		return err // Pebble reports a failed sync to its logger only
 	}
+	s.syncs.Add(1)
 	s.number++
 	return s.mark.note(s.number)
 }

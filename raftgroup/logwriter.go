@@ -68,6 +68,13 @@ func (w *logWriter) resume(r *replica) {
 	w.ready.Signal()
 }
 
+// waiting returns how many writes wait for the next round.
+func (w *logWriter) waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.queue)
+}
+
 func (w *logWriter) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -112,6 +112,17 @@ func (h *Host) Statuses() []Status {
 	return out
 }
 
+// LogStats describes the log store, which all groups of a host share.
+type LogStats struct {
+	Syncs uint64 // batches synced since the start
+	Queue int    // writes that wait for the next batch
+}
+
+// LogStats returns what the log store does.
+func (h *Host) LogStats() LogStats {
+	return LogStats{Syncs: h.store.syncs.Load(), Queue: h.writer.waiting()}
+}
+
 func (r *replica) status() Status {
 	a := r.state.now()
 	st := Status{

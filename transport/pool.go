@@ -60,7 +60,7 @@ type PoolOptions struct {
 	// The hooks are called from many goroutines and must not block nor call
 	// the pool; nil: not called. OnPeer comes after each handshake, Observe
 	// after each call or stream, OnBreaker when a breaker becomes "closed",
-	// "open" or "half-open".
+	// as each begins, "open" or "half-open".
 	OnPeer    func(addr string, peer Identity)
 	Observe   func(addr, method string, err error, took time.Duration)
 	OnBreaker func(addr, state string)
@@ -185,6 +185,9 @@ func (p *Pool) peer(addr string) (*peer, error) {
 		}
 		q = &peer{pool: p, addr: addr, breaker: newBreaker(addr, p.opts.Breaker, p.opts.OnBreaker), slots: make(chan struct{}, p.opts.MaxPerPeer)}
 		p.peers[addr] = q
+		if p.opts.OnBreaker != nil {
+			p.opts.OnBreaker(addr, q.breaker.State().String())
+		}
 	}
 	q.used = time.Now()
 	return q, nil

@@ -184,7 +184,7 @@ func TestBreaker(t *testing.T) {
 		if err := w.probe(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		want := []string{"srv:1 open", "srv:1 half-open", "srv:1 open", "srv:1 half-open", "srv:1 closed"}
+		want := []string{"srv:1 closed", "srv:1 open", "srv:1 half-open", "srv:1 open", "srv:1 half-open", "srv:1 closed"}
 		if !slices.Equal(states, want) {
 			t.Errorf("states %q, want %q", states, want)
 		}
