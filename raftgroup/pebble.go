@@ -9,6 +9,7 @@ import (
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
@@ -91,8 +92,9 @@ func wrapStore(op, object string, err error) error {
 	switch {
 	case dfs.KindOf(err) != dfs.Other:
 		kind = dfs.KindOf(err)
-	case pebble.IsCorruptionError(err):
+	case pebble.IsCorruptionError(err), errors.Is(err, record.ErrInvalidChunk):
 		kind = dfs.Corrupt
+		err = fmt.Errorf("what this meta node holds is damaged (check its disk, and replace the node while the others are a majority): %w", err)
 	case vfs.IsNoSpaceError(err):
 		kind = dfs.NoSpace
 	}
