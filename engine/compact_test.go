@@ -412,7 +412,7 @@ func TestReadsWhileMoving(t *testing.T) {
 						errs <- fmt.Errorf("block %d: %w", i, err)
 						return
 					}
-					time.Sleep(time.Millisecond)
+					time.Sleep(20 * time.Millisecond)
 				}
 			}()
 		}
@@ -424,7 +424,7 @@ func TestReadsWhileMoving(t *testing.T) {
 				mustDelete(t, s, i, 1)
 			}
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(5 * time.Second)
 		close(done)
 		for range 4 {
 			if err := <-errs; err != nil {
