@@ -371,6 +371,7 @@ func (m *move) flip(ch *change, at position) error {
 		switch {
 		case old == nil:
 		case old.segment == m.from.number && old.offset == m.was[i]:
+			m.c.s.damage.mended(o.key)
 			if err := ch.relocate(o, old); err != nil {
 				return err
 			}
@@ -387,6 +388,12 @@ func (m *move) flip(ch *change, at position) error {
 // relocate has a row name the record's new place.
 func (c *change) relocate(o *op, old *row) error {
 	w := *old
+	if w.flags&rowDamaged != 0 { // it could be read after all
+		w.flags &^= rowDamaged
+		if err := c.b.Delete(damageKey(old.segment, old.offset), nil); err != nil {
+			return err
+		}
+	}
 	w.segment, w.offset = o.rec.segment, o.rec.offset
 	w.holds(old.segment, c.ix.exists)
 	c.count(old, -1)

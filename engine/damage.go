@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
 	"sync"
@@ -66,7 +67,8 @@ type damageList struct {
 	mu       sync.Mutex
 	named    map[string]Damage // by blockKey
 	unnamed  []Damage
-	overflow bool // more was found than fits: some of it has no name here
+	fresh    []string // keys of named that the index does not know of yet
+	overflow bool     // more was found than fits: some of it has no name here
 }
 
 // load reads what scans have found.
@@ -95,9 +97,56 @@ func (l *damageList) load(ix *index) error {
 func (l *damageList) add(d Damage) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if key := string(blockKey(d.ID, d.Shard)); len(l.named) < maxDamage {
+	key := string(blockKey(d.ID, d.Shard))
+	if _, ok := l.named[key]; !ok && len(l.named) < maxDamage {
 		l.named[key] = d
+		l.fresh = append(l.fresh, key)
 	}
+}
+
+// takeFresh returns the damage that is to be kept over a restart.
+func (l *damageList) takeFresh() []Damage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []Damage
+	for _, key := range l.fresh {
+		if d, ok := l.named[key]; ok {
+			list = append(list, d)
+		}
+	}
+	l.fresh = nil
+	return list
+}
+
+// keepDamage has the index remember what reads have found, so that it is
+// repaired even if nobody reads it again.
+func (s *Store) keepDamage() error {
+	list := s.damage.takeFresh()
+	if len(list) == 0 {
+		return nil
+	}
+	return s.index.update(func(c *change) error {
+		for _, d := range list {
+			if err := c.damaged(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// damaged notes in a block's row that its record is damaged, unless another
+// has taken its place.
+func (c *change) damaged(d Damage) error {
+	key := blockKey(d.ID, d.Shard)
+	w, err := c.row(key)
+	if err != nil || w == nil || w.kind != kindPut || w.segment != d.Segment || w.offset != d.Offset || w.flags&rowLost != 0 {
+		return err
+	}
+	next := *w
+	next.flags |= rowDamaged
+	c.rows[string(key)] = &next
+	return cmp.Or(c.b.Set(key, next.encode(), nil), c.noteDamage(d))
 }
 
 func (l *damageList) has(key string) bool {
@@ -139,6 +188,10 @@ func (s *Store) Damage() []Damage {
 	list, _ := s.damage.all()
 	return list
 }
+
+// DamageFound holds a token when a read or scrub has found damage since the
+// token was taken.
+func (s *Store) DamageFound() <-chan struct{} { return s.damageFound }
 
 // DamagedUnnamed reports that records are lost and nobody can say which, or
 // that the directory was rolled back: the store is complete through nothing.

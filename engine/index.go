@@ -313,7 +313,7 @@ func (c *change) hold(id dfs.BlockID, shard uint8, w *row, segment uint64) error
 // remove takes out what goes with a row, but not the row itself.
 func (c *change) remove(id dfs.BlockID, shard uint8, w *row) error {
 	c.count(w, -1)
-	if w.flags&rowLost != 0 {
+	if w.flags&(rowLost|rowDamaged) != 0 {
 		if err := c.b.Delete(damageKey(w.segment, w.offset), nil); err != nil {
 			return err
 		}

@@ -47,7 +47,7 @@ func (s *Store) keep(ctx context.Context) {
 
 // tend is one round of the keeper.
 func (s *Store) tend() error {
-	if err := s.syncMark(); err != nil {
+	if err := cmp.Or(s.syncMark(), s.keepDamage()); err != nil {
 		return err
 	}
 	if s.counters.sinceCheckpoint.Load() >= s.opts.CheckpointBytes {

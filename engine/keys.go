@@ -77,9 +77,11 @@ func pgBounds(prefix byte, pg dfs.PGID) (lower, upper []byte) {
 	return lower, binary.BigEndian.AppendUint32([]byte{prefix}, uint32(pg)+1)
 }
 
-// rowLost marks a row whose record a scan found missing or damaged: reads say
-// Corrupt, a refill's put replaces it.
-const rowLost = 1
+// The flags of a row. A put of the same bytes replaces what has one of them.
+const (
+	rowLost    = 1 // a scan found the record missing or damaged: reads say Corrupt
+	rowDamaged = 8 // some of the record is damaged: reads try
+)
 
 // row says where a block, or its tombstone, lies.
 type row struct {
@@ -178,7 +180,7 @@ func (w *row) payloadAt() int64 {
 }
 
 func (w *row) encodeEpoch() []byte {
-	p := append(make([]byte, 0, 12), byte(w.kind), w.flags, 0, 0)
+	p := append(make([]byte, 0, 12), byte(w.kind), w.flags&rowLost, 0, 0)
 	p = binary.BigEndian.AppendUint32(p, w.info.Length)
 	return binary.BigEndian.AppendUint32(p, w.stored)
 }

@@ -100,6 +100,11 @@ type Options struct {
 	// unless space is short: what is deleted soon need not be copied; 1 minute.
 	CompactAge time.Duration
 
+	// ScrubPeriod is how often every record is read and checked; 14 days.
+	// ScrubRate bounds the bytes a second that are read for it; 32 MiB.
+	ScrubPeriod time.Duration
+	ScrubRate   int64
+
 	// DeadPercent of the bytes of full segments may be dead before compaction
 	// begins, 1 to 90; 20.
 	DeadPercent int
@@ -123,6 +128,8 @@ func (o *Options) setDefaults() {
 	set(&o.CompactRate, 64<<20)
 	set((*int64)(&o.CompactAge), int64(time.Minute))
 	o.DeadPercent = cmp.Or(o.DeadPercent, 20)
+	set((*int64)(&o.ScrubPeriod), int64(14*24*time.Hour))
+	set(&o.ScrubRate, 32<<20)
 	set(&o.MaxQueueBytes, 64<<20)
 	set(&o.CheckpointBytes, o.SegmentSize)
 	if o.ReserveBytes == 0 {
@@ -150,6 +157,8 @@ func (o *Options) Validate() error {
 		return dfs.Errorf(dfs.Invalid, "", "segment size %d: want %d to %d, a multiple of %d", o.SegmentSize, MinSegmentSize, MaxSegmentSize, pageSize)
 	case o.CompactRate < 1<<10 || o.CompactAge < 0 || o.DeadPercent < 1 || o.DeadPercent > 90:
 		return dfs.Errorf(dfs.Invalid, "", "compaction at %d bytes a second, after %v, from %d %% dead: want 1024 or more, no negative time, 1 to 90", o.CompactRate, o.CompactAge, o.DeadPercent)
+	case o.ScrubPeriod < time.Minute || o.ScrubRate < scrubLeast:
+		return dfs.Errorf(dfs.Invalid, "", "scrub in %v at %d bytes a second: want a minute or more, and %d or more", o.ScrubPeriod, o.ScrubRate, scrubLeast)
 	case o.CacheSize < 0 || o.MemTableSize < 64<<10 || o.MaxQueueBytes < minQueueCost || o.CheckpointBytes < 0:
 		return dfs.Errorf(dfs.Invalid, "", "cache %d, memtable %d, queue %d, checkpoint %d bytes: too small", o.CacheSize, o.MemTableSize, o.MaxQueueBytes, o.CheckpointBytes)
 	}

@@ -191,7 +191,7 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 	default:
 		// The same bytes in place of a copy that is known to be bad. The block
 		// keeps the epoch it was first stored under.
-		r.epoch = w.epoch
+		r.epoch, o.repair = w.epoch, true
 	}
 	p.startLocked(o)
 	s.queue.push(o)

@@ -24,6 +24,9 @@ type op struct {
 	// the writer comes to it, since all that follows stands behind it.
 	fresh bool
 
+	// repair: it replaces a copy that is known to be bad, once it was read back.
+	repair bool
+
 	done chan struct{} // closed when err is final
 	err  error
 }

@@ -186,6 +186,8 @@ func (s *Store) readFailed(id dfs.BlockID, shard uint8, w *row, err error) error
 	s.damage.add(Damage{
 		ID: id, Shard: shard, Named: true, Segment: w.segment, Offset: w.offset, Length: w.recordLen(), Reason: err.Error(),
 	})
+	signal(s.damageFound)
+	signal(s.keeperWake)
 	s.log.Error("a block is damaged", "block", id, "shard", shard, "segment", segmentName(w.segment), "offset", w.offset, "cause", err)
 	return err
 }

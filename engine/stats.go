@@ -53,6 +53,7 @@ type Stats struct {
 	MovedRecords      uint64 // that compaction copied
 	MovedBytes        uint64 // of the batches they were in
 	TombstonesDropped uint64
+	ScrubFound        uint64 // damaged records that the reading of everything has found
 
 	QueueDepth int   // records that wait or are being written
 	QueueBytes int64 // their share of MaxQueueBytes
@@ -70,7 +71,7 @@ type counters struct {
 	puts, deletes, batches, bytes atomic.Uint64
 	conflicts, given              atomic.Uint64
 	compactions, dropped          atomic.Uint64
-	moved, movedBytes             atomic.Uint64
+	moved, movedBytes, scrubFound atomic.Uint64
 	sinceCheckpoint               atomic.Int64 // bytes of log
 }
 
@@ -137,7 +138,8 @@ func (s *Store) Stats() Stats {
 		Puts: s.counters.puts.Load(), Deletes: s.counters.deletes.Load(), Batches: s.counters.batches.Load(), Syncs: s.clock.syncs.Load(),
 		BytesWritten: s.counters.bytes.Load(), Conflicts: s.counters.conflicts.Load(), SegmentsGiven: s.counters.given.Load(),
 		Compactions: s.counters.compactions.Load(), MovedRecords: s.counters.moved.Load(), MovedBytes: s.counters.movedBytes.Load(), TombstonesDropped: s.counters.dropped.Load(),
-		LastSeq: s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
+		ScrubFound: s.counters.scrubFound.Load(),
+		LastSeq:    s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
 		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.lastRead.Load()),
 	}
 	if s.isReadOnly() {

@@ -61,9 +61,10 @@ type Store struct {
 	failErr  error         // set before failed is closed
 	badIndex atomic.Bool   // the index itself is damaged
 
-	damage   damageList
-	clock    clock
-	counters counters
+	damage      damageList
+	damageFound chan struct{} // holds a token when something was added to damage
+	clock       clock
+	counters    counters
 
 	noSpace       bool          // the preparer's own: the last segment could not be made
 	prepareWake   chan struct{} // to the preparer: look whether segments are wanted
@@ -74,6 +75,10 @@ type Store struct {
 	ledger        ledger
 
 	giveUpTurn sync.Mutex // held by who gives segments up
+
+	// scrubMu guards scrubbed.
+	scrubMu  sync.Mutex
+	scrubbed scrubRecord
 
 	calls   atomic.Int64
 	closing atomic.Bool
@@ -86,6 +91,7 @@ type Store struct {
 	keeperDone    chan struct{}
 	verifyDone    chan struct{}
 	compactorDone chan struct{}
+	scrubberDone  chan struct{}
 	preparerDone  chan struct{}
 	writerDone    chan struct{}
 }
@@ -117,6 +123,7 @@ func Open(opts Options) (*Store, error) {
 	go func() { defer close(s.keeperDone); s.keep(keeperCtx) }()
 	go func() { defer close(s.verifyDone); s.verify(keeperCtx) }()
 	go func() { defer close(s.compactorDone); c.run(keeperCtx) }()
+	go func() { defer close(s.scrubberDone); s.scrub(keeperCtx) }()
 	go func() { defer close(s.preparerDone); s.prepare(preparerCtx) }()
 	return s, nil
 }
@@ -127,8 +134,8 @@ func attempt(opts *Options) (*Store, *writer, *compactor, error) {
 	s := &Store{
 		opts: *opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
 		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
-		prepared: make(chan struct{}, 1), preparedMoved: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
-		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), compactorDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
+		prepared: make(chan struct{}, 1), preparedMoved: make(chan struct{}, 1), damageFound: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
+		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), compactorDone: make(chan struct{}), scrubberDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
 	}
 	w, c, err := s.open()
 	if err != nil {
@@ -261,6 +268,7 @@ func (s *Store) close() error {
 	<-s.keeperDone
 	<-s.verifyDone
 	<-s.compactorDone
+	<-s.scrubberDone
 	s.condemnIndex() // if the keeper did not come to it
 	s.queue.close()
 	<-s.writerDone

@@ -132,6 +132,16 @@ func (w *writer) batch(ops []*op) {
 // commit puts a durable batch into the index and answers its callers.
 func (w *writer) commit(ops []*op, length int64) {
 	s := w.s
+	for _, o := range ops {
+		if !o.repair {
+			continue
+		}
+		if err := checkPayload(w.file, &o.rec); err != nil {
+			s.fail(err)
+			w.answer(ops, s.failure())
+			return
+		}
+	}
 	at := w.appended(ops, length)
 	err := s.index.update(func(c *change) error {
 		for _, o := range ops {
