@@ -92,6 +92,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cluster unreacha
 	add("files", newLs(a), newTree(a), newStat(a), newDu(a), newCat(a), newPut(a), newGet(a), newCp(a), newMv(a), newRm(a), newMkdir(a), newLn(a))
 	add("cluster", newStatus(a), newNode(a), newGroup(a), newPG(a), newExplain(a), newPolicy(a), newDev(a), bench.Command(usagef))
 	root.AddCommand(newVersion())
+	root.InitDefaultHelpCmd()
+	for _, v := range root.Commands() {
+		if v.Name() == "help" {
+			v.Args = func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil {
+					return usagef("help: %v", err)
+				}
+				return knownVerb(about, rest)
+			}
+		}
+	}
 	return root
 }
 
