@@ -234,8 +234,30 @@ func (d *dev) metas() (out []string) {
 	return out
 }
 
-// awaitReady waits until the cluster takes reads and writes, and says so; ""
-// when ctx ended first.
+// storesPatience is how long dev waits for its last stores in a cluster that
+// takes reads and writes already.
+const storesPatience = 10 * time.Second
+
+// readyText says which cluster is ready, with how many stores; "" while it
+// is not. served: for how long it has taken reads and writes.
+func readyText(s *status, stores int, served time.Duration) string {
+	up := 0
+	for _, st := range s.Stores {
+		if st.State == "up" {
+			up++
+		}
+	}
+	switch {
+	case s.Cluster.Health == healthUnavailable || up < stores && served < storesPatience:
+		return ""
+	case up < stores:
+		return fmt.Sprintf("cluster %s, %d of %s", s.Cluster.ID, up, plural(stores, "store"))
+	}
+	return fmt.Sprintf("cluster %s, %s", s.Cluster.ID, plural(up, "store"))
+}
+
+// awaitReady waits until the cluster takes reads and writes with all its stores,
+// or without some that do not come, and says so; "" when ctx ended first.
 func (d *dev) awaitReady(ctx context.Context) string {
 	begun := time.Now()
 	cfg, err := config.LoadClient(config.Input{Env: devEnv(d.a.proc.Env), ReadFile: os.ReadFile})
@@ -248,10 +270,16 @@ func (d *dev) awaitReady(ctx context.Context) string {
 	}
 	p := &poll{a: d.a, look: func(ctx context.Context) (*client.Client, func(), error) { return d.a.connectTo(ctx, cfg) }}
 	defer p.close()
+	var served time.Time // since when it takes reads and writes
 	for {
 		s, err := p.next(ctx)
-		if err == nil && s.Cluster.Health != healthUnavailable {
-			return fmt.Sprintf("Ready after %s: cluster %s, %s.", ageText(time.Since(begun)), s.Cluster.ID, plural(len(s.Stores), "store"))
+		if err == nil {
+			if served.IsZero() && s.Cluster.Health != healthUnavailable {
+				served = time.Now()
+			}
+			if text := readyText(s, d.plan.Storage, time.Since(served)); text != "" {
+				return fmt.Sprintf("Ready after %s: %s.", ageText(time.Since(begun)), text)
+			}
 		}
 		if !pause(ctx, waitInterval) {
 			return ""

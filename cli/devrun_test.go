@@ -123,6 +123,34 @@ func runs(pid int) bool {
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
 
+// dfsd dev is ready when all its stores are up, or some time after the rest.
+func TestDevReadyLine(t *testing.T) {
+	with := func(health string, states ...string) *status {
+		s := &status{Cluster: clusterStatus{ID: "c1", Health: health}}
+		for _, state := range states {
+			s.Stores = append(s.Stores, storeStatus{State: state})
+		}
+		return s
+	}
+	for _, c := range []struct {
+		s      *status
+		served time.Duration
+		want   string
+	}{
+		{with(healthUnavailable), 0, ""},
+		{with(healthUnavailable, "up", "up", "up"), time.Hour, ""},
+		{with("ok", "up", "up", "up"), 0, "cluster c1, 3 stores"},
+		{with("degraded", "up", "up"), 0, ""},
+		{with("degraded", "up", "up", "down"), storesPatience - 1, ""},
+		{with("degraded", "up", "up", "down"), storesPatience, "cluster c1, 2 of 3 stores"},
+		{with("ok", "up", "up", "up", "out"), 0, "cluster c1, 3 stores"},
+	} {
+		if got := readyText(c.s, 3, c.served); got != c.want {
+			t.Errorf("%s with %d stores after %v: %q, want %q", c.s.Cluster.Health, len(c.s.Stores), c.served, got, c.want)
+		}
+	}
+}
+
 // TestDevProcesses runs dfsd dev with real processes: it reports one that dies,
 // stops all, goes on with the same data, and takes all with it when it is killed.
 func TestDevProcesses(t *testing.T) {
