@@ -11,6 +11,7 @@ import (
 	"net/http/pprof"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -34,11 +35,21 @@ type httpServer struct {
 	done chan struct{}
 }
 
+// notListening is the error of an address that cannot be listened on, with what
+// to do about it.
+func notListening(addr, flag string, err error) error {
+	text := "end what uses it, or choose another address with " + flag
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		text = "this machine does not have that address: choose another with " + flag
+	}
+	return &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: addr, Text: text, Err: err}
+}
+
 // startHTTP listens on addr, with the node's TLS where it has one.
 func startHTTP(n *Node, network transport.Network, addr string) (*httpServer, error) {
 	lis, err := network.Listen(addr)
 	if err != nil {
-		return nil, &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: addr, Text: "choose another address with --http, or end what uses it", Err: err}
+		return nil, notListening(addr, "--http", err)
 	}
 	lis = &boundedListener{Listener: lis}
 	if n.opts.TLS != nil {

@@ -100,7 +100,7 @@ func Start(opts Options) (_ *Node, err error) {
 		}
 	}
 	if n.lis, err = opts.Network.Listen(opts.Listen); err != nil {
-		return nil, &dfs.Error{Kind: dfs.Busy, Op: "listen", Object: opts.Listen, Text: "choose another address with --listen, or end what uses it", Err: err}
+		return nil, notListening(opts.Listen, "--listen", err)
 	}
 	if err := n.wire(); err != nil {
 		return nil, err
