@@ -65,9 +65,20 @@ func newBreaker(addr string, opts BreakerOptions, changed func(addr, state strin
 func (p *peer) admitted() (report func(error), err error) {
 	done, err := p.breaker.Allow()
 	if err != nil {
-		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "call", Object: p.addr, Text: "too many calls failed lately: not tried again yet", Err: err}
+		text := "too many calls failed lately: not tried again yet"
+		if last := p.failed.Load(); last != nil { // its text alone: what ended that call ends no other
+			text += "; the last failure: " + *last
+		}
+		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "call", Object: p.addr, Text: text, Err: err}
 	}
-	return func(err error) { done(outcome(err)) }, nil
+	return func(err error) {
+		err = outcome(err)
+		if err != nil && !errors.Is(err, errNotCounted) {
+			text := err.Error()
+			p.failed.Store(&text)
+		}
+		done(err)
+	}, nil
 }
 
 // outcome is what a call's error says about the peer.

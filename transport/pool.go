@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"storj.io/drpc/drpcconn"
@@ -86,7 +87,8 @@ type peer struct {
 	pool    *Pool
 	addr    string
 	breaker *breaker
-	slots   chan struct{} // one element a call under way
+	slots   chan struct{}          // one element a call under way
+	failed  atomic.Pointer[string] // how the last call failed that the breaker counted
 
 	// Guarded by Pool.mu.
 	idle []*poolConn // the longest idle first; Invariant: len <= MaxIdlePerPeer

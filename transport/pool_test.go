@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -170,9 +171,13 @@ func TestBreaker(t *testing.T) {
 		}
 		w.net.Isolate("srv") // a dial would take its time now
 		start := time.Now()
-		wantKind(t, w.probe(t.Context()), dfs.Unavailable)
+		err := w.probe(t.Context())
+		wantKind(t, err, dfs.Unavailable)
 		if time.Since(start) != 0 {
 			t.Error("an open breaker lets calls through")
+		}
+		if !strings.Contains(err.Error(), "connect to srv:1: ") || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v: does not say how the last call failed", err)
 		}
 		w.net.Heal()
 		time.Sleep(5*time.Second + 1)
