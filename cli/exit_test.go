@@ -86,3 +86,20 @@ func TestUnreachable(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusFailed: status does not send its user to dfsd status.
+func TestStatusFailed(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		line string
+	}{
+		{dfs.Errorf(dfs.Unavailable, "call", "not the leader"), "dfsd: status: not the leader; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"},
+		{dfs.Errorf(dfs.Deadline, "call", "too late"), "dfsd: status: too late; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"},
+		{dfs.Errorf(dfs.Busy, "call", "too many"), "dfsd: status: too many"},
+		{dfs.Errorf(dfs.Permission, "call", "no"), "dfsd: status: no"},
+	} {
+		if got := errorLine(statusFailed(c.err)); got != c.line {
+			t.Errorf("printed %q, want %q", got, c.line)
+		}
+	}
+}

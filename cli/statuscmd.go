@@ -82,13 +82,24 @@ under the current map, and none is suspected. --timeout bounds the wait; there i
 func lookAt(ctx context.Context, c *client.Client) (*status, error) {
 	reply, err := c.Status(ctx)
 	if err != nil {
-		return nil, failed("status", "", err)
+		return nil, statusFailed(err)
 	}
 	s, err := toStatus(reply, time.Now())
 	if err != nil {
-		return nil, failed("status", "", err)
+		return nil, statusFailed(err)
 	}
 	return s, nil
+}
+
+// statusFailed is failed for status, whose user needs another next step than
+// dfsd status.
+func statusFailed(err error) error {
+	hint := ""
+	switch dfs.KindOf(err) {
+	case dfs.Unavailable, dfs.Deadline:
+		hint = "no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"
+	}
+	return &verbError{err: fmt.Errorf("status: %w", cause(err)), hint: hint}
 }
 
 // status looks once; for people twice, when repair goes on, to know how fast.
