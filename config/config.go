@@ -60,6 +60,8 @@ type Server struct {
 	StoreCacheSize int64 // bytes, for each store
 	Reserve        int64 // bytes, on each disk; half of it for metadata
 	RefillRate     int64 // bytes a second, for each node; 0: no limit
+	Compaction     Compaction
+	Scrub          Scrub
 
 	Heartbeat   time.Duration
 	Health      HealthCheck
@@ -67,6 +69,19 @@ type Server struct {
 	SessionTTL  time.Duration
 	Raft        Raft
 	Log         Log
+}
+
+// Compaction says how a store gives back the space of deleted blocks.
+type Compaction struct {
+	Rate        int64 // bytes a second
+	Age         time.Duration
+	DeadPercent int
+}
+
+// Scrub says how everything on a store is read and checked.
+type Scrub struct {
+	Period time.Duration
+	Rate   int64 // bytes a second
 }
 
 // HealthCheck says how a meta node judges the silence of a storage node.

@@ -77,9 +77,20 @@ func (m *Metrics) observeBreaker() func(addr, state string) {
 // collector reads the node's state when it is scraped.
 type collector struct{ n *Node }
 
-// gauge describes one figure of the state.
-func gauge(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("dfsd_"+name, help, labels, nil)
+// figure describes one figure of the state.
+type figure struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+// gauge describes a figure that goes up and down.
+func gauge(name, help string, labels ...string) figure {
+	return figure{prometheus.NewDesc("dfsd_"+name, help, labels, nil), prometheus.GaugeValue}
+}
+
+// counter describes a figure that only grows; its name ends in _total.
+func counter(name, help string, labels ...string) figure {
+	return figure{prometheus.NewDesc("dfsd_"+name+"_total", help, labels, nil), prometheus.CounterValue}
 }
 
 // Describe implements prometheus.Collector: the set of figures depends on the
@@ -88,8 +99,8 @@ func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
-	send := func(d *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	send := func(f figure, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(f.desc, f.kind, v, labels...)
 	}
 	if c.n.meta != nil {
 		c.collectRaft(send)
@@ -100,7 +111,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) {
+func (c collector) collectRaft(send func(figure, float64, ...string)) {
 	applied := gauge("raft_applied_index", "Index of the last applied entry.", "group")
 	term := gauge("raft_term", "Raft term.", "group")
 	leads := gauge("raft_leader", "1 on the group's leader.", "group")
@@ -113,7 +124,7 @@ func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) 
 		send(gauge("meta_disk_full", "1 while the free bytes are less than the reserve."), full)
 	}
 	log := c.n.meta.Log()
-	send(gauge("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
+	send(counter("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
 	me := c.n.id.Membership().Node
 	for _, st := range c.n.meta.Groups() {
@@ -128,7 +139,7 @@ func (c collector) collectRaft(send func(*prometheus.Desc, float64, ...string)) 
 	}
 }
 
-func (c collector) collectMap(send func(*prometheus.Desc, float64, ...string)) {
+func (c collector) collectMap(send func(figure, float64, ...string)) {
 	m := c.n.meta.Map()
 	if m == nil {
 		return
@@ -157,20 +168,29 @@ func (c collector) collectMap(send func(*prometheus.Desc, float64, ...string)) {
 	}
 }
 
-func (c collector) collectStores(send func(*prometheus.Desc, float64, ...string)) {
-	blocks := gauge("store_blocks", "Live blocks.", "store")
-	live := gauge("store_live_bytes", "Bytes of live records.", "store")
-	dead := gauge("store_dead_bytes", "Bytes of dead records.", "store")
-	segments := gauge("store_segments", "Segment files.", "store")
-	syncs := gauge("store_syncs", "Data syncs since start.", "store")
-	queue := gauge("store_queue", "Requests that wait for the writer.", "store")
+func (c collector) collectStores(send func(figure, float64, ...string)) {
 	for _, e := range c.n.engines {
-		id, st := e.Identity().Store.String(), e.Stats()
-		send(blocks, float64(st.Blocks), id)
-		send(live, float64(st.LiveBytes), id)
-		send(dead, float64(st.DeadBytes), id)
-		send(segments, float64(st.Segments), id)
-		send(syncs, float64(st.Syncs), id)
-		send(queue, float64(st.QueueDepth), id)
+		st, scrub := e.Stats(), e.Scrub()
+		for _, x := range []struct {
+			figure
+			value float64
+		}{
+			{gauge("store_blocks", "Live blocks.", "store"), float64(st.Blocks)},
+			{gauge("store_tombstones", "Tombstones of deleted blocks.", "store"), float64(st.Tombstones)},
+			{gauge("store_live_bytes", "Bytes of live records.", "store"), float64(st.LiveBytes)},
+			{gauge("store_dead_bytes", "Bytes of dead records.", "store"), float64(st.DeadBytes)},
+			{gauge("store_used_bytes", "Bytes of segment files.", "store"), float64(st.Used)},
+			{gauge("store_segments", "Segment files.", "store"), float64(st.Segments)},
+			{gauge("store_queue", "Requests that wait for the writer.", "store"), float64(st.QueueDepth)},
+			{counter("store_syncs", "Data syncs since start.", "store"), float64(st.Syncs)},
+			{counter("store_compactions", "Segments compacted since start.", "store"), float64(st.Compactions)},
+			{counter("store_moved_bytes", "Bytes copied by compaction since start.", "store"), float64(st.MovedBytes)},
+			{counter("store_segments_given", "Segments given up since start.", "store"), float64(st.SegmentsGiven)},
+			{gauge("store_scrub_pass", "Number of the scrub pass under way or waited for.", "store"), float64(scrub.Pass)},
+			{gauge("store_scrub_read_bytes", "Bytes read by that pass.", "store"), float64(scrub.Read)},
+			{counter("store_scrub_found", "Damaged records found by scrub since start.", "store"), float64(st.ScrubFound)},
+		} {
+			send(x.figure, x.value, e.Identity().Store.String())
+		}
 	}
 }

@@ -52,7 +52,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		got := map[string]bool{}
 		for _, f := range families {
 			got[f.GetName()] = true
-			if f.GetName() == "dfsd_raft_log_syncs" && f.Metric[0].Gauge.GetValue() == 0 {
+			if f.GetName() == "dfsd_raft_log_syncs_total" && f.Metric[0].Counter.GetValue() == 0 {
 				t.Error("a node that made a cluster synced no log")
 			}
 		}

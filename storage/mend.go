@@ -20,7 +20,7 @@ const (
 	mendPause = 30 * time.Second
 )
 
-// mend is a block that a read found damaged.
+// mend is a block that is damaged.
 type mend struct {
 	store *store
 	id    dfs.BlockID
@@ -48,6 +48,28 @@ func (r *refiller) mend(st *store, id dfs.BlockID) {
 	case m.queue <- x:
 		m.tried[x] = now
 	default: // many wait already
+	}
+}
+
+// mendDamage has everything that the engine knows to be damaged repaired: what a
+// read or the reading of everything has found now, and what did not fit, could
+// not be repaired, or was found by the last start, a little later.
+func (st *store) mendDamage() {
+	for {
+		for _, d := range st.Damage() {
+			if d.Named && d.Shard == 0 {
+				st.s.refill.mend(st, d.ID)
+			}
+		}
+		pause := time.NewTimer(mendPause)
+		select {
+		case <-st.DamageFound():
+		case <-pause.C:
+		case <-st.s.ctx.Done():
+			pause.Stop()
+			return
+		}
+		pause.Stop()
 	}
 }
 

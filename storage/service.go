@@ -184,6 +184,7 @@ func (s *Service) run() {
 	}
 	for _, st := range s.stores {
 		s.wg.Go(st.follow)
+		s.wg.Go(st.mendDamage)
 	}
 	s.wg.Go(s.maps.poll)
 	s.wg.Go(s.maps.fetch)
