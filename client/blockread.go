@@ -39,7 +39,7 @@ func (c *Client) readBlock(ctx context.Context, id dfs.BlockID, length, offset u
 			scratch := c.buffers.get(dfs.ChunkSize)
 			defer scratch.release()
 			defer got.release()
-			return decode(&got.info, got.first, got.buf.b, offset, dst, scratch.b[:dfs.ChunkSize])
+			return c.packers.decode(&got.info, got.first, got.buf.b, offset, dst, scratch.b[:dfs.ChunkSize])
 		}
 		var d *denied
 		if errors.As(err, &d) || dfs.KindOf(err) == dfs.Unsupported || dfs.KindOf(err) == dfs.Corrupt && try > 1 {
@@ -198,7 +198,7 @@ func (v *verdict) note(ctx context.Context, c *Client, got *fetched) {
 		v.corrupt = err
 	default:
 		v.other = err
-		if ctx.Err() == nil && kind != dfs.Unknowable {
+		if ctx.Err() == nil && kind != dfs.Unknowable && kind != dfs.Unsupported {
 			c.health.fail(got.store)
 		}
 	}
@@ -279,7 +279,11 @@ func (r *blockRead) head(f *fetched, b []byte) (int, error) {
 	}
 	var err error
 	if f.info, err = head.GetDesc().ToDFS(); err != nil {
-		return 0, &dfs.Error{Kind: dfs.Corrupt, Text: "the block's description is wrong", Err: err}
+		kind := dfs.Corrupt
+		if dfs.KindOf(err) == dfs.Unsupported { // of a later release: no other copy is better
+			kind = dfs.Unsupported
+		}
+		return 0, &dfs.Error{Kind: kind, Text: "the block's description is wrong", Err: err}
 	}
 	if f.info.Length != r.length {
 		return 0, dfs.Errorf(dfs.Corrupt, "", "the block has %d bytes, and the metadata say %d", f.info.Length, r.length)

@@ -135,6 +135,7 @@ type Client struct {
 	maps    *mapCache
 	health  *health
 	buffers *buffers
+	packers packers
 	ahead   *semaphore.Weighted // bytes of blocks being read, see readAhead
 	behind  *semaphore.Weighted // bytes of blocks being written, see writeBehind
 	policy  transport.Policy    // of pauses

@@ -1,7 +1,7 @@
 package client
 
 import (
-	"github.com/klauspost/compress/s2"
+	"fmt"
 
 	"dfsd/dfs"
 )
@@ -16,13 +16,16 @@ type encoded struct {
 }
 
 // encode makes the stored form of the bytes in raw. It compresses chunk by chunk
-// into room unless that is nil or a sample does not shrink; then the payload
-// is raw itself. REQUIRES: 1 <= len(raw) <= dfs.MaxBlockSize; room holds as much
-// and slack.
-func encode(raw, room []byte) *encoded {
+// into room unless the codec is none or a sample does not shrink; then the payload
+// is raw itself. REQUIRES: 1 <= len(raw) <= dfs.MaxBlockSize; the codec is known; room
+// holds as much and slack, unless the codec is none.
+func (p *packers) encode(codec dfs.Codec, raw, room []byte) *encoded {
 	e := &encoded{length: uint32(len(raw)), codec: dfs.CodecNone, payload: raw}
-	if room != nil && shrinks(raw, room) {
-		if e.compress(raw, room) {
+	if codec != dfs.CodecNone {
+		pack, done := p.packer(codec)
+		defer done()
+		if shrinks(pack, raw, room) && e.compress(pack, raw, room) {
+			e.codec = codec
 			return e
 		}
 	}
@@ -34,20 +37,20 @@ func encode(raw, room []byte) *encoded {
 }
 
 // shrinks reports whether a chunk from the middle of raw loses a sixteenth.
-func shrinks(raw, room []byte) bool {
+func shrinks(pack packer, raw, room []byte) bool {
 	at := len(raw) / 2 / dfs.ChunkSize * dfs.ChunkSize
 	sample := raw[at:min(at+dfs.ChunkSize, len(raw))]
-	return len(s2.Encode(room[:cap(room)], sample)) <= len(sample)-len(sample)/16
+	return len(pack(room[:cap(room)], sample)) <= len(sample)-len(sample)/16
 }
 
 // compress fills the stored form with compressed chunks; it reports false when
 // the whole is no smaller. A chunk that does not shrink is stored as it is,
 // which its length tells.
-func (e *encoded) compress(raw, room []byte) bool {
+func (e *encoded) compress(pack packer, raw, room []byte) bool {
 	out := room[:0]
 	for off := 0; off < len(raw); off += dfs.ChunkSize {
 		chunk := raw[off:min(off+dfs.ChunkSize, len(raw))]
-		got := s2.Encode(out[len(out):cap(out)], chunk)
+		got := pack(out[len(out):cap(out)], chunk)
 		if len(got) >= len(chunk) {
 			out = append(out, chunk...)
 			got = chunk
@@ -59,7 +62,7 @@ func (e *encoded) compress(raw, room []byte) bool {
 	if len(out) >= len(raw) {
 		return false
 	}
-	e.codec, e.payload = dfs.CodecS2, out
+	e.payload = out
 	return true
 }
 
@@ -92,8 +95,11 @@ func verify(id dfs.BlockID, info *dfs.BlockInfo, first int, stored []byte) error
 
 // decode writes the logical bytes from offset on into dst, out of the stored
 // chunks from the number first on. REQUIRES: info is valid, offset+len(dst) is
-// within the block, and stored holds the chunks that cover it. Error: Corrupt.
-func decode(info *dfs.BlockInfo, first int, stored []byte, offset uint32, dst []byte, scratch []byte) error {
+// within the block, stored holds the chunks that cover it, and scratch a chunk.
+// Error: Corrupt.
+func (p *packers) decode(info *dfs.BlockInfo, first int, stored []byte, offset uint32, dst []byte, scratch []byte) error {
+	unpack, done := p.unpacker(info.Codec)
+	defer done()
 	for n := first; len(dst) > 0; n++ {
 		if n >= len(info.Chunks) || int(info.Chunks[n].Len) > len(stored) {
 			return dfs.Errorf(dfs.Corrupt, "", "chunk %d is missing", n)
@@ -104,31 +110,21 @@ func decode(info *dfs.BlockInfo, first int, stored []byte, offset uint32, dst []
 		size := min(dfs.ChunkSize, info.Length-start) // logical
 		skip := offset - start                        // bytes of the chunk before those wanted
 		want := min(int(size-skip), len(dst))
-		plain := chunk
-		if uint32(len(chunk)) != size {
-			room := scratch[:size]
+		if uint32(len(chunk)) == size {
+			copy(dst[:want], chunk[skip:])
+		} else {
+			room := scratch[:size:size]
 			if want == int(size) {
-				room = dst[:size]
+				room = dst[:size:size]
 			}
-			var err error
-			if plain, err = inflate(room, chunk); err != nil {
-				return err
+			if err := unpack(room, chunk); err != nil {
+				return &dfs.Error{Kind: dfs.Corrupt, Text: fmt.Sprintf("%v chunk %d of %d bytes does not hold %d", info.Codec, n, len(chunk), size), Err: err}
+			}
+			if want < int(size) {
+				copy(dst[:want], room[skip:])
 			}
 		}
-		copy(dst[:want], plain[skip:])
 		dst, offset = dst[want:], offset+uint32(want)
 	}
 	return nil
-}
-
-// inflate fills dst with what an s2 chunk holds.
-func inflate(dst, chunk []byte) ([]byte, error) {
-	if n, err := s2.DecodedLen(chunk); err != nil || n != len(dst) {
-		return nil, dfs.Errorf(dfs.Corrupt, "", "a compressed chunk does not hold %d bytes", len(dst))
-	}
-	out, err := s2.Decode(dst, chunk)
-	if err != nil {
-		return nil, &dfs.Error{Kind: dfs.Corrupt, Text: "a compressed chunk cannot be read", Err: err}
-	}
-	return out, nil
 }

@@ -71,19 +71,28 @@ func (w *writer) store(buf *buffer, offset int64) (*wire.Extent, error) {
 	defer buf.release()
 	length := len(buf.b)
 	var room *buffer
-	var plain []byte
-	if !w.c.opts.Uncompressed {
+	var into []byte
+	codec := w.c.codec(w.class)
+	if codec != dfs.CodecNone {
 		room = w.c.buffers.get(length)
 		defer room.release()
-		plain = room.b
+		into = room.b
 	}
-	b := encode(buf.b, plain)
+	b := w.c.packers.encode(codec, buf.b, into)
 	hint := &wire.BlockHint{Ino: uint64(w.ino), Offset: offset, Version: w.c.seen.Load()}
 	id, err := w.c.writeBlock(w.ctx, w.s, w.class, w.ino, hint, b)
 	if err != nil {
 		return nil, err
 	}
 	return &wire.Extent{Offset: offset, Length: int64(length), Block: id.Bytes(), BlockLength: uint32(length)}, nil
+}
+
+// codec is what new blocks of a class are compressed with.
+func (c *Client) codec(class dfs.Class) dfs.Codec {
+	if c.opts.Uncompressed {
+		return dfs.CodecNone
+	}
+	return dfs.DefaultCodec
 }
 
 func (w *writer) collect(r written) {

@@ -1,6 +1,9 @@
 package dfs
 
-import "hash/crc32"
+import (
+	"fmt"
+	"hash/crc32"
+)
 
 // Codec says how the chunks of a block are stored.
 type Codec uint8
@@ -9,7 +12,24 @@ type Codec uint8
 const (
 	CodecNone Codec = iota // as they are
 	CodecS2                // each chunk an s2 block; a chunk as long as its logical bytes is stored as it is
+	CodecZstd              // each chunk a zstd frame; likewise
 )
+
+// DefaultCodec is what writers use where no setting says otherwise.
+const DefaultCodec = CodecS2
+
+// Known reports whether this release reads and writes the codec.
+func (c Codec) Known() bool { return c <= CodecZstd }
+
+// ParseCodec reads none, s2 and zstd.
+func ParseCodec(s string) (Codec, error) {
+	for c := CodecNone; c.Known(); c++ {
+		if s == c.String() {
+			return c, nil
+		}
+	}
+	return CodecNone, Errorf(Invalid, "parse", "compression %q: want none, s2 or zstd", s)
+}
 
 func (c Codec) String() string {
 	switch c {
@@ -17,8 +37,10 @@ func (c Codec) String() string {
 		return "none"
 	case CodecS2:
 		return "s2"
+	case CodecZstd:
+		return "zstd"
 	}
-	return "unknown"
+	return fmt.Sprintf("codec-%d", uint8(c))
 }
 
 // Chunk describes the stored form of one chunk.
@@ -49,8 +71,8 @@ func (b *BlockInfo) Validate() error {
 	if b.Length == 0 || b.Length > MaxBlockSize {
 		return Errorf(Invalid, "check block", "length %d: want 1 to %d", b.Length, MaxBlockSize)
 	}
-	if b.Codec > CodecS2 {
-		return Errorf(Unsupported, "check block", "codec %d is not known", b.Codec)
+	if !b.Codec.Known() {
+		return Errorf(Unsupported, "check block", "codec %d: this release knows none, s2 and zstd", uint8(b.Codec))
 	}
 	if want := (int(b.Length) + ChunkSize - 1) / ChunkSize; len(b.Chunks) != want {
 		return Errorf(Invalid, "check block", "%d chunks for %d bytes: want %d", len(b.Chunks), b.Length, want)

@@ -109,9 +109,31 @@ func TestBlockInfoRangeAndValidate(t *testing.T) {
 	for _, bad := range []BlockInfo{
 		{}, {Length: 1}, {Length: MaxBlockSize + 1}, {Length: 1, Codec: 9, Chunks: []Chunk{{Len: 1}}},
 		{Length: 2, Chunks: []Chunk{{Len: 1}}}, {Length: 2, Codec: CodecS2, Chunks: []Chunk{{Len: 3}}},
+		{Length: 2, Codec: CodecZstd, Chunks: []Chunk{{Len: 3}}}, {Length: 2, Codec: CodecZstd, Chunks: []Chunk{{}}},
+		{Length: 2, Codec: CodecZstd, Chunks: []Chunk{{Len: 1}, {Len: 1}}}, {Length: ChunkSize + 1, Codec: CodecZstd, Chunks: []Chunk{{Len: 9}, {Len: 2}}},
+		{Length: 1<<32 - 1, Codec: CodecZstd, Chunks: make([]Chunk, 1<<16)},
 	} {
-		if bad.Validate() == nil {
-			t.Errorf("%+v: accepted", bad)
+		if KindOf(bad.Validate()) != Invalid && bad.Codec.Known() {
+			t.Errorf("%+v: %v", bad, bad.Validate())
+		}
+	}
+	for c := range 256 {
+		info := BlockInfo{Length: 2, Codec: Codec(c), Chunks: []Chunk{{Len: 2}}}
+		if want := c <= 2; (info.Validate() == nil) != want || !want && KindOf(info.Validate()) != Unsupported {
+			t.Errorf("codec %d: %v", c, info.Validate())
+		}
+	}
+}
+
+func TestCodecNames(t *testing.T) {
+	for name, want := range map[string]Codec{"none": 0, "s2": 1, "zstd": 2} { // numbers are on disk
+		if c, err := ParseCodec(name); err != nil || c != want || c.String() != name {
+			t.Errorf("%s: codec %d, %v", name, c, err)
+		}
+	}
+	for _, bad := range []string{"", "S2", "gzip", "codec-3"} {
+		if _, err := ParseCodec(bad); KindOf(err) != Invalid {
+			t.Errorf("%q: %v", bad, err)
 		}
 	}
 }
