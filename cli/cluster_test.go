@@ -428,7 +428,7 @@ func TestNames(t *testing.T) {
 	for _, args := range [][]string{
 		{"ls", "--json", "/"}, {"tree", "--json", "/"}, {"du", "--json", "/"}, {"stat", "--json", "/d/second", "/d"}, {"explain", "--json", "/d/second"},
 		{"policy", "get", "--json", "/d"}, {"status", "--json"}, {"node", "ls", "--json"}, {"node", "show", "--json", "solo"}, {"group", "ls", "--json"},
-		{"group", "show", "--json", "0"}, {"pg", "ls", "--json"}, {"pg", "show", "--json", "1"},
+		{"group", "show", "--json", "0"}, {"pg", "ls", "--json"}, {"pg", "show", "--json", "1"}, {"class", "ls", "--json"},
 	} {
 		var object map[string]any
 		if err := json.Unmarshal([]byte(c.ok(args...)), &object); err != nil || object["version"] != 1.0 {
@@ -483,6 +483,10 @@ func TestBadInput(t *testing.T) {
 		{1, "rep2 needs 2 stores", []string{"--timeout", "2s", "put", local2, "/d/x"}},
 		{2, "this release stores replicated classes only", []string{"policy", "set", "/d", "ec4+2"}},
 		{2, "want rep1 to rep16", []string{"policy", "set", "/d", "rep17"}},
+		{2, "compression \"gzip\": want none, s2 or zstd", []string{"class", "set", "rep1", "--compression", "gzip"}},
+		{2, "what shall be set?", []string{"class", "set", "rep1"}},
+		{2, "want rep1 to rep16", []string{"class", "set", "gold", "--compression", "s2"}},
+		{2, "replicated classes only", []string{"class", "set", "ec4+2", "--compression", "s2"}},
 		{1, "node show x: does not exist; see dfsd node ls", []string{"node", "show", "x"}},
 		{1, "group show 99: does not exist", []string{"group", "show", "99"}},
 		{1, "pg show 99: does not exist", []string{"pg", "show", "99"}},

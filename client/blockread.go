@@ -51,6 +51,26 @@ func (c *Client) readBlock(ctx context.Context, id dfs.BlockID, length, offset u
 	}
 }
 
+// describePatience bounds the time to learn of one block how it is stored: who asks
+// wants to see what there is, not to wait for what is not.
+const describePatience = 5 * time.Second
+
+// Describe asks a store how a block is stored, by reading its last byte. Errors are
+// those of a read that does not wait for stores that are away.
+func (c *Client) Describe(ctx context.Context, e Extent) (dfs.BlockInfo, error) {
+	return run(ctx, c, "describe block", e.Block.String(), func(ctx context.Context) (dfs.BlockInfo, error) {
+		ctx, cancel := context.WithTimeout(ctx, describePatience)
+		defer cancel()
+		r := &blockRead{c: c, id: e.Block, length: e.BlockLength, offset: e.BlockLength - 1, want: 1}
+		got, err := r.round(ctx, c.Map())
+		if err != nil {
+			return dfs.BlockInfo{}, err
+		}
+		defer got.release()
+		return got.info, nil
+	})
+}
+
 // whereIs says on which stores the copies are that could not be read, and what
 // the map knows of these.
 func whereIs(m *dfs.Map, id dfs.PGID) string {

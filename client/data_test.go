@@ -26,9 +26,10 @@ func put(t *testing.T, c *client.Client, path string, data []byte) *client.Attr 
 }
 
 func TestSizes(t *testing.T) {
-	for _, plain := range []bool{false, true} {
-		inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
-			c, ctx := w.client(func(o *client.Options) { o.Uncompressed = plain }), t.Context()
+	for codec := dfs.CodecNone; codec.Known(); codec++ {
+		set := func(m *dfs.Map) { m.Settings = []dfs.ClassSetting{{Class: m.DefaultClass, Codec: codec}} }
+		inWorld(t, worldOptions{setMap: set}, func(t *testing.T, w *world) {
+			c, ctx := w.client(nil), t.Context()
 			for i, n := range []int{0, 1, dfs.ChunkSize - 1, dfs.ChunkSize, dfs.ChunkSize + 1, blockSize - 1, blockSize, blockSize + 1, 9*blockSize + 12345} {
 				path := fmt.Sprintf("/f%d", n)
 				data := content(uint64(i), n)

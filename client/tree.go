@@ -250,6 +250,21 @@ func (c *Client) SetAttr(ctx context.Context, path string, set SetAttr) (*Attr, 
 	})
 }
 
+// SetCompression sets what new blocks of a class are compressed with. Blocks that
+// exist keep their codec. Other clients follow with their next map, within seconds.
+func (c *Client) SetCompression(ctx context.Context, class dfs.Class, codec dfs.Codec) error {
+	return opErr(ctx, c, "set class", class.String(), func(ctx context.Context) error {
+		if c.opts.ReadOnly {
+			return dfs.Errorf(dfs.ReadOnly, "", "the client is read-only")
+		}
+		setting := wire.FromClassSetting(dfs.ClassSetting{Class: class, Codec: codec})
+		return c.book.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+			_, err := m.SetClass(ctx, &wire.SetClassRequest{Setting: setting})
+			return err
+		})
+	})
+}
+
 // SetPolicy sets the storage class of a directory: see [Inode.SetPolicy].
 func (c *Client) SetPolicy(ctx context.Context, path string, class dfs.Class) error {
 	return opErr(ctx, c, "set policy", path, func(ctx context.Context) error {

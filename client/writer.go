@@ -92,7 +92,7 @@ func (c *Client) codec(class dfs.Class) dfs.Codec {
 	if c.opts.Uncompressed {
 		return dfs.CodecNone
 	}
-	return dfs.DefaultCodec
+	return c.Map().Codec(class)
 }
 
 func (w *writer) collect(r written) {

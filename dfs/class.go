@@ -1,6 +1,7 @@
 package dfs
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -37,6 +38,11 @@ func ParseClass(s string) (Class, error) {
 
 // IsZero reports whether no class is given.
 func (c Class) IsZero() bool { return c == Class{} }
+
+// Compare orders classes: replicated ones first, by copies.
+func (c Class) Compare(d Class) int {
+	return cmp.Or(cmp.Compare(c.Parity, d.Parity), cmp.Compare(c.Data, d.Data))
+}
 
 // Erasure reports whether the class encodes rather than copies.
 func (c Class) Erasure() bool { return c.Parity > 0 }

@@ -174,7 +174,24 @@ type Map struct {
 	BlockSize    int   // bytes
 	Nodes        []*Node
 	Stores       []*Store
-	PGs          []*PG // each slice sorted by ID
+	PGs          []*PG          // each slice sorted by ID
+	Settings     []ClassSetting // of classes for which something is set; sorted by class, at most one a class
+}
+
+// ClassSetting is what writers go by in a storage class.
+type ClassSetting struct {
+	Class Class
+	Codec Codec // what new blocks are compressed with; it may be of a later release
+}
+
+// Codec is what new blocks of a class are compressed with, as far as this release
+// can.
+func (m *Map) Codec(class Class) Codec {
+	i, ok := slices.BinarySearchFunc(m.Settings, class, func(s ClassSetting, c Class) int { return s.Class.Compare(c) })
+	if !ok || !m.Settings[i].Codec.Known() {
+		return DefaultCodec
+	}
+	return m.Settings[i].Codec
 }
 
 // Node returns a node, nil when there is none.

@@ -201,6 +201,20 @@ func (s *Service) WantClass(ctx context.Context, req *wire.WantClassRequest) (*w
 	return &wire.WantClassReply{}, nil
 }
 
+// SetClass implements the meta service.
+func (s *Service) SetClass(ctx context.Context, req *wire.SetClassRequest) (*wire.SetClassReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if c := req.GetSetting().GetCodec(); c > 255 || !dfs.Codec(c).Known() {
+		return nil, dfs.Errorf(dfs.Unsupported, "set class", "codec %d: this release knows none, s2 and zstd", c)
+	}
+	if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_SetClass{SetClass: req}}); err != nil {
+		return nil, err
+	}
+	return &wire.SetClassReply{}, nil
+}
+
 // controlVoters lists the voters of the control group, as this node knows them.
 func (s *Service) controlVoters() []dfs.NodeID {
 	st, _ := s.host.Load().Status(dfs.ControlGroup)

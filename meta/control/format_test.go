@@ -30,6 +30,7 @@ func TestRowBytes(t *testing.T) {
 			PgsPerClass: 256, Grace: 600_000,
 		},
 		Epoch: 9, LastNode: 1, LastStore: 3, LastPg: 256, LastSession: 5, SessionIndex: 6, Now: 1000, Formed: true, Revision: 12,
+		Classes: []string{"rep2"}, Settings: []*wire.ClassSetting{wire.FromClassSetting(dfs.ClassSetting{Class: dfs.Replicated(3), Codec: dfs.CodecZstd})},
 	}
 	session := &wire.SessionRow{Holder: "h", Mark: 0xc1, Opened: 1000, Expiring: true}
 	marshal := func(m proto.Message) []byte {
@@ -45,7 +46,7 @@ func TestRowBytes(t *testing.T) {
 		want       string // key, a space, value; in hexadecimal
 	}{
 		{"state", stateKey, marshal(state),
-			"61 0a2d0a100000000000000000000000000000000010081a047265703320808080022a056d6574613130800238c0cf241009180120032880023005380640e8074801500c"},
+			"61 0a2d0a100000000000000000000000000000000010081a047265703320808080022a056d6574613130800238c0cf241009180120032880023005380640e8074801500c5a047265703262080a04726570331002"},
 		{"node", key32(tagNode, 1), marshal(&wire.NodeRow{Node: wire.FromNode(node)}),
 			"6e00000001 0a42080112056d657461311a0d31302e302e302e313a3734303020032a0c08a101110200000000000000320276313a090a047261636b1201723a090a047a6f6e6512017a"},
 		{"store", key32(tagStore, 3), marshal(wire.FromStore(store)),

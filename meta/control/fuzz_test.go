@@ -27,6 +27,7 @@ func FuzzApply(f *testing.F) {
 			Name: "d1", Addr: "d1:1", Roles: 2, Node: 2, Incarnation: inc(21, 3), Lineage: lineage(1, 2, 3),
 			Stores: []*wire.RegisterStore{{Store: 1, Incarnation: inc(31, 3), Lineage: lineage(1, 3), Incomplete: true}},
 		}}},
+		{Entry: &wire.ControlEntry_SetClass{SetClass: &wire.SetClassRequest{Setting: wire.FromClassSetting(dfs.ClassSetting{Class: dfs.Replicated(2), Codec: dfs.CodecZstd})}}},
 		{Entry: &wire.ControlEntry_Bar{Bar: &wire.BarOp{Mark: 21, Start: 5}}},
 		{Entry: &wire.ControlEntry_OpenSession{OpenSession: &wire.OpenSessionRequest{Mark: 5, Holder: "h"}}},
 		{Entry: &wire.ControlEntry_CloseSession{CloseSession: &wire.CloseSessionRequest{Session: 1}}},

@@ -86,6 +86,7 @@ func ReadMap(r raftgroup.Reader) (*dfs.Map, error) {
 func readMap(r raftgroup.Reader, st *wire.ControlState) (*dfs.Map, error) {
 	c := &wire.ClusterMap{
 		Cluster: st.Form.Cluster, Epoch: st.Epoch, Groups: st.Form.Groups, DefaultClass: st.Form.DefaultClass, BlockSize: st.Form.BlockSize,
+		Settings: st.Settings,
 	}
 	err := scan(r, tagNode, func(_ []byte, n *wire.NodeRow) error {
 		c.Nodes = append(c.Nodes, n.Node)

@@ -114,6 +114,8 @@ func (ev *entry) dispatch(ce *wire.ControlEntry) (*wire.ControlReply, error) {
 		return ok, ev.refillDone(op.RefillDone)
 	case *wire.ControlEntry_WantClass:
 		return ok, ev.wantClass(op.WantClass)
+	case *wire.ControlEntry_SetClass:
+		return ok, ev.setClass(op.SetClass.GetSetting())
 	case *wire.ControlEntry_Bar:
 		return ok, ev.bar(op.Bar)
 	case *wire.ControlEntry_Formed:

@@ -172,6 +172,38 @@ func (ev *entry) wantClass(op *wire.WantClassRequest) error {
 	return nil
 }
 
+// setClass changes settings of a class, which may have no placement groups yet. The
+// number of a codec is for writers to know: the leader refuses what it does not, and
+// replicas of any release agree.
+func (ev *entry) setClass(op *wire.ClassSetting) error {
+	set, err := op.ToDFS()
+	if err != nil {
+		return err
+	}
+	switch {
+	case set.Class.Erasure():
+		return dfs.Errorf(dfs.Unsupported, "set class", "%v: this release stores replicated classes only, rep1 to rep16", set.Class)
+	case op.Codec == nil || *op.Codec > 255:
+		return dfs.Errorf(dfs.Invalid, "set class", "%v: no setting is given", set.Class)
+	}
+	i, found := slices.BinarySearchFunc(ev.m.Settings, set.Class, func(s dfs.ClassSetting, c dfs.Class) int { return s.Class.Compare(c) })
+	switch {
+	case found && ev.m.Settings[i] == set:
+		return nil
+	case found:
+		ev.m.Settings = slices.Clone(ev.m.Settings) // what is published stays
+		ev.m.Settings[i] = set
+	default:
+		ev.m.Settings = slices.Insert(slices.Clone(ev.m.Settings), i, set)
+	}
+	ev.st.Settings = nil
+	for _, s := range ev.m.Settings {
+		ev.st.Settings = append(ev.st.Settings, wire.FromClassSetting(s))
+	}
+	ev.changed = true
+	return nil
+}
+
 func (ev *entry) createPGs(d *wire.CreatePGsDecision) error {
 	class, err := dfs.ParseClass(d.Class)
 	if err != nil {

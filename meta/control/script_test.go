@@ -24,6 +24,7 @@ import (
 //	bar mark= start=
 //	refill-done
 //	want class= · classes              the default class and what was asked for
+//	set class= codec= · settings       what is set for classes
 //	map                                what is stored
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -145,6 +146,23 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		ce.Entry = &wire.ControlEntry_Plan{Plan: op}
 	case "want":
 		ce.Entry = &wire.ControlEntry_WantClass{WantClass: &wire.WantClassRequest{Class: f["class"]}}
+	case "set":
+		set := &wire.ClassSetting{Class: f["class"]}
+		if _, ok := f["codec"]; ok {
+			n := uint32(f.num("codec"))
+			set.Codec = &n
+		}
+		ce.Entry = &wire.ControlEntry_SetClass{SetClass: &wire.SetClassRequest{Setting: set}}
+	case "settings":
+		m, err := ReadMap(s.w.reader())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := fmt.Sprintf("epoch %d", m.Epoch)
+		for _, x := range m.Settings {
+			out += fmt.Sprintf(" %v=%v", x.Class, x.Codec)
+		}
+		return out
 	case "classes":
 		st, err := ReadState(s.w.reader())
 		if err != nil {

@@ -40,6 +40,7 @@ type ControlEntry struct {
 	//	*ControlEntry_Formed
 	//	*ControlEntry_WantClass
 	//	*ControlEntry_Bar
+	//	*ControlEntry_SetClass
 	Entry         isControlEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,6 +189,15 @@ func (x *ControlEntry) GetBar() *BarOp {
 	return nil
 }
 
+func (x *ControlEntry) GetSetClass() *SetClassRequest {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_SetClass); ok {
+			return x.SetClass
+		}
+	}
+	return nil
+}
+
 type isControlEntry_Entry interface {
 	isControlEntry_Entry()
 }
@@ -236,6 +246,10 @@ type ControlEntry_Bar struct {
 	Bar *BarOp `protobuf:"bytes,26,opt,name=bar,proto3,oneof"`
 }
 
+type ControlEntry_SetClass struct {
+	SetClass *SetClassRequest `protobuf:"bytes,27,opt,name=set_class,json=setClass,proto3,oneof"`
+}
+
 func (*ControlEntry_Form) isControlEntry_Entry() {}
 
 func (*ControlEntry_Register) isControlEntry_Entry() {}
@@ -257,6 +271,8 @@ func (*ControlEntry_Formed) isControlEntry_Entry() {}
 func (*ControlEntry_WantClass) isControlEntry_Entry() {}
 
 func (*ControlEntry_Bar) isControlEntry_Entry() {}
+
+func (*ControlEntry_SetClass) isControlEntry_Entry() {}
 
 // FormOp makes the cluster; it is the first entry.
 type FormOp struct {
@@ -1195,6 +1211,7 @@ type ControlState struct {
 	Formed        bool                   `protobuf:"varint,9,opt,name=formed,proto3" json:"formed,omitempty"`
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"` // grows with every applied entry
 	Classes       []string               `protobuf:"bytes,11,rep,name=classes,proto3" json:"classes,omitempty"`    // that have been asked for besides the default, in that order; never taken back
+	Settings      []*ClassSetting        `protobuf:"bytes,12,rep,name=settings,proto3" json:"settings,omitempty"`  // sorted by class; a part of the map
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1302,6 +1319,13 @@ func (x *ControlState) GetRevision() uint64 {
 func (x *ControlState) GetClasses() []string {
 	if x != nil {
 		return x.Classes
+	}
+	return nil
+}
+
+func (x *ControlState) GetSettings() []*ClassSetting {
+	if x != nil {
+		return x.Settings
 	}
 	return nil
 }
@@ -1425,7 +1449,7 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\n" +
-	"meta.proto\"\xf5\x04\n" +
+	"meta.proto\"\xb0\x05\n" +
 	"\fControlEntry\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\x03R\x03now\x12'\n" +
 	"\x04form\x18\x10 \x01(\v2\x11.dfsd.wire.FormOpH\x00R\x04form\x128\n" +
@@ -1440,7 +1464,8 @@ const file_control_proto_rawDesc = "" +
 	"\x06formed\x18\x18 \x01(\v2\x13.dfsd.wire.FormedOpH\x00R\x06formed\x12<\n" +
 	"\n" +
 	"want_class\x18\x19 \x01(\v2\x1b.dfsd.wire.WantClassRequestH\x00R\twantClass\x12$\n" +
-	"\x03bar\x18\x1a \x01(\v2\x10.dfsd.wire.BarOpH\x00R\x03barB\a\n" +
+	"\x03bar\x18\x1a \x01(\v2\x10.dfsd.wire.BarOpH\x00R\x03bar\x129\n" +
+	"\tset_class\x18\x1b \x01(\v2\x1a.dfsd.wire.SetClassRequestH\x00R\bsetClassB\a\n" +
 	"\x05entry\"\xce\x01\n" +
 	"\x06FormOp\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
@@ -1503,7 +1528,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x126\n" +
 	"\bregister\x18\x10 \x01(\v2\x18.dfsd.wire.RegisterReplyH\x00R\bregister\x12@\n" +
 	"\fopen_session\x18\x11 \x01(\v2\x1b.dfsd.wire.OpenSessionReplyH\x00R\vopenSessionB\a\n" +
-	"\x05reply\"\xc8\x02\n" +
+	"\x05reply\"\xfd\x02\n" +
 	"\fControlState\x12%\n" +
 	"\x04form\x18\x01 \x01(\v2\x11.dfsd.wire.FormOpR\x04form\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1b\n" +
@@ -1517,7 +1542,8 @@ const file_control_proto_rawDesc = "" +
 	"\x06formed\x18\t \x01(\bR\x06formed\x12\x1a\n" +
 	"\brevision\x18\n" +
 	" \x01(\x04R\brevision\x12\x18\n" +
-	"\aclasses\x18\v \x03(\tR\aclasses\"1\n" +
+	"\aclasses\x18\v \x03(\tR\aclasses\x123\n" +
+	"\bsettings\x18\f \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\"1\n" +
 	"\aNodeRow\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.dfsd.wire.MapNodeR\x04node\"l\n" +
 	"\n" +
@@ -1564,10 +1590,12 @@ var file_control_proto_goTypes = []any{
 	(*CloseSessionRequest)(nil), // 20: dfsd.wire.CloseSessionRequest
 	(*RefillDoneRequest)(nil),   // 21: dfsd.wire.RefillDoneRequest
 	(*WantClassRequest)(nil),    // 22: dfsd.wire.WantClassRequest
-	(*Incarnation)(nil),         // 23: dfsd.wire.Incarnation
-	(*RegisterReply)(nil),       // 24: dfsd.wire.RegisterReply
-	(*OpenSessionReply)(nil),    // 25: dfsd.wire.OpenSessionReply
-	(*MapNode)(nil),             // 26: dfsd.wire.MapNode
+	(*SetClassRequest)(nil),     // 23: dfsd.wire.SetClassRequest
+	(*Incarnation)(nil),         // 24: dfsd.wire.Incarnation
+	(*RegisterReply)(nil),       // 25: dfsd.wire.RegisterReply
+	(*OpenSessionReply)(nil),    // 26: dfsd.wire.OpenSessionReply
+	(*ClassSetting)(nil),        // 27: dfsd.wire.ClassSetting
+	(*MapNode)(nil),             // 28: dfsd.wire.MapNode
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: dfsd.wire.ControlEntry.form:type_name -> dfsd.wire.FormOp
@@ -1581,23 +1609,25 @@ var file_control_proto_depIdxs = []int32{
 	2,  // 8: dfsd.wire.ControlEntry.formed:type_name -> dfsd.wire.FormedOp
 	22, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
 	3,  // 10: dfsd.wire.ControlEntry.bar:type_name -> dfsd.wire.BarOp
-	7,  // 11: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
-	8,  // 12: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
-	9,  // 13: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
-	10, // 14: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
-	11, // 15: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
-	13, // 16: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
-	23, // 17: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	12, // 18: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	24, // 19: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
-	25, // 20: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
-	1,  // 21: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
-	26, // 22: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	23, // 11: dfsd.wire.ControlEntry.set_class:type_name -> dfsd.wire.SetClassRequest
+	7,  // 12: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
+	8,  // 13: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
+	9,  // 14: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
+	10, // 15: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
+	11, // 16: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
+	13, // 17: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
+	24, // 18: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	12, // 19: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	25, // 20: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
+	26, // 21: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
+	1,  // 22: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
+	27, // 23: dfsd.wire.ControlState.settings:type_name -> dfsd.wire.ClassSetting
+	28, // 24: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1619,6 +1649,7 @@ func file_control_proto_init() {
 		(*ControlEntry_Formed)(nil),
 		(*ControlEntry_WantClass)(nil),
 		(*ControlEntry_Bar)(nil),
+		(*ControlEntry_SetClass)(nil),
 	}
 	file_control_proto_msgTypes[7].OneofWrappers = []any{
 		(*Decision_State)(nil),

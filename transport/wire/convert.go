@@ -86,7 +86,27 @@ func FromMap(m *dfs.Map) *ClusterMap {
 	for _, p := range m.PGs {
 		c.Pgs = append(c.Pgs, FromPG(p))
 	}
+	for _, s := range m.Settings {
+		c.Settings = append(c.Settings, FromClassSetting(s))
+	}
 	return c
+}
+
+// FromClassSetting converts the setting of a class.
+func FromClassSetting(s dfs.ClassSetting) *ClassSetting {
+	codec := uint32(s.Codec)
+	return &ClassSetting{Class: s.Class.String(), Codec: &codec}
+}
+
+// ToDFS converts from the form of a message. A codec that is absent, or no codec,
+// is the default.
+func (s *ClassSetting) ToDFS() (dfs.ClassSetting, error) {
+	class, err := dfs.ParseClass(s.GetClass())
+	out := dfs.ClassSetting{Class: class, Codec: dfs.DefaultCodec}
+	if s.GetCodec() <= 255 && s != nil && s.Codec != nil {
+		out.Codec = dfs.Codec(*s.Codec)
+	}
+	return out, err
 }
 
 func fromActing(a dfs.ActingSet) *MapActing {
@@ -161,11 +181,21 @@ func (c *ClusterMap) ToDFS() (*dfs.Map, error) {
 		}
 		m.PGs = append(m.PGs, pg)
 	}
+	for _, s := range c.Settings {
+		setting, err := s.ToDFS()
+		if err != nil {
+			return nil, err
+		}
+		m.Settings = append(m.Settings, setting)
+	}
 	sorted := slices.IsSortedFunc(m.Nodes, func(a, b *dfs.Node) int { return cmp.Compare(a.ID, b.ID) }) &&
 		slices.IsSortedFunc(m.Stores, func(a, b *dfs.Store) int { return cmp.Compare(a.ID, b.ID) }) &&
 		slices.IsSortedFunc(m.PGs, func(a, b *dfs.PG) int { return cmp.Compare(a.ID, b.ID) })
+	for i := range m.Settings {
+		sorted = sorted && (i == 0 || m.Settings[i-1].Class.Compare(m.Settings[i].Class) < 0)
+	}
 	if !sorted {
-		return nil, dfs.Errorf(dfs.Invalid, "read map", "lists are not sorted by ID")
+		return nil, dfs.Errorf(dfs.Invalid, "read map", "lists are not sorted")
 	}
 	return m, nil
 }

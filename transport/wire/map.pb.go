@@ -138,6 +138,7 @@ type ClusterMap struct {
 	Nodes         []*MapNode             `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Stores        []*MapStore            `protobuf:"bytes,7,rep,name=stores,proto3" json:"stores,omitempty"`
 	Pgs           []*MapPG               `protobuf:"bytes,8,rep,name=pgs,proto3" json:"pgs,omitempty"`
+	Settings      []*ClassSetting        `protobuf:"bytes,9,rep,name=settings,proto3" json:"settings,omitempty"` // sorted; at most one a class
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -228,6 +229,66 @@ func (x *ClusterMap) GetPgs() []*MapPG {
 	return nil
 }
 
+func (x *ClusterMap) GetSettings() []*ClassSetting {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// ClassSetting is what is set for a storage class; what is absent has its default.
+type ClassSetting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Codec         *uint32                `protobuf:"varint,2,opt,name=codec,proto3,oneof" json:"codec,omitempty"` // of new blocks; one that a writer does not know is as good as none set
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClassSetting) Reset() {
+	*x = ClassSetting{}
+	mi := &file_map_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClassSetting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClassSetting) ProtoMessage() {}
+
+func (x *ClassSetting) ProtoReflect() protoreflect.Message {
+	mi := &file_map_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClassSetting.ProtoReflect.Descriptor instead.
+func (*ClassSetting) Descriptor() ([]byte, []int) {
+	return file_map_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ClassSetting) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *ClassSetting) GetCodec() uint32 {
+	if x != nil && x.Codec != nil {
+		return *x.Codec
+	}
+	return 0
+}
+
 type MapNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -244,7 +305,7 @@ type MapNode struct {
 
 func (x *MapNode) Reset() {
 	*x = MapNode{}
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +317,7 @@ func (x *MapNode) String() string {
 func (*MapNode) ProtoMessage() {}
 
 func (x *MapNode) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +330,7 @@ func (x *MapNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapNode.ProtoReflect.Descriptor instead.
 func (*MapNode) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{3}
+	return file_map_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MapNode) GetId() uint32 {
@@ -342,7 +403,7 @@ type MapStore struct {
 
 func (x *MapStore) Reset() {
 	*x = MapStore{}
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +415,7 @@ func (x *MapStore) String() string {
 func (*MapStore) ProtoMessage() {}
 
 func (x *MapStore) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +428,7 @@ func (x *MapStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapStore.ProtoReflect.Descriptor instead.
 func (*MapStore) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{4}
+	return file_map_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MapStore) GetId() uint32 {
@@ -422,7 +483,7 @@ type MapActing struct {
 
 func (x *MapActing) Reset() {
 	*x = MapActing{}
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +495,7 @@ func (x *MapActing) String() string {
 func (*MapActing) ProtoMessage() {}
 
 func (x *MapActing) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +508,7 @@ func (x *MapActing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapActing.ProtoReflect.Descriptor instead.
 func (*MapActing) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{5}
+	return file_map_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MapActing) GetEpoch() uint64 {
@@ -476,7 +537,7 @@ type MapMember struct {
 
 func (x *MapMember) Reset() {
 	*x = MapMember{}
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +549,7 @@ func (x *MapMember) String() string {
 func (*MapMember) ProtoMessage() {}
 
 func (x *MapMember) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +562,7 @@ func (x *MapMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapMember.ProtoReflect.Descriptor instead.
 func (*MapMember) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{6}
+	return file_map_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MapMember) GetStore() uint32 {
@@ -546,7 +607,7 @@ type MapPG struct {
 
 func (x *MapPG) Reset() {
 	*x = MapPG{}
-	mi := &file_map_proto_msgTypes[7]
+	mi := &file_map_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +619,7 @@ func (x *MapPG) String() string {
 func (*MapPG) ProtoMessage() {}
 
 func (x *MapPG) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[7]
+	mi := &file_map_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +632,7 @@ func (x *MapPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapPG.ProtoReflect.Descriptor instead.
 func (*MapPG) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{7}
+	return file_map_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MapPG) GetId() uint32 {
@@ -626,7 +687,7 @@ const file_map_proto_rawDesc = "" +
 	"\x05start\x18\x02 \x01(\x06R\x05start\"?\n" +
 	"\aLineage\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x06R\baccepted\x12\x18\n" +
-	"\aoffered\x18\x02 \x03(\x06R\aoffered\"\x93\x02\n" +
+	"\aoffered\x18\x02 \x03(\x06R\aoffered\"\xc8\x02\n" +
 	"\n" +
 	"ClusterMap\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x14\n" +
@@ -637,7 +698,12 @@ const file_map_proto_rawDesc = "" +
 	"block_size\x18\x05 \x01(\rR\tblockSize\x12(\n" +
 	"\x05nodes\x18\x06 \x03(\v2\x12.dfsd.wire.MapNodeR\x05nodes\x12+\n" +
 	"\x06stores\x18\a \x03(\v2\x13.dfsd.wire.MapStoreR\x06stores\x12\"\n" +
-	"\x03pgs\x18\b \x03(\v2\x10.dfsd.wire.MapPGR\x03pgs\"\xba\x02\n" +
+	"\x03pgs\x18\b \x03(\v2\x10.dfsd.wire.MapPGR\x03pgs\x123\n" +
+	"\bsettings\x18\t \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\"I\n" +
+	"\fClassSetting\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x19\n" +
+	"\x05codec\x18\x02 \x01(\rH\x00R\x05codec\x88\x01\x01B\b\n" +
+	"\x06_codec\"\xba\x02\n" +
 	"\aMapNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -686,33 +752,35 @@ func file_map_proto_rawDescGZIP() []byte {
 	return file_map_proto_rawDescData
 }
 
-var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_map_proto_goTypes = []any{
-	(*Incarnation)(nil), // 0: dfsd.wire.Incarnation
-	(*Lineage)(nil),     // 1: dfsd.wire.Lineage
-	(*ClusterMap)(nil),  // 2: dfsd.wire.ClusterMap
-	(*MapNode)(nil),     // 3: dfsd.wire.MapNode
-	(*MapStore)(nil),    // 4: dfsd.wire.MapStore
-	(*MapActing)(nil),   // 5: dfsd.wire.MapActing
-	(*MapMember)(nil),   // 6: dfsd.wire.MapMember
-	(*MapPG)(nil),       // 7: dfsd.wire.MapPG
-	nil,                 // 8: dfsd.wire.MapNode.LabelsEntry
+	(*Incarnation)(nil),  // 0: dfsd.wire.Incarnation
+	(*Lineage)(nil),      // 1: dfsd.wire.Lineage
+	(*ClusterMap)(nil),   // 2: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil), // 3: dfsd.wire.ClassSetting
+	(*MapNode)(nil),      // 4: dfsd.wire.MapNode
+	(*MapStore)(nil),     // 5: dfsd.wire.MapStore
+	(*MapActing)(nil),    // 6: dfsd.wire.MapActing
+	(*MapMember)(nil),    // 7: dfsd.wire.MapMember
+	(*MapPG)(nil),        // 8: dfsd.wire.MapPG
+	nil,                  // 9: dfsd.wire.MapNode.LabelsEntry
 }
 var file_map_proto_depIdxs = []int32{
-	3, // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
-	4, // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
-	7, // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
-	0, // 3: dfsd.wire.MapNode.incarnation:type_name -> dfsd.wire.Incarnation
-	8, // 4: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
-	0, // 5: dfsd.wire.MapStore.incarnation:type_name -> dfsd.wire.Incarnation
-	5, // 6: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
-	5, // 7: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
-	6, // 8: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	4,  // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
+	5,  // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
+	8,  // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
+	3,  // 3: dfsd.wire.ClusterMap.settings:type_name -> dfsd.wire.ClassSetting
+	0,  // 4: dfsd.wire.MapNode.incarnation:type_name -> dfsd.wire.Incarnation
+	9,  // 5: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
+	0,  // 6: dfsd.wire.MapStore.incarnation:type_name -> dfsd.wire.Incarnation
+	6,  // 7: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
+	6,  // 8: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
+	7,  // 9: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_map_proto_init() }
@@ -720,13 +788,14 @@ func file_map_proto_init() {
 	if File_map_proto != nil {
 		return
 	}
+	file_map_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_map_proto_rawDesc), len(file_map_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1819,6 +1819,86 @@ func (*WantClassReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{27}
 }
 
+type SetClassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Setting       *ClassSetting          `protobuf:"bytes,1,opt,name=setting,proto3" json:"setting,omitempty"` // what is absent stays as it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClassRequest) Reset() {
+	*x = SetClassRequest{}
+	mi := &file_meta_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClassRequest) ProtoMessage() {}
+
+func (x *SetClassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClassRequest.ProtoReflect.Descriptor instead.
+func (*SetClassRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetClassRequest) GetSetting() *ClassSetting {
+	if x != nil {
+		return x.Setting
+	}
+	return nil
+}
+
+type SetClassReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClassReply) Reset() {
+	*x = SetClassReply{}
+	mi := &file_meta_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClassReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClassReply) ProtoMessage() {}
+
+func (x *SetClassReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClassReply.ProtoReflect.Descriptor instead.
+func (*SetClassReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{29}
+}
+
 type MutateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -1829,7 +1909,7 @@ type MutateRequest struct {
 
 func (x *MutateRequest) Reset() {
 	*x = MutateRequest{}
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1921,7 @@ func (x *MutateRequest) String() string {
 func (*MutateRequest) ProtoMessage() {}
 
 func (x *MutateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[28]
+	mi := &file_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1934,7 @@ func (x *MutateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
 func (*MutateRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{28}
+	return file_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MutateRequest) GetGroup() uint32 {
@@ -1880,7 +1960,7 @@ type MutateReply struct {
 
 func (x *MutateReply) Reset() {
 	*x = MutateReply{}
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1972,7 @@ func (x *MutateReply) String() string {
 func (*MutateReply) ProtoMessage() {}
 
 func (x *MutateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[29]
+	mi := &file_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +1985,7 @@ func (x *MutateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateReply.ProtoReflect.Descriptor instead.
 func (*MutateReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{29}
+	return file_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MutateReply) GetResult() *Result {
@@ -1925,7 +2005,7 @@ type FenceRequest struct {
 
 func (x *FenceRequest) Reset() {
 	*x = FenceRequest{}
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2017,7 @@ func (x *FenceRequest) String() string {
 func (*FenceRequest) ProtoMessage() {}
 
 func (x *FenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[30]
+	mi := &file_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2030,7 @@ func (x *FenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
 func (*FenceRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FenceRequest) GetGroup() uint32 {
@@ -1975,7 +2055,7 @@ type FenceReply struct {
 
 func (x *FenceReply) Reset() {
 	*x = FenceReply{}
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2067,7 @@ func (x *FenceReply) String() string {
 func (*FenceReply) ProtoMessage() {}
 
 func (x *FenceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[31]
+	mi := &file_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2080,7 @@ func (x *FenceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReply.ProtoReflect.Descriptor instead.
 func (*FenceReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_proto_rawDescGZIP(), []int{33}
 }
 
 type ReadRequest struct {
@@ -2013,7 +2093,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2105,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2118,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -2064,7 +2144,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2156,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2169,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2107,7 +2187,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2199,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2212,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{36}
 }
 
 type StatusReply struct {
@@ -2154,7 +2234,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2246,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2259,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -2273,7 +2353,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2365,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2378,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -2355,7 +2435,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2447,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2460,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -2426,7 +2506,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2518,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2531,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -2647,7 +2727,10 @@ const file_meta_proto_rawDesc = "" +
 	"\x11CloseSessionReply\"(\n" +
 	"\x10WantClassRequest\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\"\x10\n" +
-	"\x0eWantClassReply\"?\n" +
+	"\x0eWantClassReply\"D\n" +
+	"\x0fSetClassRequest\x121\n" +
+	"\asetting\x18\x01 \x01(\v2\x17.dfsd.wire.ClassSettingR\asetting\"\x0f\n" +
+	"\rSetClassReply\"?\n" +
 	"\rMutateRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\fR\acommand\"8\n" +
@@ -2699,7 +2782,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\x91\a\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xd3\a\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -2711,7 +2794,8 @@ const file_meta_proto_rawDesc = "" +
 	"\vOpenSession\x12\x1d.dfsd.wire.OpenSessionRequest\x1a\x1b.dfsd.wire.OpenSessionReply\x12C\n" +
 	"\tKeepAlive\x12\x1b.dfsd.wire.KeepAliveRequest\x1a\x19.dfsd.wire.KeepAliveReply\x12L\n" +
 	"\fCloseSession\x12\x1e.dfsd.wire.CloseSessionRequest\x1a\x1c.dfsd.wire.CloseSessionReply\x12C\n" +
-	"\tWantClass\x12\x1b.dfsd.wire.WantClassRequest\x1a\x19.dfsd.wire.WantClassReply\x12:\n" +
+	"\tWantClass\x12\x1b.dfsd.wire.WantClassRequest\x1a\x19.dfsd.wire.WantClassReply\x12@\n" +
+	"\bSetClass\x12\x1a.dfsd.wire.SetClassRequest\x1a\x18.dfsd.wire.SetClassReply\x12:\n" +
 	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x127\n" +
 	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x124\n" +
 	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12:\n" +
@@ -2729,7 +2813,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_meta_proto_goTypes = []any{
 	(*ProbeRequest)(nil),        // 0: dfsd.wire.ProbeRequest
 	(*ProbeReply)(nil),          // 1: dfsd.wire.ProbeReply
@@ -2759,88 +2843,94 @@ var file_meta_proto_goTypes = []any{
 	(*CloseSessionReply)(nil),   // 25: dfsd.wire.CloseSessionReply
 	(*WantClassRequest)(nil),    // 26: dfsd.wire.WantClassRequest
 	(*WantClassReply)(nil),      // 27: dfsd.wire.WantClassReply
-	(*MutateRequest)(nil),       // 28: dfsd.wire.MutateRequest
-	(*MutateReply)(nil),         // 29: dfsd.wire.MutateReply
-	(*FenceRequest)(nil),        // 30: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),          // 31: dfsd.wire.FenceReply
-	(*ReadRequest)(nil),         // 32: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),           // 33: dfsd.wire.ReadReply
-	(*StatusRequest)(nil),       // 34: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),         // 35: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),         // 36: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),         // 37: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),          // 38: dfsd.wire.Redundancy
-	nil,                         // 39: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),         // 40: dfsd.wire.Incarnation
-	(*Lineage)(nil),             // 41: dfsd.wire.Lineage
-	(*ClusterMap)(nil),          // 42: dfsd.wire.ClusterMap
-	(*Result)(nil),              // 43: dfsd.wire.Result
-	(*FenceOp)(nil),             // 44: dfsd.wire.FenceOp
-	(*Query)(nil),               // 45: dfsd.wire.Query
-	(*QueryResult)(nil),         // 46: dfsd.wire.QueryResult
+	(*SetClassRequest)(nil),     // 28: dfsd.wire.SetClassRequest
+	(*SetClassReply)(nil),       // 29: dfsd.wire.SetClassReply
+	(*MutateRequest)(nil),       // 30: dfsd.wire.MutateRequest
+	(*MutateReply)(nil),         // 31: dfsd.wire.MutateReply
+	(*FenceRequest)(nil),        // 32: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),          // 33: dfsd.wire.FenceReply
+	(*ReadRequest)(nil),         // 34: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),           // 35: dfsd.wire.ReadReply
+	(*StatusRequest)(nil),       // 36: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),         // 37: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),         // 38: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),         // 39: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),          // 40: dfsd.wire.Redundancy
+	nil,                         // 41: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),         // 42: dfsd.wire.Incarnation
+	(*Lineage)(nil),             // 43: dfsd.wire.Lineage
+	(*ClusterMap)(nil),          // 44: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),        // 45: dfsd.wire.ClassSetting
+	(*Result)(nil),              // 46: dfsd.wire.Result
+	(*FenceOp)(nil),             // 47: dfsd.wire.FenceOp
+	(*Query)(nil),               // 48: dfsd.wire.Query
+	(*QueryResult)(nil),         // 49: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	40, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	41, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	39, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	42, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	43, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	41, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	40, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	41, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	40, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	42, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	43, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	42, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	40, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	42, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	42, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	44, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	43, // 18: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	44, // 19: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	45, // 20: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	46, // 21: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	42, // 22: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	36, // 23: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	37, // 24: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	38, // 25: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	10, // 26: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	6,  // 27: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 28: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 29: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 30: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 31: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	14, // 32: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	17, // 33: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	20, // 34: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	22, // 35: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	24, // 36: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	26, // 37: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	28, // 38: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	30, // 39: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	32, // 40: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	34, // 41: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 42: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 43: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 44: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	12, // 45: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	15, // 46: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	19, // 47: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	21, // 48: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	23, // 49: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	25, // 50: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	27, // 51: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	29, // 52: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	31, // 53: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	33, // 54: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	35, // 55: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	42, // [42:56] is the sub-list for method output_type
-	28, // [28:42] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	45, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	46, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	47, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	48, // 21: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	49, // 22: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	44, // 23: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	38, // 24: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	39, // 25: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	40, // 26: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	10, // 27: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	6,  // 28: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 29: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 30: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 31: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 32: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	14, // 33: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	17, // 34: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	20, // 35: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	22, // 36: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	24, // 37: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	26, // 38: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	28, // 39: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	30, // 40: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	32, // 41: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	34, // 42: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	36, // 43: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 44: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 45: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 46: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	12, // 47: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	15, // 48: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	19, // 49: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	21, // 50: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	23, // 51: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	25, // 52: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	27, // 53: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	29, // 54: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	31, // 55: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	33, // 56: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	35, // 57: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	37, // 58: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	44, // [44:59] is the sub-list for method output_type
+	29, // [29:44] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -2856,7 +2946,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,6 +38,7 @@ type DRPCMetaClient interface {
 	KeepAlive(ctx context.Context, in *KeepAliveRequest) (*KeepAliveReply, error)
 	CloseSession(ctx context.Context, in *CloseSessionRequest) (*CloseSessionReply, error)
 	WantClass(ctx context.Context, in *WantClassRequest) (*WantClassReply, error)
+	SetClass(ctx context.Context, in *SetClassRequest) (*SetClassReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
@@ -144,6 +145,15 @@ func (c *drpcMetaClient) WantClass(ctx context.Context, in *WantClassRequest) (*
 	return out, nil
 }
 
+func (c *drpcMetaClient) SetClass(ctx context.Context, in *SetClassRequest) (*SetClassReply, error) {
+	out := new(SetClassReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/SetClass", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error) {
 	out := new(MutateReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{}, in, out)
@@ -191,6 +201,7 @@ type DRPCMetaServer interface {
 	KeepAlive(context.Context, *KeepAliveRequest) (*KeepAliveReply, error)
 	CloseSession(context.Context, *CloseSessionRequest) (*CloseSessionReply, error)
 	WantClass(context.Context, *WantClassRequest) (*WantClassReply, error)
+	SetClass(context.Context, *SetClassRequest) (*SetClassReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
@@ -239,6 +250,10 @@ func (s *DRPCMetaUnimplementedServer) WantClass(context.Context, *WantClassReque
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) SetClass(context.Context, *SetClassRequest) (*SetClassReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Mutate(context.Context, *MutateRequest) (*MutateReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -257,7 +272,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 14 }
+func (DRPCMetaDescription) NumMethods() int { return 15 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -352,6 +367,15 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.WantClass, true
 	case 10:
+		return "/dfsd.wire.Meta/SetClass", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					SetClass(
+						ctx,
+						in1.(*SetClassRequest),
+					)
+			}, DRPCMetaServer.SetClass, true
+	case 11:
 		return "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -360,7 +384,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MutateRequest),
 					)
 			}, DRPCMetaServer.Mutate, true
-	case 11:
+	case 12:
 		return "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -369,7 +393,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FenceRequest),
 					)
 			}, DRPCMetaServer.Fence, true
-	case 12:
+	case 13:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -378,7 +402,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 13:
+	case 14:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -590,6 +614,26 @@ func (x *drpcMeta_WantClassStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_WantClassStream) SendAndClose(m *WantClassReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_SetClassStream interface {
+	drpc.Stream
+	SendAndClose(*SetClassReply) error
+}
+
+type drpcMeta_SetClassStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_SetClassStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_SetClassStream) SendAndClose(m *SetClassReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}
