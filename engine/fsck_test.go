@@ -44,6 +44,8 @@ func fsck(s *Store) error {
 		} else {
 			u.puts++
 			u.putBytes += uint64(w.recordLen())
+			u.logical += uint64(w.info.Length)
+			u.payload += uint64(w.stored)
 		}
 		use[w.segment] = u
 		if v, ok := epochs[string(epochKey(id, shard, w.epoch))]; !ok || v != string(w.encodeEpoch()) {

@@ -252,14 +252,7 @@ func (c *change) count(w *row, sign int) {
 		u = c.ix.usage[w.segment]
 		c.ix.mu.Unlock()
 	}
-	n, bytes := uint64(sign), uint64(int64(sign)*w.recordLen())
-	if w.kind == kindTombstone {
-		u.tombstones += n
-		u.tombstoneBytes += bytes
-	} else {
-		u.puts += n
-		u.putBytes += bytes
-	}
+	u.add(w, sign)
 	c.usage[w.segment] = u
 }
 

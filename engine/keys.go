@@ -191,22 +191,41 @@ type usage struct {
 	putBytes       uint64 // of whole records
 	tombstones     uint64
 	tombstoneBytes uint64
+	logical        uint64 // bytes of the puts before compression
+	payload        uint64 // stored bytes of their chunks
 }
+
+// add counts a row once more, or with sign -1 no more.
+func (u *usage) add(w *row, sign int) {
+	n, bytes := uint64(sign), uint64(int64(sign)*w.recordLen())
+	if w.kind == kindTombstone {
+		u.tombstones += n
+		u.tombstoneBytes += bytes
+		return
+	}
+	u.puts += n
+	u.putBytes += bytes
+	u.logical += uint64(int64(sign) * int64(w.info.Length))
+	u.payload += uint64(int64(sign) * int64(w.stored))
+}
+
+const usageLen = 48
 
 func (u usage) empty() bool { return u.puts == 0 && u.tombstones == 0 }
 
 func (u usage) encode() []byte {
 	b := binary.BigEndian
-	p := b.AppendUint64(make([]byte, 0, 32), u.puts)
-	p = b.AppendUint64(p, u.putBytes)
-	p = b.AppendUint64(p, u.tombstones)
-	return b.AppendUint64(p, u.tombstoneBytes)
+	p := make([]byte, 0, usageLen)
+	for _, n := range []uint64{u.puts, u.putBytes, u.tombstones, u.tombstoneBytes, u.logical, u.payload} {
+		p = b.AppendUint64(p, n)
+	}
+	return p
 }
 
 func decodeUsage(p []byte) (usage, error) {
-	if len(p) != 32 {
+	if len(p) != usageLen {
 		return usage{}, dfs.Errorf(dfs.Corrupt, "read index", "segment row of %d bytes", len(p))
 	}
 	b := binary.BigEndian
-	return usage{b.Uint64(p), b.Uint64(p[8:]), b.Uint64(p[16:]), b.Uint64(p[24:])}, nil
+	return usage{b.Uint64(p), b.Uint64(p[8:]), b.Uint64(p[16:]), b.Uint64(p[24:]), b.Uint64(p[32:]), b.Uint64(p[40:])}, nil
 }

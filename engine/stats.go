@@ -35,6 +35,8 @@ type Stats struct {
 	Blocks     uint64
 	Tombstones uint64
 	LiveBytes  uint64 // of records that are needed, tombstones included
+	Logical    uint64 // bytes of the blocks before compression
+	Stored     uint64 // bytes of their chunks as they lie on the disk
 	DeadBytes  uint64 // of sealed segments and the log of the active one, not needed
 	Segments   int    // in use
 	Ready      int    // zero-filled, not yet used
@@ -154,6 +156,8 @@ func (s *Store) Stats() Stats {
 		st.Blocks += u.puts
 		st.Tombstones += u.tombstones
 		st.LiveBytes += u.putBytes + u.tombstoneBytes
+		st.Logical += u.logical
+		st.Stored += u.payload
 	}
 	var logged, room uint64
 	for _, g := range *s.segs.byNumber.Load() {

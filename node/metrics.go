@@ -178,6 +178,8 @@ func (c collector) collectStores(send func(figure, float64, ...string)) {
 			{gauge("store_blocks", "Live blocks.", "store"), float64(st.Blocks)},
 			{gauge("store_tombstones", "Tombstones of deleted blocks.", "store"), float64(st.Tombstones)},
 			{gauge("store_live_bytes", "Bytes of live records.", "store"), float64(st.LiveBytes)},
+			{gauge("store_logical_bytes", "Bytes of live blocks before compression.", "store"), float64(st.Logical)},
+			{gauge("store_stored_bytes", "Bytes of live blocks as they are stored.", "store"), float64(st.Stored)},
 			{gauge("store_dead_bytes", "Bytes of dead records.", "store"), float64(st.DeadBytes)},
 			{gauge("store_used_bytes", "Bytes of segment files.", "store"), float64(st.Used)},
 			{gauge("store_segments", "Segment files.", "store"), float64(st.Segments)},
