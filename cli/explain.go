@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"dfsd/client"
 	"dfsd/dfs"
@@ -20,7 +21,9 @@ func newExplain(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain PATH",
 		Short: "Show where every byte of a file is, how many copies, and which policy says so",
-		Args:  checked(cobra.ExactArgs(1)),
+		Long: `Show where every byte of a file is, how many copies, and which policy says so; and of each block, which a
+store is asked for, its codec and the bytes it takes there, of those that it holds.`,
+		Args: checked(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkRemote("explain", args...); err != nil {
 				return err
@@ -56,6 +59,11 @@ type explanation struct {
 	LeastCopies int    `json:"least_copies"` // complete copies on stores that are up, of the block with the fewest
 	WantCopies  int    `json:"want_copies"`
 
+	// Of the blocks that could be asked for, each counted once.
+	BlockBytes  int64 `json:"block_bytes"`  // before compression
+	StoredBytes int64 `json:"stored_bytes"` // of one copy
+	Unasked     int   `json:"unasked"`      // blocks of which no store said how they are stored
+
 	Extents []extentStatus `json:"extents"`
 	PGs     []pgStatus     `json:"pgs"` // those of the extents
 }
@@ -65,6 +73,9 @@ type extentStatus struct {
 	Length      int64  `json:"length"`
 	Block       string `json:"block"`
 	BlockOffset uint32 `json:"block_offset"`
+	BlockLength uint32 `json:"block_length"`
+	Codec       string `json:"codec"`  // empty: no store said
+	Stored      int    `json:"stored"` // bytes of one copy of the block; 0: no store said
 	PG          uint32 `json:"pg"`
 	Copies      int    `json:"copies"`
 }
@@ -129,6 +140,7 @@ func (e *explanation) policy(ctx context.Context, c *client.Client, path string,
 
 func (e *explanation) extents(ctx context.Context, c *client.Client, s *status, a *client.Attr) error {
 	seen := map[dfs.PGID]int{}
+	var all []client.Extent
 	for x, err := range c.Inode(a.Ino).Extents(ctx) {
 		if err != nil {
 			return err
@@ -144,11 +156,49 @@ func (e *explanation) extents(ctx context.Context, c *client.Client, s *status, 
 		if len(e.Extents) == 0 || copies < e.LeastCopies {
 			e.LeastCopies = copies
 		}
+		all = append(all, x)
 		e.Extents = append(e.Extents, extentStatus{
-			Offset: x.Offset, Length: x.Length, Block: x.Block.String(), BlockOffset: x.BlockOffset, PG: uint32(x.Block.PG), Copies: copies,
+			Offset: x.Offset, Length: x.Length, Block: x.Block.String(), BlockOffset: x.BlockOffset, BlockLength: x.BlockLength,
+			PG: uint32(x.Block.PG), Copies: copies,
 		})
 	}
-	return nil
+	e.stored(ctx, c, all)
+	return ctx.Err()
+}
+
+// askBlocks is how many blocks explain asks for at a time.
+const askBlocks = 16
+
+// stored finds out how the block of each extent is stored, as far as stores say.
+func (e *explanation) stored(ctx context.Context, c *client.Client, extents []client.Extent) {
+	first := map[dfs.BlockID]int{} // the extent for which a block is asked
+	var ask errgroup.Group
+	ask.SetLimit(askBlocks)
+	for i, x := range extents {
+		if _, known := first[x.Block]; known {
+			continue
+		}
+		first[x.Block] = i
+		ask.Go(func() error {
+			if info, err := c.Describe(ctx, x); err == nil {
+				e.Extents[i].Codec, e.Extents[i].Stored = info.Codec.String(), info.StoredLen()
+			}
+			return nil
+		})
+	}
+	_ = ask.Wait()
+	for i, x := range extents {
+		of := e.Extents[first[x.Block]]
+		e.Extents[i].Codec, e.Extents[i].Stored = of.Codec, of.Stored
+		switch {
+		case first[x.Block] != i:
+		case of.Codec == "":
+			e.Unasked++
+		default:
+			e.BlockBytes += int64(x.BlockLength)
+			e.StoredBytes += int64(of.Stored)
+		}
+	}
 }
 
 func (e *explanation) print(w io.Writer) error {
@@ -167,16 +217,25 @@ func (e *explanation) print(w io.Writer) error {
 		_, err := fmt.Fprintln(w, "blocks  none")
 		return err
 	}
-	fmt.Fprintf(w, "copies  %d of %d complete on stores that are up, for every block at least\n\n", e.LeastCopies, e.WantCopies)
+	fmt.Fprintf(w, "copies  %d of %d complete on stores that are up, for every block at least\n", e.LeastCopies, e.WantCopies)
+	fmt.Fprintf(w, "stored  %d of %s in each copy", e.StoredBytes, plural(e.BlockBytes, "byte"))
+	if e.Unasked > 0 {
+		fmt.Fprintf(w, ", and no store said it of %s", plural(int64(e.Unasked), "block"))
+	}
+	fmt.Fprint(w, "\n\n")
 	pgs := map[uint32]pgStatus{}
 	for _, p := range e.PGs {
 		pgs[p.PG] = p
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprint(t, "OFFSET\tLENGTH\tBLOCK\tPG\tSTATE\tSTORES\n")
+	fmt.Fprint(t, "OFFSET\tLENGTH\tBLOCK\tCODEC\tSTORED\tPG\tSTATE\tSTORES\n")
 	for _, x := range e.Extents {
 		p := pgs[x.PG]
-		fmt.Fprintf(t, "%d\t%d\t%s\t%d\t%s\t%s\n", x.Offset, x.Length, x.Block, x.PG, p.State, p.where())
+		codec, stored := x.Codec, fmt.Sprintf("%d/%d", x.Stored, x.BlockLength)
+		if codec == "" {
+			codec, stored = "?", fmt.Sprintf("?/%d", x.BlockLength)
+		}
+		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\n", x.Offset, x.Length, x.Block, codec, stored, x.PG, p.State, p.where())
 	}
 	return t.Flush()
 }

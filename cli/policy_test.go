@@ -21,7 +21,15 @@ import (
 type explained struct {
 	Class      string
 	WantCopies int `json:"want_copies"`
-	PGs        []struct {
+
+	BlockBytes  int64 `json:"block_bytes"`
+	StoredBytes int64 `json:"stored_bytes"`
+	Unasked     int
+	Extents     []struct {
+		Codec  string
+		Stored int
+	}
+	PGs []struct {
 		PG       uint32
 		Class    string
 		State    string
@@ -29,8 +37,17 @@ type explained struct {
 	}
 }
 
+func (c *cluster) explained(path string) (e explained) {
+	c.t.Helper()
+	if err := json.Unmarshal([]byte(c.ok("explain", "--json", path)), &e); err != nil {
+		c.t.Fatal(err)
+	}
+	return e
+}
+
 // TestPolicy sets a class of two copies on a directory of a cluster of three:
-// that is what its files have, and have again after a store is lost for good.
+// that is what its files have, and have again after a store is lost for good, with
+// the compression that is set for that class.
 func TestPolicy(t *testing.T) {
 	network := transport.NewMemory(transport.MemoryOptions{Seed: 1})
 	var last *node.Node
@@ -63,6 +80,12 @@ func TestPolicy(t *testing.T) {
 	}
 	c.no(1, "class rep5 wants 5 copies on as many storage nodes, and the cluster has 4; add storage nodes first", "policy", "set", "/two", "rep5")
 	text := strings.Repeat("two copies of this ", 50_000)
+	c.ok("class", "set", "rep2", "--compression", "zstd")
+	c.proc.In = strings.NewReader(text)
+	c.ok("put", "-", "/three")
+	if e := c.explained("/three"); e.Class != "rep3" || e.Extents[0].Codec != "s2" {
+		t.Errorf("explained: %+v", e)
+	}
 	for i := range 6 {
 		c.ok("mkdir", fmt.Sprintf("/two/%d", i))
 		c.proc.In = strings.NewReader(text)
@@ -75,9 +98,14 @@ func TestPolicy(t *testing.T) {
 		t.Helper()
 		c.ok("status", "--wait", "full")
 		for i := range 6 {
-			var e explained
-			if err := json.Unmarshal([]byte(c.ok("explain", "--json", fmt.Sprintf("/two/%d/file", i))), &e); err != nil {
-				t.Fatal(err)
+			e := c.explained(fmt.Sprintf("/two/%d/file", i))
+			if e.BlockBytes != int64(len(text)) || e.StoredBytes == 0 || e.StoredBytes > e.BlockBytes/20 || e.Unasked != 0 {
+				t.Errorf("explained: %+v", e)
+			}
+			for _, x := range e.Extents {
+				if x.Codec != "zstd" || x.Stored == 0 {
+					t.Errorf("explained: %+v", x)
+				}
 			}
 			if e.Class != "rep2" || e.WantCopies != 2 || len(e.PGs) == 0 {
 				t.Errorf("explained: %+v", e)
@@ -99,6 +127,9 @@ func TestPolicy(t *testing.T) {
 		}
 		if groups["rep3"] != 8 || groups["rep2"] != 8 {
 			t.Errorf("placement groups: %v", groups)
+		}
+		if out := c.ok("class", "ls"); out != "CLASS  COMPRESSION  PGS  DEFAULT\nrep2   zstd         8    no\nrep3   s2           8    yes\n" {
+			t.Errorf("classes: %q", out)
 		}
 	}
 	check()
