@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"testing"
 )
 
@@ -146,5 +147,18 @@ func TestChunkSumBindsIdentity(t *testing.T) {
 	other.Counter++
 	if ChunkSum(other, 0, 0, data) == sum || ChunkSum(id, 1, 0, data) == sum || ChunkSum(id, 0, 1, data) == sum {
 		t.Error("a chunk of another place has the same sum")
+	}
+}
+
+// TestShortSum: it is the CRC of package crc32.
+func TestShortSum(t *testing.T) {
+	p := make([]byte, 64)
+	for i := range p {
+		p[i] = byte(i * 37)
+	}
+	for n := range len(p) {
+		if got, want := shortSum(p[:n]), crc32.Checksum(p[:n], Castagnoli); got != want {
+			t.Errorf("%d bytes: %08x, want %08x", n, got, want)
+		}
 	}
 }

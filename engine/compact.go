@@ -268,8 +268,9 @@ func (m *move) read(o *op, w *row) bool {
 		return false
 	}
 	head := recordHeaderLen + len(w.info.Chunks)*chunkLen
-	buf, free := s.bufs.get(head + int(w.stored))
-	m.free = append(m.free, free)
+	b := s.bufs.get(head + int(w.stored))
+	m.free = append(m.free, b.release)
+	buf := b.room[:head+int(w.stored)]
 	_, err := m.file.ReadAt(buf, w.offset)
 	if err != nil {
 		err = &dfs.Error{Kind: dfs.Corrupt, Op: "read block", Object: o.rec.id.String(), Err: err}

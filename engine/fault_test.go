@@ -332,7 +332,7 @@ func TestManySegments(t *testing.T) {
 			mustPut(t, s, n, 60_000, 1)
 		}
 		for _, g := range *s.segs.byNumber.Load() {
-			if err := g.closeFile(); err != nil {
+			if _, err := g.closeFile(); err != nil {
 				t.Fatal(err)
 			}
 		}

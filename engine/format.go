@@ -156,32 +156,50 @@ func recordTableLen(p []byte, at place) (int, bool) {
 	return recordHeaderLen + int(chunks)*chunkLen, true
 }
 
+// name is what a record's header says besides the chunks.
+type name struct {
+	kind  recordKind
+	id    dfs.BlockID
+	shard uint8
+	seq   uint64
+	hint  dfs.Hint
+}
+
+// decodeName is decodeRecord for a read of a block whose chunks the index has.
+func decodeName(p []byte) (n name, err error) {
+	b := binary.BigEndian
+	if b.Uint32(p[recordHeaderLen-4:]) != recordSum(p) {
+		return n, dfs.Errorf(dfs.Corrupt, "read record", "header checksum is wrong")
+	}
+	if p[4] != formatVersion {
+		return n, dfs.Errorf(dfs.Unsupported, "read record", "version %d: this release knows %d", p[4], formatVersion)
+	}
+	n.kind, n.shard, n.seq = recordKind(p[5]), p[72], b.Uint64(p[32:])
+	n.hint = dfs.Hint{Ino: dfs.Ino(b.Uint64(p[88:])), Offset: int64(b.Uint64(p[96:])), Version: dfs.Version(b.Uint64(p[104:]))}
+	n.id, err = dfs.ParseBlockID(p[48:72])
+	return n, err
+}
+
 // decodeRecord reads header and chunk table from p, whose length is what
 // recordTableLen said. It returns Corrupt when they do not hold together and
 // Unsupported for a sound record of another version.
 func decodeRecord(p []byte, at place) (record, error) {
 	b := binary.BigEndian
-	if b.Uint32(p[recordHeaderLen-4:]) != recordSum(p) {
-		return record{}, dfs.Errorf(dfs.Corrupt, "read record", "header checksum is wrong")
-	}
-	if p[4] != formatVersion {
-		return record{}, dfs.Errorf(dfs.Unsupported, "read record", "version %d: this release knows %d", p[4], formatVersion)
-	}
-	id, err := dfs.ParseBlockID(p[48:72])
+	n, err := decodeName(p)
 	if err != nil {
 		return record{}, err
 	}
 	r := record{
-		kind: recordKind(p[5]), flags: b.Uint16(p[6:]), segment: at.segment, offset: at.offset,
-		seq: b.Uint64(p[32:]), epoch: dfs.Epoch(b.Uint64(p[40:])), id: id, shard: p[72],
+		kind: n.kind, flags: b.Uint16(p[6:]), segment: at.segment, offset: at.offset,
+		seq: n.seq, epoch: dfs.Epoch(b.Uint64(p[40:])), id: n.id, shard: n.shard,
 		info:   dfs.BlockInfo{Length: b.Uint32(p[76:]), Codec: dfs.Codec(p[73]), Chunks: decodeChunks(p[recordHeaderLen:])},
 		stored: b.Uint32(p[80:]),
-		hint:   dfs.Hint{Ino: dfs.Ino(b.Uint64(p[88:])), Offset: int64(b.Uint64(p[96:])), Version: dfs.Version(b.Uint64(p[104:]))},
+		hint:   n.hint,
 	}
 	switch r.kind {
 	case kindPut:
 		if err := r.info.Validate(); err != nil {
-			return record{}, dfs.Wrap("read record", id.String(), err)
+			return record{}, dfs.Wrap("read record", r.id.String(), err)
 		}
 		if r.info.StoredLen() != int(r.stored) {
 			return record{}, dfs.Errorf(dfs.Corrupt, "read record", "%d payload bytes, chunks have %d", r.stored, r.info.StoredLen())

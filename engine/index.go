@@ -24,6 +24,7 @@ type index struct {
 	cache *pebble.Cache
 	gate  *gate
 	mark  uint64
+	rows  rowCache // what reads have asked for
 
 	exists func(segment uint64) bool // segments.mayExist
 
@@ -141,6 +142,20 @@ func (ix *index) scan(lower, upper []byte, fn func(k, v []byte) error) (err erro
 		}
 	}
 	return it.Error()
+}
+
+// lookup is get for a read, which the row cache may answer. The row is not to
+// be changed.
+func (ix *index) lookup(id dfs.BlockID, shard uint8) (*row, error) {
+	if w := ix.rows.get(id, shard); w != nil {
+		return w, nil
+	}
+	generation := ix.rows.begin(id, shard)
+	w, err := ix.get(blockKey(id, shard))
+	if err == nil && w != nil && w.kind == kindPut {
+		ix.rows.add(id, shard, generation, w)
+	}
+	return w, err
 }
 
 // get returns a block's row, nil when there is none.
@@ -343,6 +358,11 @@ func (c *change) commit() error {
 	}
 	if err := c.b.Commit(pebble.NoSync); err != nil {
 		return err
+	}
+	for key := range c.rows {
+		if id, shard, err := parseBlockKey([]byte(key)); err == nil {
+			c.ix.rows.drop(id, shard)
+		}
 	}
 	if err := c.ix.gate.check(); err != nil {
 		return err

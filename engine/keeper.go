@@ -195,7 +195,7 @@ func (s *Store) closeIdle() error {
 		if s.segs.open.Load() <= maxOpenSegments/2 {
 			break
 		}
-		if err := g.closeFile(); err != nil {
+		if _, err := g.closeFile(); err != nil {
 			return err
 		}
 	}

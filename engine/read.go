@@ -11,7 +11,7 @@ import (
 
 // Read is the answer of Get. Data belongs to the store again after Release.
 type Read struct {
-	Info  dfs.BlockInfo
+	Info  dfs.BlockInfo // its chunks are shared: not to be changed
 	Epoch dfs.Epoch
 	First int    // number of the first chunk in Data
 	Data  []byte // stored bytes of the chunks that cover the range, end to end
@@ -25,16 +25,24 @@ type Read struct {
 	// listed as damaged, and a put of the same bytes replaces it.
 	HeaderLost bool
 
-	release func()
+	buf *buffer // that holds Data; nil after Release
 }
 
 // Release gives Data back. It may be called more than once.
 func (r *Read) Release() {
-	if r.release != nil {
-		r.release()
-		r.release, r.Data = nil, nil
+	if r.buf != nil {
+		r.buf.release()
+		r.buf, r.Data = nil, nil
 	}
 }
+
+// buffer is room for one read.
+type buffer struct {
+	pool *sync.Pool
+	room []byte
+}
+
+func (b *buffer) release() { b.pool.Put(b) }
 
 // buffers are read buffers by size class, powers of two from one chunk to the
 // largest block. The pools let go of what is not used.
@@ -51,15 +59,14 @@ const (
 	maxRecordHeader = recordHeaderLen + dfs.MaxBlockSize/dfs.ChunkSize*chunkLen
 )
 
-// get returns n bytes, of which at most maxRecordHeader are no payload.
-func (b *buffers) get(n int) (buf []byte, release func()) {
+// get returns room for n bytes, of which at most maxRecordHeader are no payload.
+func (b *buffers) get(n int) *buffer {
 	class := max(0, bits.Len(uint(max(n-maxRecordHeader, 1)-1))-minBufferBits)
-	p, ok := b.classes[class].Get().(*[]byte)
-	if !ok {
-		fresh := make([]byte, maxRecordHeader+1<<(class+minBufferBits))
-		p = &fresh
+	pool := &b.classes[class]
+	if p, ok := pool.Get().(*buffer); ok {
+		return p
 	}
-	return (*p)[:n], func() { b.classes[class].Put(p) }
+	return &buffer{pool: pool, room: make([]byte, maxRecordHeader+1<<(class+minBufferBits))}
 }
 
 // Get reads the chunks that cover length logical bytes from offset, and checks
@@ -72,13 +79,12 @@ func (s *Store) Get(ctx context.Context, id dfs.BlockID, shard uint8, offset, le
 		return nil, err
 	}
 	defer s.exit()
-	key := blockKey(id, shard)
 	var last *row
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, &dfs.Error{Kind: dfs.Deadline, Op: "read block", Object: id.String(), Err: err}
 		}
-		w, err := s.present(id, key)
+		w, err := s.present(id, shard)
 		if err != nil {
 			return nil, err
 		}
@@ -101,8 +107,8 @@ func (s *Store) Get(ctx context.Context, id dfs.BlockID, shard uint8, offset, le
 }
 
 // present returns the row of a block that is there.
-func (s *Store) present(id dfs.BlockID, key []byte) (*row, error) {
-	w, err := s.index.get(key)
+func (s *Store) present(id dfs.BlockID, shard uint8) (*row, error) {
+	w, err := s.index.lookup(id, shard)
 	if err != nil {
 		return nil, err
 	}
@@ -136,27 +142,41 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 	if first == 0 && n > 0 {
 		head = int(at - w.offset)
 	}
-	buf, release := s.bufs.get(head + n)
+	b := s.bufs.get(head + n)
+	buf := b.room[:head+n]
 	if n > 0 {
 		if _, err := file.ReadAt(buf, at-int64(head)); err != nil {
-			release()
+			b.release()
 			return nil, s.readFailed(id, shard, w, &dfs.Error{Kind: dfs.Corrupt, Op: "read block", Object: id.String(), Err: err})
 		}
 	}
 	if err := checkChunks(id, shard, first, w.info.Chunks[first:end], buf[head:]); err != nil {
-		release()
+		b.release()
 		return nil, s.readFailed(id, shard, w, err)
 	}
-	s.clock.read()
-	r := &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], release: release}
+	g.used.Store(s.clock.read())
+	r := &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], buf: b}
 	if head > 0 {
-		rec, err := s.readHeader(buf[:head], id, shard, w)
-		if r.Hint = rec.hint; err != nil {
+		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
 			r.HeaderLost = true
 			_ = s.readFailed(id, shard, w, err) // the bytes are served all the same
 		}
 	}
 	return r, nil
+}
+
+// readHint reads the hint in a record's header, which must be what the index
+// says it is.
+func (s *Store) readHint(p []byte, id dfs.BlockID, shard uint8, w *row) (dfs.Hint, error) {
+	at := place{s.mark, w.segment, w.offset}
+	if n, ok := recordTableLen(p, at); !ok || n != len(p) {
+		return dfs.Hint{}, dfs.Errorf(dfs.Corrupt, "read record", "its header is damaged")
+	}
+	n, err := decodeName(p)
+	if err == nil && (n.id != id || n.shard != shard || n.seq != w.seq || n.kind != w.kind) {
+		return dfs.Hint{}, dfs.Errorf(dfs.Corrupt, "read record", "the header of %s is in its place", n.id)
+	}
+	return n.hint, err
 }
 
 // readHeader reads a record's header, which must be what the index says it is.

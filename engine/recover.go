@@ -149,7 +149,8 @@ func (r *recovery) listSegments() error {
 		}
 		g := &segment{number: n, fs: fs, path: fs.PathJoin(dir, name), open: &s.segs.open}
 		what, err := r.inspect(g)
-		if err = cmp.Or(err, g.closeFile()); err != nil {
+		_, closeErr := g.closeFile()
+		if err = cmp.Or(err, closeErr); err != nil {
 			return dfs.Wrap("open segment", g.path, err)
 		}
 		s.segs.next = max(s.segs.next, n+1)

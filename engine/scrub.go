@@ -262,8 +262,9 @@ func (s *Store) checkRecord(id dfs.BlockID, shard uint8, w *row, n int) error {
 		return err
 	}
 	defer g.release()
-	buf, free := s.bufs.get(n)
-	defer free()
+	b := s.bufs.get(n)
+	defer b.release()
+	buf := b.room[:n]
 	if _, err := file.ReadAt(buf, w.offset); err != nil {
 		return &dfs.Error{Kind: dfs.Corrupt, Op: "read record", Object: id.String(), Err: err}
 	}

@@ -26,40 +26,56 @@ type segment struct {
 	end    atomic.Int64 // past the last durable batch
 	sealed atomic.Bool
 	stream stream       // set before sealed
-	used   atomic.Int64 // when it was last acquired, Unix nanoseconds
+	used   atomic.Int64 // when it was last read, Unix nanoseconds
 	aged   atomic.Int64 // when it was sealed, Unix nanoseconds; 0: in an earlier life
 	stuck  atomic.Int64 // until when compaction leaves it alone, Unix nanoseconds
 
-	// mu guards what follows. It is held while the file is opened.
-	mu      sync.Mutex
-	file    vfs.File
-	refs    int
-	retired bool          // no new readers
-	idle    chan struct{} // closed when it is retired and the last reader has left
+	// refs counts who uses the file. It is far below zero while the file is being
+	// closed, so that whoever comes then waits for mu.
+	refs    atomic.Int64
+	file    atomic.Pointer[openFile] // nil: not open
+	retired atomic.Bool              // no new readers
+
+	// mu guards what follows, and is held by who opens or closes the file.
+	mu   sync.Mutex
+	idle chan struct{} // a token when the last reader has left; set before retired
 }
+
+// openFile is the file of a segment, in one word.
+type openFile struct{ vfs.File }
+
+// closing is added to refs while the file is being closed.
+const closing = -1 << 40
 
 // acquire returns the open file, for reads at positions. NotExist: the segment
 // has been given up. The caller calls release.
 func (g *segment) acquire() (vfs.File, error) {
+	if g.refs.Add(1) > 0 {
+		if f := g.file.Load(); f != nil && !g.retired.Load() {
+			return f.File, nil
+		}
+	}
+	g.release()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.retired {
+	if g.retired.Load() {
 		return nil, dfs.Errorf(dfs.NotExist, "open segment", "%s has been given up", segmentName(g.number))
 	}
-	if g.file == nil {
+	f := g.file.Load()
+	if f == nil {
 		if _, err := g.fs.Stat(g.path); err != nil { // OpenReadWrite would make it
 			return nil, err
 		}
-		f, err := g.fs.OpenReadWrite(g.path, vfs.WriteCategoryUnspecified)
+		opened, err := g.fs.OpenReadWrite(g.path, vfs.WriteCategoryUnspecified)
 		if err != nil {
 			return nil, err
 		}
-		g.file = f
+		f = &openFile{opened}
+		g.file.Store(f)
 		g.open.Add(1)
 	}
-	g.refs++
-	g.used.Store(time.Now().UnixNano())
-	return g.file, nil
+	g.refs.Add(1)
+	return f.File, nil
 }
 
 // seal notes that no stream appends to it any more.
@@ -73,11 +89,8 @@ func (g *segment) stuckUntil() time.Time    { return at(g.stuck.Load()) }
 func (g *segment) setStuck(until time.Time) { g.stuck.Store(until.UnixNano()) }
 
 func (g *segment) release() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.refs--
-	if g.retired && g.refs == 0 {
-		close(g.idle)
+	if g.refs.Add(-1) == 0 && g.retired.Load() {
+		signal(g.idle)
 	}
 }
 
@@ -85,30 +98,36 @@ func (g *segment) release() {
 // file.
 func (g *segment) retire() error {
 	g.mu.Lock()
-	if g.retired {
+	if g.retired.Load() {
 		g.mu.Unlock()
 		return nil
 	}
-	g.retired, g.idle = true, make(chan struct{})
-	if g.refs == 0 {
-		close(g.idle)
-	}
+	g.idle = make(chan struct{}, 1)
+	g.retired.Store(true)
 	g.mu.Unlock()
-	<-g.idle
-	return g.closeFile()
+	for {
+		// Who comes now leaves at once, and leaves a token.
+		if closed, err := g.closeFile(); closed {
+			return err
+		}
+		<-g.idle
+	}
 }
 
-// closeFile closes the file when nobody uses it.
-func (g *segment) closeFile() error {
+// closeFile closes the file when nobody uses it, and reports whether that is so.
+func (g *segment) closeFile() (closed bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.refs > 0 || g.file == nil {
-		return nil
+	if !g.refs.CompareAndSwap(0, closing) {
+		return false, nil
 	}
-	f := g.file
-	g.file = nil
+	defer g.refs.Add(-closing)
+	f := g.file.Swap(nil)
+	if f == nil {
+		return true, nil
+	}
 	g.open.Add(-1)
-	return f.Close()
+	return true, f.Close()
 }
 
 // segments is the table of all segments of a store.

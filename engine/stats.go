@@ -118,7 +118,12 @@ func (c *clock) end() {
 	c.syncing.Store(0)
 }
 
-func (c *clock) read() { c.lastRead.Store(time.Now().UnixNano()) }
+// read notes a read, and returns its time.
+func (c *clock) read() int64 {
+	now := time.Now().UnixNano()
+	c.lastRead.Store(now)
+	return now
+}
 
 func since(t int64) time.Duration {
 	if t == 0 {

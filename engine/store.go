@@ -222,11 +222,11 @@ func (s *Store) abandon() {
 func (s *Store) closeFiles() {
 	if m := s.segs.byNumber.Load(); m != nil {
 		for _, g := range *m {
-			_ = g.closeFile()
+			_, _ = g.closeFile()
 		}
 	}
 	for _, g := range s.segs.ready {
-		_ = g.closeFile()
+		_, _ = g.closeFile()
 	}
 	s.files.close()
 	s.ledger.close()
