@@ -19,7 +19,9 @@
 //
 //	caller: check sizes and chunk sums, take room in the queue
 //	        under the lock of the PG: epoch, index, tombstone → sequence number, queue
-//	writer: everything that waits → one buffer → one WriteAt → one SyncData
+//	who has the writer's turn, the caller itself when nobody else is at it:
+//	        everything that waits → one buffer → one WriteAt → one SyncData
+//	there and then, or beside the next write when more waits:
 //	        index batch (not synced) → callers return
 //
 // # Invariants
@@ -27,7 +29,7 @@
 //   - A call that returned nil is on the disk.
 //   - The index names only records that are on the disk. It holds the effect
 //     of a prefix of the log, whose end (the anchor) is in the same batch.
-//   - One batch is in flight. So bytes that do not read back are either the
+//   - One batch is in flight: the next is written after the sync. So bytes that do not read back are either the
 //     last batch, which nobody was promised, or rot.
 //   - A PG's fence only grows, and no append admitted under an epoch below it
 //     is unfinished when SetEpochs returns.

@@ -98,6 +98,9 @@ func (s *Store) submit(ctx context.Context, o *op, admit func(*pg, *op) (*op, er
 	if err != nil || follow == nil {
 		return err
 	}
+	if follow == o {
+		s.writer.lead()
+	}
 	return follow.wait()
 }
 

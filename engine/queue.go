@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"sync"
-	"time"
 
 	"dfsd/dfs"
 
@@ -12,12 +11,11 @@ import (
 
 // op is one record on its way to the disk.
 type op struct {
-	rec      record // its place is filled in by the writer
-	key      string // blockKey
-	payload  []byte // the caller's; not touched after done
-	pg       *pg
-	cost     int64 // taken from the queue's budget
-	admitted time.Time
+	rec     record // its place is filled in by the writer
+	key     string // blockKey
+	payload []byte // the caller's; not touched after done
+	pg      *pg
+	cost    int64 // taken from the queue's budget
 
 	// fresh: the index had no row of the key when it was asked at the admission,
 	// and nothing else of the key was under way. Invariant: it is still so when
@@ -84,13 +82,12 @@ func (q *queue) unreserve(o *op) {
 	q.budget.Release(o.cost)
 }
 
-// push queues the record.
+// push queues the record. Whoever appends must then be told, by lead or by
+// signal.
 func (q *queue) push(o *op) {
 	q.mu.Lock()
-	o.admitted = time.Now()
+	defer q.mu.Unlock()
 	q.ops = append(q.ops, o)
-	q.mu.Unlock()
-	q.signal()
 }
 
 func (q *queue) signal() {
@@ -100,35 +97,42 @@ func (q *queue) signal() {
 	}
 }
 
-// take waits for records and returns as many as make a batch; nil when the
-// queue is closed and empty.
-func (q *queue) take() []*op {
+// waiting reports whether there is something to take.
+func (q *queue) waiting() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.ops) > 0
+}
+
+// wait returns when there is something to take; false when the queue is closed
+// and empty.
+func (q *queue) wait() bool {
 	for {
 		q.mu.Lock()
-		n, bytes := 0, 0
-		for n < len(q.ops) && bytes < gatherBytes {
-			bytes += q.ops[n].rec.length()
-			n++
-		}
-		taken := append([]*op(nil), q.ops[:n]...)
-		clear(q.ops[:n])
-		q.ops = q.ops[n:]
-		if len(q.ops) == 0 {
-			q.ops = nil
-		}
-		more, closed := len(q.ops) > 0, q.closed
+		waiting, closed := len(q.ops) > 0, q.closed
 		q.mu.Unlock()
-		if more {
-			q.signal()
-		}
-		if n > 0 {
-			return taken
-		}
-		if closed {
-			return nil
+		if waiting || closed {
+			return waiting
 		}
 		<-q.wake
 	}
+}
+
+// take returns as many records as make a batch; nil when there are none.
+func (q *queue) take() []*op {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n, bytes := 0, 0
+	for n < len(q.ops) && bytes < gatherBytes {
+		bytes += q.ops[n].rec.length()
+		n++
+	}
+	taken := q.ops[:n:n]
+	q.ops = q.ops[n:]
+	if len(q.ops) == 0 {
+		q.ops = nil
+	}
+	return taken
 }
 
 func (q *queue) close() {

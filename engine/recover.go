@@ -58,7 +58,7 @@ func (s *Store) recoverLog() (*writer, *compactor, error) {
 	s.counters.sinceCheckpoint.Store(r.replay)
 	s.mayBeDead.Store(true) // the last life may not have come to it
 	signal(s.keeperWake)
-	return &writer{r.tails[logStream].appender}, newCompactor(r.tails[movedStream].appender), nil
+	return newWriter(r.tails[logStream].appender), newCompactor(r.tails[movedStream].appender), nil
 }
 
 // giveBack lets go of the active segments when the store cannot be opened.

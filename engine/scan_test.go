@@ -23,7 +23,7 @@ type image struct {
 func newImage(number uint64, size int64) *image {
 	h := segmentHeader{mark: testMark, segment: number, size: size}
 	m := &image{p: make([]byte, size)}
-	m.w = writer{appender{s: &Store{mark: testMark}, active: &segment{number: number, size: size}, end: pageSize}}
+	m.w.appender = appender{s: &Store{mark: testMark}, active: &segment{number: number, size: size}, end: pageSize}
 	copy(m.p, h.page())
 	return m
 }

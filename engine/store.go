@@ -19,15 +19,16 @@ import (
 // Store is one open data directory. All methods may be called at the same
 // time; none but Identity, Stats and the like after Close.
 type Store struct {
-	opts  Options
-	log   *slog.Logger
-	mark  uint64 // of the store; in every record
-	lock  io.Closer
-	files records
-	index *index
-	segs  segments
-	queue *queue
-	bufs  buffers
+	opts   Options
+	log    *slog.Logger
+	mark   uint64 // of the store; in every record
+	lock   io.Closer
+	files  records
+	index  *index
+	segs   segments
+	queue  *queue
+	writer *writer
+	bufs   buffers
 
 	// identTurn is held by who changes ident and the STORE file, so that a disk
 	// that hangs keeps nobody from reading ident.
@@ -115,6 +116,7 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, dfs.Wrap("open store", opts.Dir, err)
 	}
+	s.writer = w
 	s.index.gate.serving.Store(true)
 	keeperCtx, stopKeeper := context.WithCancel(context.Background())
 	preparerCtx, stopPreparer := context.WithCancel(context.Background())

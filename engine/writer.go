@@ -1,20 +1,99 @@
 package engine
 
 import (
+	"io"
 	"time"
 
 	"dfsd/dfs"
 )
 
-// writer is the one goroutine that appends to the log. Invariant: the log's
-// sequence numbers have no gaps, unless records were lost.
-type writer struct{ appender }
+// writer appends to the log. Invariant: the log's sequence numbers have no gaps,
+// unless records were lost.
+//
+// Who has the turn appends: a caller that finds nobody at it writes its own
+// record, so that it need not wake anyone, and what has gathered meanwhile is
+// the writer goroutine's. While records wait, the index learns of a durable batch
+// from the indexer goroutine, and the disk is never idle for that.
+//
+//	caller, alone:  queue ─ write ─ sync ─ index ─ return
+//	writer:         queue ─ write ─ sync ┬ write ─ sync ┬ write ─ sync …
+//	indexer:                             └ index        └ index
+//	callers:                               return         return
+type writer struct {
+	appender
+	turn chan struct{} // holds a token while somebody has the turn; guards the appender
 
+	landed  chan landing  // to the indexer, in the order of the log
+	landing chan struct{} // a token for each that the indexer has not done with
+}
+
+// landing is a batch that is on the disk and not in the index.
+type landing struct {
+	ops    []*op
+	at     position
+	length int64
+	active *segment
+	file   io.ReaderAt // of active
+}
+
+// maxLanding bounds the batches that wait for the index: one in hand, and one
+// more, so that a sync need not wait for it.
+const maxLanding = 2
+
+func newWriter(a appender) *writer {
+	return &writer{
+		appender: a, turn: make(chan struct{}, 1),
+		landed: make(chan landing, maxLanding), landing: make(chan struct{}, maxLanding),
+	}
+}
+
+// run appends what is queued until the queue is closed and empty.
 func (w *writer) run() {
-	for ops := w.s.queue.take(); ops != nil; ops = w.s.queue.take() {
+	indexed := make(chan struct{})
+	go func() {
+		defer close(indexed)
+		for l := range w.landed {
+			w.commit(l)
+			<-w.landing
+		}
+	}()
+	for w.s.queue.wait() {
+		w.turn <- struct{}{}
+		for ops := w.s.queue.take(); ops != nil; ops = w.s.queue.take() {
+			w.write(ops)
+		}
+		<-w.turn
+	}
+	close(w.landed)
+	<-indexed
+	w.release()
+}
+
+// lead appends what is queued when nobody else is at it. Who is at it looks at
+// the queue again afterwards.
+func (w *writer) lead() {
+	select {
+	case w.turn <- struct{}{}:
+	default:
+		return
+	}
+	if ops := w.s.queue.take(); ops != nil {
 		w.write(ops)
 	}
-	w.release()
+	<-w.turn
+	if w.s.queue.waiting() {
+		w.s.queue.signal()
+	}
+}
+
+// settle waits until the index has every batch.
+func (w *writer) settle() {
+	for range maxLanding {
+		w.landing <- struct{}{}
+	}
+	for range maxLanding {
+		<-w.landing
+	}
 }
 
 // write makes the records durable, in as many batches as the segments' room
@@ -93,6 +172,7 @@ func (w *writer) nextSegment(kind recordKind) error {
 		}
 	}
 	signal(s.prepareWake)
+	w.settle() // a sealed segment may be given up when the index needs nothing of it
 	if err := w.begin(next); err != nil {
 		s.fail(err)
 		return s.failure()
@@ -112,39 +192,49 @@ func (w *writer) batch(ops []*op) {
 		return
 	}
 	s.clock.wrote()
+	l := landing{ops: ops, at: w.appended(ops, int64(len(buf))), length: int64(len(buf)), active: w.active, file: w.file}
 	if s.opts.Hooks.AckBeforeSync {
-		w.commit(ops, int64(len(buf)))
-		ops = nil
+		w.land(l, true)
+		l.ops = nil
 		time.Sleep(ackLead)
 	}
 	if err := w.file.SyncData(); err != nil {
 		s.fail(err)
-		w.answer(ops, s.failure())
+		w.answer(l.ops, s.failure())
 		return
 	}
 	s.clock.synced()
-	if ops != nil {
-		w.commit(ops, int64(len(buf)))
+	if l.ops != nil {
+		w.land(l, len(w.landing) == 0 && !s.queue.waiting())
 	}
 	signal(s.keeperWake)
 }
 
+// land puts a batch into the index: now, or while the next one is written.
+func (w *writer) land(l landing, now bool) {
+	if now {
+		w.commit(l)
+		return
+	}
+	w.landing <- struct{}{}
+	w.landed <- l
+}
+
 // commit puts a durable batch into the index and answers its callers.
-func (w *writer) commit(ops []*op, length int64) {
+func (w *writer) commit(l landing) {
 	s := w.s
-	for _, o := range ops {
+	for _, o := range l.ops {
 		if !o.repair {
 			continue
 		}
-		if err := checkPayload(w.file, &o.rec); err != nil {
+		if err := checkPayload(l.file, &o.rec); err != nil {
 			s.fail(err)
-			w.answer(ops, s.failure())
+			w.answer(l.ops, s.failure())
 			return
 		}
 	}
-	at := w.appended(ops, length)
 	err := s.index.update(func(c *change) error {
-		for _, o := range ops {
+		for _, o := range l.ops {
 			if o.fresh {
 				c.rows[o.key] = nil
 			}
@@ -152,18 +242,18 @@ func (w *writer) commit(ops []*op, length int64) {
 				return err
 			}
 		}
-		c.advance(logStream, at)
+		c.advance(logStream, l.at)
 		return nil
 	})
 	if err != nil {
 		s.fail(err)
-		w.answer(ops, s.failure())
+		w.answer(l.ops, s.failure())
 		return
 	}
-	w.active.end.Store(at.end)
-	s.durableSeq.Store(at.count)
-	s.counters.batch(ops, length)
-	w.answer(ops, nil)
+	l.active.end.Store(l.at.end)
+	s.durableSeq.Store(l.at.count)
+	s.counters.batch(l.ops, l.length)
+	w.answer(l.ops, nil)
 }
 
 // answer ends the operations.
