@@ -15,8 +15,13 @@ import (
 // batches of the writer never queue behind a whole segment of zeros.
 const fillChunk = 1 << 20
 
-// fillPause is the rest after each chunk while another segment is ready.
-const fillPause = 10 * time.Millisecond
+// The rest after each chunk while another segment is ready.
+const (
+	fillPause = 10 * time.Millisecond // while something is appended
+	fillLong  = 50 * time.Millisecond // likewise, and two are ready
+	fillBrief = time.Millisecond      // nothing was appended for quietTime
+	quietTime = 20 * time.Millisecond
+)
 
 // fullRetry is how often a full disk is looked at again.
 const fullRetry = time.Second
@@ -182,12 +187,20 @@ func (s *Store) fill(ctx context.Context) (_ *segment, err error) {
 
 // fillRest gives way to the writer, unless that waits for the segment.
 func (s *Store) fillRest(ctx context.Context) error {
-	if _, ready := s.segs.counts(); ready == 0 {
+	_, ready := s.segs.counts()
+	waiting, _ := s.queue.depth()
+	rest := fillBrief
+	switch busy := waiting > 0 || time.Since(at(s.clock.lastSync.Load())) < quietTime; {
+	case ready == 0:
 		return ctx.Err()
+	case busy && ready > 1:
+		rest = fillLong
+	case busy:
+		rest = fillPause
 	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(fillPause):
+	case <-time.After(rest):
 	}
 	return ctx.Err()
 }

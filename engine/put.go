@@ -164,7 +164,6 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 			return nil, err
 		}
 	}
-	deleted := dfs.Errorf(dfs.Stale, "write block", "%s was deleted", r.id)
 	if before := p.latest[o.key]; before != nil {
 		switch {
 		case before.rec.kind == kindPut && infoDigest(&before.rec.info) == infoDigest(&r.info):
@@ -174,7 +173,7 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 		case refill:
 			return before, nil
 		}
-		return nil, deleted
+		return nil, wasDeleted(r.id)
 	}
 	w, err := s.index.get([]byte(o.key))
 	if err != nil {
@@ -186,7 +185,7 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 	case w.kind == kindTombstone && refill:
 		return nil, nil
 	case w.kind == kindTombstone:
-		return nil, deleted
+		return nil, wasDeleted(r.id)
 	case !w.sameBytes(&r.info):
 		return nil, s.conflict(r.id)
 	case w.flags&rowLost == 0 && !s.damage.has(o.key):
@@ -199,6 +198,10 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 	p.startLocked(o)
 	s.queue.push(o)
 	return o, nil
+}
+
+func wasDeleted(id dfs.BlockID) error {
+	return dfs.Errorf(dfs.Stale, "write block", "%s was deleted", id)
 }
 
 func (s *Store) conflict(id dfs.BlockID) error {
