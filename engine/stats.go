@@ -198,3 +198,10 @@ func (s *Store) capacity(used uint64) (total, free uint64) {
 	}
 	return total, free - min(free, s.opts.ReserveBytes)
 }
+
+// IndexMemory returns the bytes that the index's block cache and its memtables
+// take now.
+func (s *Store) IndexMemory() (cache, memtables uint64) {
+	m := s.index.db.Metrics()
+	return uint64(m.BlockCache.Size), m.MemTable.Size + m.MemTable.ZombieSize
+}

@@ -78,7 +78,18 @@ type figure struct {
 	of    string // the baseline
 	bytes int    // that one operation moves; 0: none to speak of
 	open  func(ctx context.Context, e *env) (*pair, error)
+	value func(ctx context.Context, e *env) (string, error) // instead of open: what is printed behind the name
 }
+
+// set is what the figure is named among.
+func (f *figure) set() string {
+	set, _, _ := strings.Cut(f.name, "/")
+	return set
+}
+
+// large reports whether the figure takes so long that it is measured only when
+// it is named.
+func (f *figure) large() bool { return strings.HasSuffix(f.set(), "-large") }
 
 // pair is a figure that is ready to be measured.
 type pair struct {
@@ -89,29 +100,28 @@ type pair struct {
 }
 
 // figures lists all figures, in the order in which they are measured.
-func figures() []figure { return slices.Concat(engineFigures(), clientFigures()) }
+func figures() []figure { return slices.Concat(engineFigures(), engineValues(), clientFigures()) }
 
 // selected returns the figures that any of the patterns names.
 func selected(patterns []string) ([]figure, error) {
 	all := figures()
 	if len(patterns) == 0 {
-		return all, nil
+		patterns = []string{"all"}
 	}
 	wanted := map[string]bool{}
 	for _, p := range patterns {
 		found := false
 		for _, f := range all {
-			set, _, _ := strings.Cut(f.name, "/")
 			match, err := path.Match(p, f.name)
 			if err != nil {
 				return nil, fmt.Errorf("%q: %w", p, err)
 			}
-			if p == "all" || p == set || match {
+			if p == "all" && !f.large() || p == f.set() || match {
 				wanted[f.name], found = true, true
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("%q: there is no such figure: want engine, client, all, or a pattern of names such as client/put-*", p)
+			return nil, fmt.Errorf("%q: there is no such figure: want engine, engine-large, client, all, or a pattern of names such as client/put-*", p)
 		}
 	}
 	return slices.DeleteFunc(all, func(f figure) bool { return !wanted[f.name] }), nil
@@ -161,15 +171,29 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}()
 	fmt.Fprintf(opts.Log, "bench: %d figures, %d rounds of %v each way, below %s\n", len(chosen), opts.Rounds, opts.Round, dir)
 	for _, f := range chosen {
-		r, err := e.measure(ctx, f)
+		line, err := e.line(ctx, f)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
-		if _, err := fmt.Fprintln(opts.Out, r.line()); err != nil {
+		if _, err := fmt.Fprintln(opts.Out, line); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// line measures a figure.
+func (e *env) line(ctx context.Context, f figure) (string, error) {
+	if f.value == nil {
+		r, err := e.measure(ctx, f)
+		if err != nil {
+			return "", err
+		}
+		return r.line(), nil
+	}
+	fmt.Fprintf(e.opts.Log, "bench: %s\n", f.name)
+	v, err := f.value(ctx, e)
+	return fmt.Sprintf("%-20s %s", f.name, v), err
 }
 
 // subdir makes a directory of a figure.

@@ -104,7 +104,7 @@ func TestSelected(t *testing.T) {
 	all := figures()
 	names := map[string]bool{}
 	for _, f := range all {
-		if names[f.name] || !regexp.MustCompile(`^(engine|client)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
+		if names[f.name] || !regexp.MustCompile(`^(engine|engine-large|client)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
 			t.Errorf("figure %q of %q: not a name of its own", f.name, f.of)
 		}
 		names[f.name] = true
@@ -113,10 +113,12 @@ func TestSelected(t *testing.T) {
 		patterns []string
 		want     int // -1: refused
 	}{
-		{nil, len(all)},
-		{[]string{"all"}, len(all)},
-		{[]string{"engine"}, len(engineFigures())},
-		{[]string{"client", "engine", "client"}, len(all)},
+		{nil, len(all) - 1},
+		{[]string{"all"}, len(all) - 1},
+		{[]string{"engine"}, len(all) - 1 - len(clientFigures())},
+		{[]string{"client", "engine", "client"}, len(all) - 1},
+		{[]string{"engine-large"}, 1},
+		{[]string{"all", "engine-large"}, len(all)},
 		{[]string{"client/put-*"}, 3},
 		{[]string{"client/stat-w1"}, 1},
 		{[]string{"s3"}, -1},

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"dfsd/dfs"
 	"dfsd/engine"
 )
@@ -37,42 +35,52 @@ func engineFigures() []figure {
 const enginePG dfs.PGID = 1
 
 // restReady is how many zero-filled segments a store at rest has.
-const restReady = 2
+const restReady = 3
+
+// putSegments bounds what a round of puts writes, in segments: less than those
+// that are ready, since the raw file is ready too.
+const putSegments = 2
 
 // settleTime bounds the wait for an engine's background work.
 const settleTime = 30 * time.Second
 
 // engineRig is an engine with nothing around it.
 type engineRig struct {
-	store *engine.Store
-	dir   string
-	next  atomic.Uint64 // blocks put
+	store    *engine.Store
+	disk     *disk
+	dir      string
+	capacity uint64        // of the store; 0: all of the disk
+	next     atomic.Uint64 // blocks put
 
 	base func() error // closes the baseline; nil: nothing to close
-
-	// Of the last round: what its data syncs made durable at a time.
-	batch   int     // bytes
-	perSync float64 // puts
 }
 
-func openEngine(e *env, name string) (*engineRig, error) {
+func openEngine(e *env, name string, capacity uint64) (*engineRig, error) {
 	dir, err := e.subdir(name)
 	if err != nil {
 		return nil, err
 	}
-	r := &engineRig{dir: dir}
-	r.store, err = engine.Open(engine.Options{
-		FS: vfs.Default, Dir: filepath.Join(dir, "store"), PID: os.Getpid(),
-		NewMark:     func() uint64 { return rand.Uint64() | 1 },
-		SegmentSize: e.opts.segment,
-	})
-	if err != nil {
+	r := &engineRig{dir: dir, disk: newDisk(), capacity: capacity}
+	if r.store, err = r.open(e); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if err := r.store.SetEpochs(1, []engine.PGEpoch{{PG: enginePG, Newest: 1}}); err != nil {
-		return nil, errors.Join(err, r.close())
-	}
 	return r, nil
+}
+
+// open opens the rig's store.
+func (r *engineRig) open(e *env) (*engine.Store, error) {
+	s, err := engine.Open(engine.Options{
+		FS: r.disk, Dir: filepath.Join(r.dir, "store"), PID: os.Getpid(),
+		NewMark:     func() uint64 { return rand.Uint64() | 1 },
+		SegmentSize: e.opts.segment, Capacity: r.capacity,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.SetEpochs(1, []engine.PGEpoch{{PG: enginePG, Newest: 1}}); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 func (r *engineRig) close() error {
@@ -120,10 +128,10 @@ func blockID(n uint64) dfs.BlockID {
 	return dfs.BlockID{PG: enginePG, Ino: dfs.MakeIno(1, 2), Session: 1, Counter: n}
 }
 
-// openEnginePuts measures durable puts beside a loop that writes the same bytes,
-// with as many of them to a data sync, to a file like a segment.
+// openEnginePuts measures durable puts beside a loop that writes as many bytes in
+// as many data syncs of the same sizes to a file like a segment.
 func openEnginePuts(e *env, name string, size, workers int) (_ *pair, err error) {
-	r, err := openEngine(e, name)
+	r, err := openEngine(e, name, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -132,42 +140,55 @@ func openEnginePuts(e *env, name string, size, workers int) (_ *pair, err error)
 		return nil, errors.Join(err, r.close())
 	}
 	r.base = raw.file.Close
+	var ops float64
 	return &pair{
 		work: func(ctx context.Context, d time.Duration) (sample, error) {
-			before := r.store.Stats()
+			end := r.next.Load() + uint64(putSegments*e.opts.segment)/uint64(size)
+			r.disk.takeSyncs()
 			s, err := loop(ctx, d, workers, func(ctx context.Context, _ int) error {
+				if r.next.Load() >= end {
+					return errEnough
+				}
 				return r.put(ctx, e.piece(r.next.Load(), size))
 			})
-			after := r.store.Stats()
-			if syncs := float64(after.Syncs - before.Syncs); syncs > 0 {
-				r.batch = int(float64(after.BytesWritten-before.BytesWritten)/syncs+4095) &^ 4095
-				r.perSync = float64(after.Puts-before.Puts) / syncs
-			}
+			ops = s.ops
 			return s, err
 		},
 		base: func(ctx context.Context, d time.Duration) (sample, error) {
-			return raw.round(ctx, d, r.batch, r.perSync)
+			return raw.replay(ctx, r.disk.takeSyncs(), ops)
 		},
 		settle: r.settle, cpu: selfCPU, close: r.close,
 	}, nil
 }
 
-// openEngineGets measures reads of blocks that the page cache holds beside reads
-// of as many bytes of one file, checked too.
-func openEngineGets(ctx context.Context, e *env, name string, size, workers int) (*pair, error) {
-	r, err := openEngine(e, name)
-	if err != nil {
-		return nil, err
-	}
-	blocks := len(e.data) / size
+// fill puts so many blocks more, from many callers.
+func (r *engineRig) fill(ctx context.Context, e *env, blocks uint64, size int) error {
 	const writers = 64
-	_, err = loop(ctx, maxRound, writers, func(ctx context.Context, _ int) error {
-		if r.next.Load() >= uint64(blocks) {
+	end := r.next.Load() + blocks
+	_, err := loop(ctx, fillTime, writers, func(ctx context.Context, _ int) error {
+		if r.next.Load() >= end {
 			return errEnough
 		}
 		return r.put(ctx, e.piece(r.next.Load(), size))
 	})
-	if !errors.Is(err, errEnough) {
+	if err == nil && r.next.Load() < end {
+		err = fmt.Errorf("%d blocks were not put in %v", blocks, fillTime)
+	}
+	return err
+}
+
+// fillTime bounds how long a store is filled before something is measured.
+const fillTime = time.Hour
+
+// openEngineGets measures reads of blocks that the page cache holds beside reads
+// of as many bytes of one file, checked too.
+func openEngineGets(ctx context.Context, e *env, name string, size, workers int) (*pair, error) {
+	r, err := openEngine(e, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	blocks := len(e.data) / size
+	if err := r.fill(ctx, e, uint64(blocks), size); err != nil {
 		return nil, errors.Join(fmt.Errorf("put blocks to read: %w", err), r.close())
 	}
 	base, done, err := rawReads(filepath.Join(r.dir, "raw"), e.data, size, workers)
@@ -192,6 +213,3 @@ func openEngineGets(ctx context.Context, e *env, name string, size, workers int)
 		base: base, settle: r.settle, cpu: selfCPU, close: r.close,
 	}, nil
 }
-
-// errEnough ends a loop that has done what it should.
-var errEnough = errors.New("enough")

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -40,7 +41,7 @@ func selfCPU() (cpuTime, error) {
 
 // loop lets workers repeat an operation for d. An operation that was begun is
 // finished, and counts; the round is as long as that takes. The first error
-// ends it.
+// ends it, and a worker that says errEnough ends.
 func loop(ctx context.Context, d time.Duration, workers int, op func(ctx context.Context, worker int) error) (sample, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -50,7 +51,9 @@ func loop(ctx context.Context, d time.Duration, workers int, op func(ctx context
 	for i := range workers {
 		work.Go(func() {
 			for at := begun; at.Sub(begun) < d && ctx.Err() == nil; {
-				if err := op(ctx, i); err != nil {
+				if err := op(ctx, i); errors.Is(err, errEnough) {
+					return
+				} else if err != nil {
 					cancel(err)
 					return
 				}
@@ -68,6 +71,9 @@ func loop(ctx context.Context, d time.Duration, workers int, op func(ctx context
 	s.ops = float64(s.late.count)
 	return s, context.Cause(ctx)
 }
+
+// errEnough ends a worker that has done what it should.
+var errEnough = errors.New("enough")
 
 // result is a measured figure.
 type result struct {

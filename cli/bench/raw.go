@@ -37,22 +37,32 @@ func openRawAppend(dir string, size int64, data []byte) (*rawAppend, error) {
 	return &rawAppend{file: f, size: size, data: data}, nil
 }
 
-// round writes and syncs batch bytes at a time, of which each counts for so many
-// operations.
-func (r *rawAppend) round(ctx context.Context, d time.Duration, batch int, ops float64) (sample, error) {
-	if batch <= 0 || batch > len(r.data) || int64(batch) > r.size {
-		return sample{}, fmt.Errorf("batches of %d bytes", batch)
+// replay writes and syncs so many bytes at a time, and counts as so many
+// operations in all.
+func (r *rawAppend) replay(ctx context.Context, syncs []int, ops float64) (sample, error) {
+	if len(syncs) == 0 {
+		return sample{}, fmt.Errorf("the round before synced nothing")
 	}
-	s, err := loop(ctx, d, 1, func(context.Context, int) error {
-		if r.at+int64(batch) > r.size {
+	begun := time.Now()
+	for _, n := range syncs {
+		if ctx.Err() != nil {
+			return sample{}, context.Cause(ctx)
+		}
+		if n > len(r.data) {
+			return sample{}, fmt.Errorf("a sync of %d bytes", n)
+		}
+		if r.at+int64(n) > r.size {
 			r.at = 0
 		}
-		_, err := r.file.WriteAt(r.data[:batch], r.at)
-		r.at += int64(batch)
-		return errors.Join(err, r.file.SyncData())
-	})
-	s.ops *= ops
-	return s, err
+		if _, err := r.file.WriteAt(r.data[:n], r.at); err != nil {
+			return sample{}, err
+		}
+		if err := r.file.SyncData(); err != nil {
+			return sample{}, err
+		}
+		r.at += int64(n)
+	}
+	return sample{ops: ops, took: time.Since(begun)}, nil
 }
 
 // rawReads returns rounds of reading and checking pieces of a file in the page
