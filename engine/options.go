@@ -22,9 +22,8 @@ const (
 	MaxSegmentSize = 1 << 30
 
 	// readySegments are kept zero-filled ahead of the streams: one to go on with,
-	// one for the time that filling takes, and one so that a disk that is found
-	// full meanwhile still has one for deletes and one for compaction.
-	readySegments = 3
+	// one for the time that filling takes, and those that puts leave to others.
+	readySegments = 2 + keepForDeletes + keepForMoves
 
 	// gatherBytes is where a batch stops growing: past a few MiB the disk's
 	// own speed decides, and a longer batch only delays its first caller. The
@@ -35,9 +34,9 @@ const (
 	// bytes, so that the bound on bytes bounds their number too.
 	minQueueCost = 4 << 10
 
-	// keepForMoves of the ready segments are left to compaction when no other
-	// segment is to be had: nothing else frees space.
-	keepForMoves = 1
+	// keepForDeletes and keepForMoves of the ready segments are left to deletes and
+	// to compaction, so that a disk that turns out to be full can be freed.
+	keepForDeletes, keepForMoves = 1, 1
 
 	// tombstoneRoom is the part of a segment (1/tombstoneRoom of it) that puts
 	// leave to deletes when no other segment is to be had.

@@ -102,7 +102,7 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 	above, any := s.space()
 	s.full.Store((!above || s.noSpace) && dead == nil)
 	s.exhausted.Store(!any && dead == nil)
-	if !s.full.Load() || ready > keepForMoves+1 {
+	if !s.full.Load() || ready > keepForDeletes+keepForMoves {
 		s.readOnly.Store(false)
 	}
 	// Without space above the reserve segments are still kept ready: they are what
@@ -191,9 +191,9 @@ func (s *Store) fillRest(ctx context.Context) error {
 	waiting, _ := s.queue.depth()
 	rest := fillBrief
 	switch busy := waiting > 0 || time.Since(at(s.clock.lastSync.Load())) < quietTime; {
-	case ready == 0:
+	case ready <= keepForDeletes+keepForMoves:
 		return ctx.Err()
-	case busy && ready > 1:
+	case busy && ready > keepForDeletes+keepForMoves+1:
 		rest = fillLong
 	case busy:
 		rest = fillPause

@@ -157,8 +157,14 @@ func (x *scrubber) save() {
 	}
 }
 
-// pass reads what lies behind the cursor.
-func (x *scrubber) pass(ctx context.Context) error {
+// pass reads what lies behind the cursor. What it has read is saved when it is
+// interrupted.
+func (x *scrubber) pass(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil && x.s.failure() == nil {
+			x.save()
+		}
+	}()
 	for {
 		x.setRate()
 		keys, rows, err := x.s.index.blocksAfter(x.now.cursor, scrubPage)
@@ -170,14 +176,10 @@ func (x *scrubber) pass(ctx context.Context) error {
 				return err
 			}
 			x.now.cursor = key
+			x.publish()
 		}
 		if x.now.read-x.saved >= scrubSave {
 			x.save()
-		}
-		x.publish()
-		if ctx.Err() != nil {
-			x.save()
-			return ctx.Err()
 		}
 	}
 }

@@ -177,6 +177,11 @@ func (t *segments) takeReady(keep int) *segment {
 	return g
 }
 
+// fresh reports whether so little is in use that there is nothing to be freed.
+func (t *segments) fresh() bool {
+	return len(*t.byNumber.Load()) <= keepForDeletes+keepForMoves
+}
+
 func (t *segments) addReady(g *segment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

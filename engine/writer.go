@@ -126,7 +126,7 @@ func (w *writer) write(ops []*op) {
 // to be had, for tombstones.
 func (w *writer) taken(ops []*op) int {
 	_, ready := w.s.segs.counts()
-	scarce := w.s.full.Load() && ready <= keepForMoves
+	scarce := w.s.full.Load() && ready <= keepForDeletes+keepForMoves
 	length := 0
 	for i, o := range ops {
 		length += o.rec.length()
@@ -147,18 +147,20 @@ func (w *writer) nextSegment(kind recordKind) error {
 	s := w.s
 	var next *segment
 	for {
-		full, keep := s.full.Load(), 0
-		if full {
+		full, exhausted, keep := s.full.Load(), s.exhausted.Load(), 0
+		switch {
+		case kind == kindPut && !s.segs.fresh():
+			// Whether there is room for another segment is known only when it was
+			// filled; until then deletes and compaction must have somewhere to go.
+			keep = keepForDeletes + keepForMoves
+		case full:
 			keep = keepForMoves
-		}
-		if full && kind == kindPut {
-			keep++ // deletes must still have somewhere to go
 		}
 		if next = s.segs.takeReady(keep); next != nil {
 			break
 		}
 		// A delete waits while the reserve can still give a segment.
-		if full && (kind == kindPut || s.exhausted.Load()) {
+		if full && (kind == kindPut || exhausted) {
 			if kind == kindPut {
 				s.readOnly.Store(true)
 			}
