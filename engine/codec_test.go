@@ -157,7 +157,7 @@ func TestAccounting(t *testing.T) {
 		if st := s.Stats(); st.Logical != logical || st.Stored != stored {
 			t.Errorf("%s: %d logical and %d stored bytes, want %d and %d", when, st.Logical, st.Stored, logical, stored)
 		}
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Errorf("%s: %v", when, err)
 		}
 	}

@@ -37,7 +37,7 @@ func wantThinned(t testing.TB, s *Store, n, keep uint64) {
 			t.Fatalf("deleted block %d: %v", i, err)
 		}
 	}
-	if err := fsck(s); err != nil {
+	if err := checkStore(s); err != nil {
 		t.Fatal(err)
 	}
 	if s.DamagedUnnamed() || len(s.Damage()) > 0 {
@@ -168,7 +168,7 @@ func TestTombstonesAreDropped(t *testing.T) {
 				}
 				wantBlock(t, s, 1000+n, 40_000)
 			}
-			if err := fsck(s); err != nil {
+			if err := checkStore(s); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
 		}
@@ -273,7 +273,7 @@ func TestCompactionLeavesRot(t *testing.T) {
 		for i := uint64(0); i < 60; i += 5 {
 			wantBlock(t, s, i, 10_000)
 		}
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 		mustClose(t, s)
@@ -334,7 +334,7 @@ func TestCompactionFreesAFullDisk(t *testing.T) {
 				wantBlock(t, s, i, 10_000)
 			}
 		}
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 		mustClose(t, s)

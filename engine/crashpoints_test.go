@@ -86,7 +86,7 @@ func killAt(t *testing.T, n int) bool {
 			t.Fatalf("killed before change %d: block %d: %v", n, b, err)
 		}
 	}
-	if err := fsck(s); err != nil {
+	if err := checkStore(s); err != nil {
 		t.Errorf("killed before change %d: %v", n, err)
 	}
 	return finished
@@ -123,7 +123,7 @@ func TestIndexProvesTheLastBatch(t *testing.T) {
 		if bad != 1 {
 			t.Errorf("%d blocks are bad, one was spoiled", bad)
 		}
-		mustClose(t, s)
+		closeSpoiled(t, s)
 	})
 }
 
@@ -171,12 +171,12 @@ func TestNoFooterHidesRot(t *testing.T) {
 	for n := range uint64(20) {
 		mustPut(t, s, 10+n, 30_000, 1) // seals the segment
 	}
-	mustClose(t, s)
+	closeSpoiled(t, s)
 	if err := fs.RemoveAll(dir + indexName); err != nil {
 		t.Fatal(err)
 	}
 	s = mustOpen(t, testOptions(fs))
-	defer mustClose(t, s)
+	defer closeSpoiled(t, s)
 	_, err := read(t, s, 1)
 	if dfs.KindOf(err) == dfs.NotExist && !s.DamagedUnnamed() {
 		t.Error("block 1 is gone, and the store says that it holds everything")
@@ -223,7 +223,7 @@ func TestLastBatchWithoutHeaders(t *testing.T) {
 		p[second+50] ^= 1
 		_ = fs.RemoveAll(dir + indexName)
 		s = mustOpen(t, o)
-		defer mustClose(t, s)
+		defer closeSpoiled(t, s)
 		if _, err := read(t, s, 2); dfs.KindOf(err) == dfs.NotExist && !s.DamagedUnnamed() {
 			t.Error("block 2 is gone, and the store says that it holds everything")
 		}

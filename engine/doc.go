@@ -38,6 +38,12 @@
 //   - The first failed write or sync is the last: the store takes no more of
 //     them until it is opened again, and goes on reading.
 //
+// # Looking into a directory
+//
+// [Inspect] opens a directory that no process uses, and changes nothing in it: a
+// start is acted out over an overlay in memory. Its Verify compares everything
+// with everything else, and is what every test of this package ends with.
+//
 // The storage role and the offline tools call this package. It never talks to
 // the network, never decides what should be deleted, and never ends the
 // process. Everything on disk is described in docs/FORMATS.md.

@@ -282,7 +282,7 @@ func TestFullDisk(t *testing.T) {
 				for _, n := range stored[len(stored)-20:] {
 					wantBlock(t, s, n, 10_000)
 				}
-				if err := fsck(s); err != nil {
+				if err := checkStore(s); err != nil {
 					t.Error(err)
 				}
 				mustClose(t, s)
@@ -320,7 +320,7 @@ func TestDeadSegments(t *testing.T) {
 			t.Errorf("%d bytes", len(r.Data))
 		}
 		r.Release()
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 		mustClose(t, s)

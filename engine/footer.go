@@ -143,3 +143,13 @@ func readFooter(r io.ReaderAt, mark, segment uint64, size int64) (*footer, error
 	}
 	return f, nil
 }
+
+// trailerPlace is whose footer a trailer says that it ends, sound or not; false
+// when it does not begin as a trailer does.
+func trailerPlace(t []byte) (place, bool) {
+	b := binary.BigEndian
+	if b.Uint32(t) != footerMagic {
+		return place{}, false
+	}
+	return place{mark: b.Uint64(t[8:]), segment: b.Uint64(t[16:])}, true
+}

@@ -49,6 +49,16 @@ const (
 	kindTombstone recordKind = 2
 )
 
+func (k recordKind) String() string {
+	switch k {
+	case kindPut:
+		return "put"
+	case kindTombstone:
+		return "tombstone"
+	}
+	return "unknown"
+}
+
 // The flags of a record.
 const (
 	flagRefill = 1 // a refill, not a client, brought it
@@ -294,4 +304,14 @@ func decodeSegmentHeader(p []byte) (segmentHeader, error) {
 		return segmentHeader{}, dfs.Errorf(dfs.Unsupported, "read segment header", "version %d: this release knows %d", p[4], formatVersion)
 	}
 	return segmentHeader{mark: b.Uint64(p[8:]), segment: b.Uint64(p[16:]), size: int64(b.Uint64(p[24:]))}, nil
+}
+
+// placeOf is where a record says that it belongs, whether or not it is there;
+// false when p does not begin as a record does.
+func placeOf(p []byte) (place, bool) {
+	b := binary.BigEndian
+	if len(p) < recordHeaderLen || b.Uint32(p) != recordMagic {
+		return place{}, false
+	}
+	return place{b.Uint64(p[8:]), b.Uint64(p[16:]), int64(b.Uint64(p[24:]))}, true
 }

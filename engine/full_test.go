@@ -59,7 +59,7 @@ func TestNoRoomForTheIndex(t *testing.T) {
 		mustDelete(t, s, stored[0], 1)
 		stored = stored[1:]
 		mustPut(t, s, 9001, 100, 1)
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 
@@ -79,7 +79,7 @@ func TestNoRoomForTheIndex(t *testing.T) {
 		for _, n := range append(stored, 9000, 9001) {
 			wantBlock(t, s, n, 100)
 		}
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 		mustClose(t, s)

@@ -47,7 +47,16 @@ func mustOpen(t testing.TB, o Options) *Store {
 	return s
 }
 
+// mustClose closes a store, whose directory must be sound then, but for what the
+// store knows of.
 func mustClose(t testing.TB, s *Store) {
+	t.Helper()
+	closeSpoiled(t, s)
+	fsckDir(t, s.opts.FS, s.opts.Dir)
+}
+
+// closeSpoiled closes a store whose files the test has spoiled.
+func closeSpoiled(t testing.TB, s *Store) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

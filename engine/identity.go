@@ -85,6 +85,14 @@ func (r *epochRecord) encode() []byte {
 	return binary.BigEndian.AppendUint64(p, r.seq)
 }
 
+// decodeEpoch reads what encode wrote; false when it is something else.
+func decodeEpoch(p []byte) (r epochRecord, ok bool) {
+	if len(p) != 16 {
+		return epochRecord{}, false
+	}
+	return epochRecord{dfs.Epoch(binary.BigEndian.Uint64(p)), binary.BigEndian.Uint64(p[8:])}, true
+}
+
 // markPlace says of a stream that everything of the segment below the offset,
 // and of its earlier segments, is durable.
 type markPlace struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"math"
 	"sync"
 
 	"dfsd/dfs"
@@ -44,6 +45,7 @@ type indexOptions struct {
 	mark         uint64
 	cacheSize    int64
 	memTableSize uint64
+	still        bool // tables stay as they are; flushes go on
 	log          *slog.Logger
 	exists       func(uint64) bool // segments.mayExist
 	failed       func(error)       // told of the first failed write
@@ -62,6 +64,10 @@ func openIndex(o indexOptions) (*index, error) {
 		// not wait where there is no room to write.
 		MemTableStopWritesThreshold: 3,
 		FormatMajorVersion:          pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
+	}
+	if o.still {
+		po.DisableAutomaticCompactions = true
+		po.L0StopWritesThreshold = math.MaxInt32
 	}
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10) // most puts ask for a block that is not there

@@ -70,15 +70,18 @@ func (s *Store) condemnIndex() {
 	if !s.badIndex.Load() {
 		return
 	}
-	f, err := s.opts.FS.Create(s.path(badIndexName), vfs.WriteCategoryUnspecified)
-	if err == nil {
-		_ = f.Sync()
-		_ = f.Close()
-		err = syncDir(s.opts.FS, s.opts.Dir)
-	}
-	if err != nil {
+	if err := condemn(s.opts.FS, s.opts.Dir); err != nil {
 		s.log.Error("the damaged index cannot be marked: remove it by hand", "dir", s.path(indexName), "cause", err)
 	}
+}
+
+// condemn has the next start in a directory make the index anew, durably.
+func condemn(fs vfs.FS, dir string) error {
+	f, err := fs.Create(fs.PathJoin(dir, badIndexName), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	return cmp.Or(f.Sync(), f.Close(), syncDir(fs, dir))
 }
 
 // moveMark notes what is known to be durable of a stream. twice: in both slots,

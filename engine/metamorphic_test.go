@@ -101,7 +101,7 @@ func (w *world) open() error {
 // compare checks every block, and takes over what operations that were cut
 // short have become.
 func (w *world) compare() error {
-	if err := fsck(w.store); err != nil {
+	if err := checkStore(w.store); err != nil {
 		return err
 	}
 	w.mu.Lock() // a crash may be coming, and takes a copy of the blocks
@@ -327,13 +327,21 @@ func (w *world) crash() error {
 	if clone == nil {
 		return nil // every block is deleted: nothing is written any more
 	}
-	err := w.store.Close()
-	w.store = nil
-	if err != nil {
+	if err := w.close(); err != nil {
 		return err
 	}
 	w.restart(clone)
+	if err := fsckErr(w.fs, "/disk/store"); err != nil {
+		return fmt.Errorf("after the crash: %w", err)
+	}
 	return w.reindex()
+}
+
+// close closes the store, whose directory must be sound then.
+func (w *world) close() error {
+	err := w.store.Close()
+	w.store = nil
+	return errors.Join(err, fsckErr(w.fs, "/disk/store"))
 }
 
 // arm lets a crash come soon.
@@ -372,9 +380,7 @@ func (w *world) reindex() error {
 			return err
 		}
 		w.counts["crash in open"]++
-		err = w.store.Close()
-		w.store = nil
-		if err != nil {
+		if err := w.close(); err != nil {
 			return err
 		}
 		w.restart(clone)
@@ -396,9 +402,7 @@ func (w *world) purge() error {
 }
 
 func (w *world) reopen() error {
-	err := w.store.Close()
-	w.store = nil
-	if err != nil {
+	if err := w.close(); err != nil {
 		return err
 	}
 	return w.reindex()
@@ -420,7 +424,7 @@ func (w *world) run(steps int) (err error) {
 	defer func() {
 		if w.store != nil {
 			w.counts["given"] += int(w.store.Stats().SegmentsGiven)
-			err = errors.Join(err, w.store.Close())
+			err = errors.Join(err, w.close())
 		}
 	}()
 	if err := w.open(); err != nil {

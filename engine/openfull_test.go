@@ -46,7 +46,7 @@ func TestOpenOnADiskThatTakesNoWrites(t *testing.T) {
 				fs.armed.Store(false)
 				s = mustOpen(t, testOptions(fs))
 				wantBlock(t, s, 1, 100)
-				if err := fsck(s); err != nil {
+				if err := checkStore(s); err != nil {
 					t.Error(err)
 				}
 				mustClose(t, s)

@@ -113,6 +113,8 @@ type Options struct {
 
 	Logger *slog.Logger // none: nothing is logged
 	Hooks  Hooks
+
+	still bool // the index is not compacted: what it is on the disk stays there
 }
 
 func (o *Options) setDefaults() {

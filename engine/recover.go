@@ -2,7 +2,6 @@ package engine
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -90,9 +89,8 @@ func (r *recovery) readFiles() error {
 	if s.files.epoch, p, err = r.openOrMake(epochName, epochMagic, (&epochRecord{}).encode()); err != nil {
 		return err
 	}
-	if len(p) == 16 {
-		r.epoch = epochRecord{dfs.Epoch(binary.BigEndian.Uint64(p)), binary.BigEndian.Uint64(p[8:])}
-	} else {
+	var ok bool
+	if r.epoch, ok = decodeEpoch(p); !ok {
 		r.lose("the epoch record is lost")
 	}
 	s.mapEpoch.Store(uint64(r.epoch.epoch))
@@ -290,7 +288,7 @@ func (r *recovery) openIndex() error {
 func (r *recovery) indexOptions() indexOptions {
 	s := r.s
 	return indexOptions{
-		fs: s.opts.FS, dir: s.path(indexName), mark: s.mark, cacheSize: s.opts.CacheSize, memTableSize: uint64(s.opts.MemTableSize),
+		fs: s.opts.FS, dir: s.path(indexName), mark: s.mark, cacheSize: s.opts.CacheSize, memTableSize: uint64(s.opts.MemTableSize), still: s.opts.still,
 		log: s.log, exists: s.segs.mayExist, failed: r.indexFailed, corrupt: func(error) { s.badIndex.Store(true) },
 	}
 }

@@ -64,6 +64,9 @@ func TestTornTail(t *testing.T) {
 			clone := cloneAll(fs)
 			mustClose(t, s)
 			c.spoil(fileBytes(t, clone, "segments/"+segmentName(1)))
+			if r, err := verifyDir(clone, "/disk/store"); err != nil || r.OK() == c.unnamed {
+				t.Errorf("%s, before it is opened: %v %+v", c.name, err, r)
+			}
 			for round := range 3 {
 				s = openPGs(t, testOptions(clone), 1)
 				if s.DamagedUnnamed() != c.unnamed {
@@ -86,7 +89,7 @@ func TestTornTail(t *testing.T) {
 					wantBlock(t, s, 10+n, 500)
 				}
 				mustPut(t, s, 10+uint64(round), 500, 1)
-				if err := fsck(s); err != nil {
+				if err := checkStore(s); err != nil {
 					t.Fatalf("%s: %v", c.name, err)
 				}
 				mustClose(t, s)
@@ -144,7 +147,7 @@ func TestFlippedBytesOnDisk(t *testing.T) {
 				lost++
 			}
 		}
-		mustClose(t, s)
+		closeSpoiled(t, s)
 	}
 	if lost < 20 {
 		t.Errorf("only %d blocks were hit", lost)
@@ -206,7 +209,7 @@ func TestLostIndexIsRebuilt(t *testing.T) {
 			if s.DamagedUnnamed() {
 				t.Error("nothing is lost, and yet the store calls itself incomplete")
 			}
-			if err := fsck(s); err != nil {
+			if err := checkStore(s); err != nil {
 				t.Error(err)
 			}
 			mustClose(t, s)
@@ -302,18 +305,18 @@ func TestRolledBack(t *testing.T) {
 					t.Errorf("%x was registered, the directory knows %x", registered, l)
 				}
 				mustPut(t, s, 100+n, 10, 2)
-				mustClose(t, s)
+				closeSpoiled(t, s)
 			}
 			s = mustOpen(t, o)
 			if err := s.AcknowledgeDamage(); err != nil {
 				t.Fatal(err)
 			}
-			mustClose(t, s)
+			closeSpoiled(t, s)
 			s = mustOpen(t, o)
 			if s.DamagedUnnamed() {
 				t.Error("damage came back after it was acknowledged")
 			}
-			mustClose(t, s)
+			closeSpoiled(t, s)
 		})
 	}
 }
@@ -401,10 +404,14 @@ func TestDamagedBlockIsReplaced(t *testing.T) {
 		if len(s.Damage()) != headers {
 			t.Errorf("%+v", s.Damage())
 		}
-		if err := fsck(s); (err == nil) != rebuild {
+		if err := checkStore(s); (err == nil) != rebuild {
 			t.Errorf("rebuilt %v: %v", rebuild, err)
 		}
-		mustClose(t, s)
+		if rebuild {
+			mustClose(t, s)
+		} else {
+			closeSpoiled(t, s)
+		}
 	}
 	s = mustOpen(t, testOptions(fs))
 	defer mustClose(t, s)
@@ -425,7 +432,7 @@ func TestMissingSegment(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = mustOpen(t, testOptions(fs))
-	defer mustClose(t, s)
+	defer closeSpoiled(t, s)
 	if !s.DamagedUnnamed() {
 		t.Error("not noticed")
 	}

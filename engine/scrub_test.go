@@ -99,7 +99,7 @@ func TestScrub(t *testing.T) {
 		for n := range uint64(49) {
 			wantBlock(t, s, n, 30_000)
 		}
-		if err := fsck(s); err != nil {
+		if err := checkStore(s); err != nil {
 			t.Error(err)
 		}
 		mustClose(t, s)

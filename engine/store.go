@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"dfsd/dfs"
 
@@ -185,20 +186,12 @@ func (s *Store) checkCapacity() error {
 	return nil
 }
 
-// takeLock takes the exclusive lock of the directory.
+// takeLock takes the exclusive lock of the directory, and says who has it.
 func (s *Store) takeLock() error {
 	fs := s.opts.FS
-	lock, err := fs.Lock(s.path(lockName))
+	lock, err := lockDir(fs, s.opts.Dir)
 	if err != nil {
-		holder := "another process"
-		if f, err := fs.Open(s.path(holderName)); err == nil {
-			p, _ := io.ReadAll(io.LimitReader(f, 32))
-			_ = f.Close()
-			if len(p) > 0 {
-				holder = "process " + string(p)
-			}
-		}
-		return &dfs.Error{Kind: dfs.Unavailable, Op: "lock", Text: "the directory is in use by " + holder, Err: err}
+		return err
 	}
 	s.lock = lock
 	f, err := fs.Create(s.path(holderName), vfs.WriteCategoryUnspecified)
@@ -209,6 +202,24 @@ func (s *Store) takeLock() error {
 		_, err = f.Write([]byte(strconv.Itoa(s.opts.PID)))
 	}
 	return cmp.Or(err, f.Close())
+}
+
+// lockDir takes the exclusive lock of a directory. Unavailable: another process
+// has it.
+func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
+	lock, err := fs.Lock(fs.PathJoin(dir, lockName))
+	if err == nil || errors.Is(err, iofs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return lock, err
+	}
+	holder := "another process"
+	if f, err := fs.Open(fs.PathJoin(dir, holderName)); err == nil {
+		p, _ := io.ReadAll(io.LimitReader(f, 32))
+		_ = f.Close()
+		if len(p) > 0 {
+			holder = "process " + string(p)
+		}
+	}
+	return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "lock", Text: "the directory is in use by " + holder, Err: err}
 }
 
 // abandon closes what a failed open had opened.

@@ -42,7 +42,7 @@ func TestPutGetDeleteReopen(t *testing.T) {
 	if st := s.Stats(); st.Blocks != 39 || st.Tombstones != 1 || st.State != StateOK {
 		t.Errorf("%d blocks, %d tombstones, %s", st.Blocks, st.Tombstones, st.State)
 	}
-	if err := fsck(s); err != nil {
+	if err := checkStore(s); err != nil {
 		t.Error(err)
 	}
 	mustClose(t, s)
@@ -596,7 +596,7 @@ func TestRealDisk(t *testing.T) {
 			wantBlock(t, s, w*100+n, 9000)
 		}
 	}
-	if err := fsck(s); err != nil {
+	if err := checkStore(s); err != nil {
 		t.Error(err)
 	}
 	f, err := PrepareFile(vfs.Default, o.Dir+"/raw", 1<<20)

@@ -28,7 +28,7 @@ const (
 // A damaged index says nothing that can be relied on, not even that a block is
 // absent. So the store fails, and its next start makes the index anew.
 func (s *Store) verify(ctx context.Context) {
-	err := s.index.verify(ctx, s.opts.FS, s.path(indexName))
+	err := s.index.verify(ctx, s.opts.FS, s.path(indexName), verifyRate)
 	if err == nil || ctx.Err() != nil {
 		return
 	}
@@ -36,12 +36,13 @@ func (s *Store) verify(ctx context.Context) {
 	s.fail(dfs.Wrap("verify", s.path(indexName), err))
 }
 
-func (ix *index) verify(ctx context.Context, fs vfs.FS, dir string) error {
+// verify reads the tables with at most so many bytes a second.
+func (ix *index) verify(ctx context.Context, fs vfs.FS, dir string, perSecond rate.Limit) error {
 	levels, err := ix.db.SSTables()
 	if err != nil {
 		return err
 	}
-	limit := rate.NewLimiter(verifyRate, verifyBurst)
+	limit := rate.NewLimiter(perSecond, verifyBurst)
 	for _, level := range levels {
 		for _, table := range level {
 			file, err := fs.Open(fs.PathJoin(dir, table.BackingSSTNum.String()+".sst"))
