@@ -90,7 +90,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cluster unreacha
 		}
 	}
 	add("files", newLs(a), newTree(a), newStat(a), newDu(a), newCat(a), newPut(a), newGet(a), newCp(a), newMv(a), newRm(a), newMkdir(a), newLn(a))
-	add("cluster", newStatus(a), newNode(a), newGroup(a), newPG(a), newExplain(a), newPolicy(a), newClass(a), newDev(a), bench.Command(usagef))
+	add("cluster", newStatus(a), newNode(a), newGroup(a), newPG(a), newExplain(a), newPolicy(a), newClass(a), newEngine(a), newDev(a), bench.Command(usagef))
 	root.AddCommand(newVersion())
 	root.InitDefaultHelpCmd()
 	for _, v := range root.Commands() {
