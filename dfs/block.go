@@ -131,14 +131,14 @@ func ChunkSum(id BlockID, shard uint8, n int, stored []byte) uint32 {
 // shortSum is the CRC32C of a few bytes. Package crc32 would move them to the
 // heap, which takes longer than the sum.
 func shortSum(p []byte) uint32 {
-	crc, t := ^uint32(0), &castagnoli8
+	crc := ^uint32(0)
 	for ; len(p) >= 8; p = p[8:] {
 		crc ^= binary.LittleEndian.Uint32(p)
-		crc = t[7][byte(crc)] ^ t[6][byte(crc>>8)] ^ t[5][byte(crc>>16)] ^ t[4][crc>>24] ^
-			t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]]
+		crc = castagnoli8[7][byte(crc)] ^ castagnoli8[6][byte(crc>>8)] ^ castagnoli8[5][byte(crc>>16)] ^ castagnoli8[4][crc>>24] ^
+			castagnoli8[3][p[4]] ^ castagnoli8[2][p[5]] ^ castagnoli8[1][p[6]] ^ castagnoli8[0][p[7]]
 	}
 	for _, b := range p {
-		crc = t[0][byte(crc)^b] ^ crc>>8
+		crc = castagnoli8[0][byte(crc)^b] ^ crc>>8
 	}
 	return ^crc
 }

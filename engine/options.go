@@ -30,6 +30,10 @@ const (
 	// last record may go beyond it.
 	gatherBytes = 4 << 20
 
+	// directBytes: longer payloads are written from where their callers have
+	// them; of shorter ones a copy costs less than a piece of a write.
+	directBytes = 32 << 10
+
 	// minQueueCost is what the smallest record counts for in the queue's
 	// bytes, so that the bound on bytes bounds their number too.
 	minQueueCost = 4 << 10

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"math"
 	"time"
 
 	"dfsd/dfs"
@@ -154,34 +155,81 @@ func (a *appender) release() {
 	}
 }
 
-// encode lays the records out as one batch at the end of the stream, and gives
-// each its place. Records of the log get their sequence numbers.
+// vectored is what a file may do besides: write several pieces end to end, all
+// or with an error.
+type vectored interface {
+	WriteAtV(pieces [][]byte, off int64) (int, error)
+}
+
+// encode lays the records out as one batch in one piece.
 func (a *appender) encode(ops []*op) []byte {
-	length := batchHeaderLen
+	pieces, _ := a.lay(ops, math.MaxInt)
+	return pieces[0]
+}
+
+// lay lays the records out as one batch at the end of the stream, and gives each
+// its place. Records of the log get their sequence numbers. Payloads from direct
+// bytes up are pieces of their own, where their owner has them; what lies between
+// them is in the appender's buffer.
+func (a *appender) lay(ops []*op, direct int) (pieces [][]byte, length int) {
+	own := 0
+	length = batchHeaderLen
 	for _, o := range ops {
 		length += o.rec.length()
+		if len(o.payload) >= direct {
+			own += len(o.payload)
+		}
 	}
 	length = alignUp(length, pageSize)
-	if cap(a.buf) < length {
-		a.buf = make([]byte, 0, length)
+	if cap(a.buf) < length-own {
+		a.buf = make([]byte, 0, length-own)
 	}
 	buf := a.buf[:batchHeaderLen]
 	h := batchHeader{
 		stream: a.stream, segment: a.active.number, offset: a.end, first: a.count + 1, synced: a.end, length: length, records: len(ops),
 	}
+	begin := 0 // of the piece in buf
+	own = 0    // bytes of the batch so far that are not in buf
 	for _, o := range ops {
-		at := len(buf)
+		at := len(buf) + own
 		a.count++
 		o.rec.segment, o.rec.offset = a.active.number, a.end+int64(at)
 		if a.stream == logStream {
 			o.rec.seq = a.count
 		}
-		buf = append(o.rec.appendHeader(buf, a.s.mark), o.payload...)
-		buf = pad(buf, at+o.rec.length())
+		buf = o.rec.appendHeader(buf, a.s.mark)
+		if len(o.payload) >= direct {
+			pieces = append(pieces, buf[begin:], o.payload)
+			begin = len(buf)
+			own += len(o.payload)
+		} else {
+			buf = append(buf, o.payload...)
+		}
+		buf = pad(buf, at+o.rec.length()-own)
 	}
-	buf = pad(buf, length)
+	buf = pad(buf, length-own)
 	h.encode(buf, a.s.mark)
-	return buf
+	if begin < len(buf) {
+		pieces = append(pieces, buf[begin:])
+	}
+	return pieces, length
+}
+
+// write writes a batch at the end of the stream, and returns its length. Large
+// payloads are not copied where the file can do without.
+func (a *appender) write(ops []*op) (length int, err error) {
+	direct := math.MaxInt
+	file, ok := a.file.(vectored)
+	if ok {
+		direct = directBytes
+	}
+	pieces, length := a.lay(ops, direct)
+	if len(pieces) == 1 {
+		_, err = a.file.WriteAt(pieces[0], a.end)
+	} else {
+		_, err = file.WriteAtV(pieces, a.end)
+	}
+	return length, err
 }
 
 // appended notes that a batch of so many bytes with these records is on the

@@ -185,16 +185,16 @@ func (w *writer) nextSegment(kind recordKind) error {
 // batch writes records that fit the active segment: one write, one sync.
 func (w *writer) batch(ops []*op) {
 	s := w.s
-	buf := w.encode(ops)
 	s.clock.begin()
 	defer s.clock.end()
-	if _, err := w.file.WriteAt(buf, w.end); err != nil {
+	length, err := w.appender.write(ops)
+	if err != nil {
 		s.fail(err)
 		w.answer(ops, s.failure())
 		return
 	}
 	s.clock.wrote()
-	l := landing{ops: ops, at: w.appended(ops, int64(len(buf))), length: int64(len(buf)), active: w.active, file: w.file}
+	l := landing{ops: ops, at: w.appended(ops, int64(length)), length: int64(length), active: w.active, file: w.file}
 	if s.opts.Hooks.AckBeforeSync {
 		w.land(l, true)
 		l.ops = nil

@@ -11,8 +11,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"dfsd/config"
 	"dfsd/dfs"
 	"dfsd/meta"
@@ -95,7 +93,7 @@ func options(cfg *config.Server, release string, logger *slog.Logger) (Options, 
 		}
 	}
 	o := Options{
-		FS: vfs.Default, Network: transport.TCP(), Name: cfg.Name, Roles: cfg.Roles, Listen: cfg.Listen, Advertise: cfg.Advertise,
+		FS: Disk(), Network: transport.TCP(), Name: cfg.Name, Roles: cfg.Roles, Listen: cfg.Listen, Advertise: cfg.Advertise,
 		Dir: cfg.Dir, Stores: cfg.Stores, Cluster: cfg.ClusterID, Release: release, Labels: cfg.Labels, PID: os.Getpid(),
 		TLS: secure, Insecure: cfg.Insecure, Metrics: NewMetrics(), NewMark: newMark, Logger: logger,
 		Breaker: transport.BreakerOptions{

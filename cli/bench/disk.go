@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	realdisk "dfsd/node"
 )
 
 // disk is the disk as a store sees it, which counts what passes and can lose
@@ -24,7 +26,7 @@ type disk struct {
 	syncs []int // bytes that each data sync of a segment made durable
 }
 
-func newDisk() *disk { return &disk{FS: vfs.Default} }
+func newDisk() *disk { return &disk{FS: realdisk.Disk()} }
 
 var errOff = errors.New("the disk is off")
 
@@ -134,6 +136,18 @@ func (f *diskFile) WriteAt(p []byte, at int64) (int, error) {
 		return 0, err
 	}
 	return f.wrote(f.File.WriteAt(p, at))
+}
+
+// WriteAtV is what a file of package node can do besides.
+func (f *diskFile) WriteAtV(pieces [][]byte, at int64) (int, error) {
+	if err := f.disk.check(); err != nil {
+		return 0, err
+	}
+	return f.wrote(f.File.(vectored).WriteAtV(pieces, at))
+}
+
+type vectored interface {
+	WriteAtV(pieces [][]byte, off int64) (int, error)
 }
 
 func (f *diskFile) ReadAt(p []byte, at int64) (int, error) {
