@@ -89,7 +89,7 @@ type Options struct {
 	PID int
 
 	SegmentSize   int64  // bytes, MinSegmentSize to MaxSegmentSize, a multiple of 4096; 256 MiB
-	CacheSize     int64  // bytes of the index's block cache; 16 MiB
+	CacheSize     int64  // bytes of the index's block cache, which gives way to its memtables; 32 MiB
 	MemTableSize  int64  // bytes of one of the index's memtables; 8 MiB
 	MaxQueueBytes int64  // bytes of puts that wait or are being written; 64 MiB
 	Capacity      uint64 // bytes that the store may take; the size of the file system, which must be given where it cannot tell
@@ -128,7 +128,7 @@ func (o *Options) setDefaults() {
 		}
 	}
 	set(&o.SegmentSize, DefaultSegmentSize)
-	set(&o.CacheSize, 16<<20)
+	set(&o.CacheSize, 32<<20)
 	set(&o.MemTableSize, 8<<20)
 	set(&o.CompactRate, 64<<20)
 	set((*int64)(&o.CompactAge), int64(time.Minute))
