@@ -87,7 +87,7 @@ func TestLargePutsInPieces(t *testing.T) {
 			for n := range uint64(30) {
 				wantBlock(t, s, n, size(n))
 			}
-			if err := fsck(s); err != nil {
+			if err := checkStore(s); err != nil {
 				t.Error(err)
 			}
 			mustClose(t, s)
