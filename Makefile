@@ -34,9 +34,11 @@ test:
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
 	@$(MAKE) --no-print-directory e2e
 
-# Clusters of real processes.
+# Clusters of real processes, and the power cut of a real file system: that one
+# takes root and mkfs.ext4, and says so when it is not run.
 e2e: build
 	DFSD_E2E_BINARY=$(CURDIR)/dfsd go test -count=1 -timeout 0 -tags e2e ./cli/chaos
+	go test -count=1 -timeout 10m -tags e2e -v -run 'TestPowerCut$$' ./engine
 
 # Generated code is committed; a test compares it with this.
 generate:
