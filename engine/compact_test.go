@@ -341,22 +341,22 @@ func TestCompactionFreesAFullDisk(t *testing.T) {
 	})
 }
 
-// lyingFS forgets what is written to segments of the moved stream.
-type lyingFS struct {
+// forgetfulFS forgets what is written to segments of the moved stream.
+type forgetfulFS struct {
 	vfs.FS
 }
 
-func (f *lyingFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+func (f *forgetfulFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
 	file, err := f.FS.OpenReadWrite(name, c, opts...)
 	if _, ok := parseSegmentName(f.PathBase(name)); !ok || err != nil {
 		return file, err
 	}
-	return lyingFile{file}, nil
+	return forgetfulFile{file}, nil
 }
 
-type lyingFile struct{ vfs.File }
+type forgetfulFile struct{ vfs.File }
 
-func (f lyingFile) WriteAt(p []byte, off int64) (int, error) {
+func (f forgetfulFile) WriteAt(p []byte, off int64) (int, error) {
 	if len(p) > pageSize && p[5] == byte(movedStream) && off > 0 {
 		return len(p), nil
 	}
@@ -367,7 +367,7 @@ func (f lyingFile) WriteAt(p []byte, off int64) (int, error) {
 // and no original is given up.
 func TestCopiesAreReadBack(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		fs := &lyingFS{FS: vfs.NewMem()}
+		fs := &forgetfulFS{FS: vfs.NewMem()}
 		o := testOptions(fs)
 		s := openPGs(t, o, 1)
 		fillAndThin(t, s, 120, 5)

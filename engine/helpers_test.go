@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"encoding/binary"
+	"flag"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,10 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
 )
+
+// full runs the long tests as a change needs them before it is taken. Without it
+// they show a part of that.
+var full = flag.Bool("full", false, "run the long tests in full")
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)

@@ -22,6 +22,8 @@ type recovery struct {
 	suspect bool   // records are missing and cannot be named
 	replay  int64  // bytes of batches applied to the index
 	tails   [streams]tail
+
+	misnamed []*segment // files in use with another segment's header
 }
 
 // tail is what recovery learns of one stream.
@@ -165,6 +167,7 @@ func (r *recovery) listSegments() error {
 			}
 		case fileMisnamed:
 			s.log.Error("a segment file has another segment's header: left alone", "segment", g.path)
+			r.misnamed = append(r.misnamed, g)
 		}
 	}
 	for st, m := range r.mark {
@@ -399,7 +402,24 @@ func (r *recovery) scan() error {
 			}
 		}
 	}
-	return nil
+	return r.noteMisnamed()
+}
+
+// noteMisnamed notes that whatever lay in a segment is gone when its file turns
+// out to be another's: an index made anew knows of nothing that it misses.
+func (r *recovery) noteMisnamed() error {
+	if len(r.misnamed) == 0 {
+		return nil
+	}
+	return r.s.index.update(func(c *change) error {
+		for _, g := range r.misnamed {
+			d := Damage{Segment: g.number, Length: g.size, Reason: "the file is another segment's"}
+			if err := c.noteDamage(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // scanOne reads one segment into the index. The stream goes on in the last one.
