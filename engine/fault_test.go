@@ -16,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // faultFS fails changes of the files whose path contains a word, and counts
@@ -173,6 +174,73 @@ func TestFatalCallsOfPebble(t *testing.T) {
 }
 
 func (o Options) logger() *slog.Logger { o.setDefaults(); return o.Logger }
+
+// TestFailedReadsOfTheIndex fail the store, and its index is left in peace then:
+// a compaction that cannot read its tables is not begun again and again.
+func TestFailedReadsOfTheIndex(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const most = 2000
+		var armed atomic.Bool
+		var hits atomic.Int64
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			reads := op.Kind == errorfs.OpFileReadAt || op.Kind == errorfs.OpOpen
+			if armed.Load() && reads && strings.HasSuffix(op.Path, tableSuffix) && hits.Add(1) < most {
+				return errFault
+			}
+			return nil
+		}))
+		o := testOptions(fs)
+		o.CacheSize = 1
+		s := openPGs(t, o, 1)
+		for n := range uint64(50) {
+			mustPut(t, s, n, 100, 1)
+		}
+		armed.Store(true)
+		for n := range dfs.Epoch(20) { // rows that nothing is read for; each becomes a table
+			_ = s.SetTombstoneFloor(1, n+1)
+			_ = s.checkpoint()
+		}
+		time.Sleep(time.Minute)
+		if st := s.Stats(); st.State != StateFailed {
+			t.Errorf("state %s", st.State)
+		}
+		if n := hits.Load(); n == 0 || n >= most {
+			t.Errorf("%d reads were tried", n)
+		}
+		armed.Store(false)
+		wantKind(t, s.Close(), dfs.Unavailable)
+		s = mustOpen(t, o)
+		for n := range uint64(50) {
+			wantBlock(t, s, n, 100)
+		}
+		mustClose(t, s)
+	})
+}
+
+// TestFailedManifest: a flush of nothing, which makes no table, is not repeated
+// without end when its line in the manifest cannot be written.
+func TestFailedManifest(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := &faultFS{MemFS: vfs.NewMem(), word: manifestPrefix, op: "write", err: errFault}
+		s := openPGs(t, testOptions(fs), 1)
+		mustPut(t, s, 1, 100, 1)
+		if err := s.checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		fs.armed.Store(true)
+		wantKind(t, s.checkpoint(), dfs.Unavailable)
+		time.Sleep(time.Minute) // of virtual time, which stands still while something is repeated
+		if n := fs.hits.Load(); n == 0 || n > 100 {
+			t.Errorf("%d writes of the manifest", n)
+		}
+		wantBlock(t, s, 1, 100)
+		wantKind(t, s.Close(), dfs.Unavailable)
+		fs.armed.Store(false)
+		s = mustOpen(t, testOptions(fs))
+		wantBlock(t, s, 1, 100)
+		mustClose(t, s)
+	})
+}
 
 // TestFailedReadsAreNamed: a sector that cannot be read is a damaged block,
 // and the store works on.

@@ -39,13 +39,14 @@ type gate struct {
 	serving atomic.Bool   // the store is open: until then a full disk is a failure, since recovery cannot wait
 	starved atomic.Bool   // there was no room for the last table
 	hungry  chan struct{} // a token whenever there is no room for a table
+	flushed chan struct{} // a token whenever a flush or compaction has ended
 	opened  atomic.Bool   // Pebble is open
 	closed  chan struct{} // closed when the store closes, to end pauses
 	failed  func(error)   // told of the first failure; must not block or call Pebble
 }
 
 func newGate(failed func(error)) *gate {
-	return &gate{shut: make(chan struct{}), hungry: make(chan struct{}, 1), closed: make(chan struct{}), failed: failed}
+	return &gate{shut: make(chan struct{}), hungry: make(chan struct{}, 1), flushed: make(chan struct{}, 1), closed: make(chan struct{}), failed: failed}
 }
 
 func (g *gate) fail(err error) {
@@ -127,6 +128,32 @@ func (g *gate) pause() {
 	}
 }
 
+// gateScheduler starts no compaction behind a gate that is shut: one that cannot
+// read its tables fails at once, and Pebble would begin it again without end.
+type gateScheduler struct {
+	pebble.CompactionScheduler
+	g *gate
+}
+
+// Register implements pebble.CompactionScheduler.
+func (s gateScheduler) Register(goroutines int, db pebble.DBForCompaction) {
+	s.CompactionScheduler.Register(goroutines, gateDB{db, s.g})
+}
+
+type gateDB struct {
+	pebble.DBForCompaction
+	g *gate
+}
+
+// GetAllowedWithoutPermission implements pebble.DBForCompaction: it says how
+// many compactions may run.
+func (d gateDB) GetAllowedWithoutPermission() int {
+	if d.g.check() != nil {
+		return 0
+	}
+	return d.DBForCompaction.GetAllowedWithoutPermission()
+}
+
 // gateFS is the file system that Pebble is given.
 type gateFS struct {
 	vfs.FS
@@ -151,6 +178,13 @@ func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 		f.g.pause()
 		return nil, err
 	}
+	if strings.HasPrefix(f.FS.PathBase(name), manifestPrefix) {
+		file, err := f.open(f.FS.Create(name, c))
+		if err != nil {
+			return nil, err
+		}
+		return gateManifest{file}, nil
+	}
 	if !strings.HasSuffix(name, tableSuffix) {
 		return f.open(f.FS.Create(name, c))
 	}
@@ -167,7 +201,10 @@ func (f gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	return gateFile{file, f.g, f.g.table}, nil
 }
 
-const tableSuffix = ".sst"
+const (
+	tableSuffix    = ".sst"
+	manifestPrefix = "MANIFEST-"
+)
 
 func (f gateFS) Link(oldname, newname string) error {
 	if try, err := f.g.admit(); !try {
@@ -292,6 +329,37 @@ func (f gateFile) SyncTo(length int64) (bool, error) {
 	return full, f.result(err)
 }
 
+// gateManifest is a manifest. When it cannot be written Pebble repeats the flush
+// at once and for ever, without anything on its way that could be held back: it
+// is told that it was written. The gate is shut then. What Pebble has in memory
+// stays right, since no table is made or removed any more.
+type gateManifest struct{ vfs.File }
+
+func (m gateManifest) Write(p []byte) (int, error) {
+	_, _ = m.File.Write(p)
+	return len(p), nil
+}
+
+func (m gateManifest) WriteAt(p []byte, off int64) (int, error) {
+	_, _ = m.File.WriteAt(p, off)
+	return len(p), nil
+}
+
+func (m gateManifest) Sync() error {
+	_ = m.File.Sync()
+	return nil
+}
+
+func (m gateManifest) SyncData() error {
+	_ = m.File.SyncData()
+	return nil
+}
+
+func (m gateManifest) SyncTo(length int64) (bool, error) {
+	full, err := m.File.SyncTo(length)
+	return full || err != nil, nil
+}
+
 // gateDir is a directory. Pebble panics, and so ends the process, when it
 // cannot sync one: it is told that it could. The gate is shut then, and whoever
 // asks for something durable looks at it afterwards.
@@ -334,8 +402,14 @@ func (g *gate) listener(corrupt func(error)) *pebble.EventListener {
 				g.fail(err)
 			}
 		},
-		FlushEnd:      func(info pebble.FlushInfo) { g.written(info.Err) },
-		CompactionEnd: func(info pebble.CompactionInfo) { g.written(info.Err) },
+		FlushEnd: func(info pebble.FlushInfo) {
+			g.written(info.Err)
+			signal(g.flushed)
+		},
+		CompactionEnd: func(info pebble.CompactionInfo) {
+			g.written(info.Err)
+			signal(g.flushed)
+		},
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			err := dfs.Errorf(dfs.Corrupt, "index", "%s", info)
 			corrupt(err)

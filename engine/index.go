@@ -29,15 +29,27 @@ type index struct {
 
 	exists func(segment uint64) bool // segments.mayExist
 
+	memTableSize int
+
 	// turn is held by who changes the index, from the first look at the rows that
-	// the change depends on until it is visible.
-	turn sync.Mutex
+	// the change depends on until it is visible. It guards unflushed.
+	turn      sync.Mutex
+	unflushed int // bytes of changes since makeRoom last looked
 
 	// mu guards what follows. It is held for map operations only.
 	mu     sync.Mutex
 	usage  map[uint64]usage // by segment; the same as the segment rows
 	anchor anchor
 }
+
+// memTables is how many memtables there are before a change waits: one to fill,
+// one being written, and one more, so that a checkpoint does not wait where
+// there is no room to write.
+const memTables = 3
+
+// l0Tables is how many tables a read may have to look at on the first level
+// before a change waits.
+const l0Tables = 12
 
 type indexOptions struct {
 	fs           vfs.FS
@@ -60,9 +72,9 @@ func openIndex(o indexOptions) (*index, error) {
 	cache := pebble.NewCache(o.cacheSize)
 	po := &pebble.Options{
 		FS: gateFS{o.fs, g}, Cache: cache, MemTableSize: o.memTableSize, DisableWAL: true,
-		// One to fill, one being written, and one more, so that a checkpoint does
-		// not wait where there is no room to write.
-		MemTableStopWritesThreshold: 3,
+		// Changes wait before it comes to this (makeRoom).
+		MemTableStopWritesThreshold: memTables + 2,
+		L0StopWritesThreshold:       2 * l0Tables,
 		FormatMajorVersion:          pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
 	}
 	if o.still {
@@ -72,13 +84,16 @@ func openIndex(o indexOptions) (*index, error) {
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10) // most puts ask for a block that is not there
 	}
+	// Pebble's own, but for the ticker, which the usual one has beside it: what
+	// waits is begun when another ends.
+	po.Experimental.CompactionScheduler = gateScheduler{pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest(), g}
 	db, err := pebble.Open(o.dir, po)
 	if err != nil {
 		cache.Unref()
 		return nil, dfs.Wrap("open", o.dir, cmp.Or(g.check(), err))
 	}
 	g.opened.Store(true)
-	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, exists: o.exists, usage: map[uint64]usage{}}
+	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, memTableSize: int(o.memTableSize), exists: o.exists, usage: map[uint64]usage{}}
 	if err := cmp.Or(g.check(), ix.load()); err != nil {
 		return nil, cmp.Or(err, ix.close())
 	}
@@ -249,6 +264,27 @@ func (ix *index) update(fn func(*change) error) error {
 	return cmp.Or(err, c.b.Close())
 }
 
+// makeRoom waits until a change of n bytes finds room in memory. Pebble would
+// wait too, and for ever where no table can be written; this ends when the gate
+// is shut. Looking costs more than a change, so a part of a memtable goes by
+// between two looks.
+func (ix *index) makeRoom(n int) error {
+	if ix.unflushed += n; ix.unflushed < ix.memTableSize/4 {
+		return nil
+	}
+	ix.unflushed = 0
+	for {
+		if m := ix.db.Metrics(); m.MemTable.Count <= memTables && m.Levels[0].Sublevels <= l0Tables {
+			return nil
+		}
+		select {
+		case <-ix.gate.flushed:
+		case <-ix.gate.shut:
+			return ix.gate.check()
+		}
+	}
+}
+
 func (c *change) row(key []byte) (*row, error) {
 	if r, ok := c.rows[string(key)]; ok {
 		return r, nil
@@ -361,6 +397,9 @@ func (c *change) commit() error {
 		if err := c.b.Set([]byte(metaKey), c.anchor.encode(c.ix.mark), nil); err != nil {
 			return err
 		}
+	}
+	if err := c.ix.makeRoom(c.b.Len()); err != nil {
+		return err
 	}
 	if err := c.b.Commit(pebble.NoSync); err != nil {
 		return err
