@@ -173,7 +173,7 @@ func writeLies(t *testing.T, at, later int, index bool, lie func(*lyingFS) func(
 	if err != nil {
 		t.Errorf("before the restart: %v", err)
 	}
-	mustClose(t, s)
+	closeSpoiled(t, s)
 	if !index {
 		if err := fs.RemoveAll(dir + indexName); err != nil {
 			t.Fatal(err)
@@ -209,7 +209,7 @@ func TestSwappedSegments(t *testing.T) {
 		if st := s.Stats(); st.Segments != 5 {
 			t.Fatalf("%d segments", st.Segments)
 		}
-		mustClose(t, s)
+		closeSpoiled(t, s)
 		return sp
 	}
 	name := func(n uint64) string { return dir + "segments/" + segmentName(n) }

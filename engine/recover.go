@@ -176,10 +176,11 @@ func (r *recovery) listSegments() error {
 		}
 		r.tails[st].mark = m.segment
 	}
-	if !r.markOK { // each stream goes on in its last segment
+	if !r.markOK { // each stream goes on in its last segment that is not empty
 		for n, g := range table {
-			t := &r.tails[g.stream]
-			t.mark = max(t.mark, n)
+			if t := &r.tails[g.stream]; g.end.Load() > pageSize {
+				t.mark = max(t.mark, n)
+			}
 		}
 	}
 	return nil
@@ -252,7 +253,10 @@ func (r *recovery) identify(g *segment, file vfs.File) error {
 		}
 	}
 	sc := &segmentScan{file: file, mark: r.s.mark, segment: g.number, size: g.size}
-	g.stream, err = sc.stream()
+	var used bool
+	if g.stream, used, err = sc.stream(); !used {
+		g.end.Store(pageSize)
+	}
 	return err
 }
 

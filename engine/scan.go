@@ -114,15 +114,16 @@ func (s *segmentScan) run(emit func(group) error) (scanResult, error) {
 	return res, nil
 }
 
-// stream finds out whose batches the segment has: the log's when it has none.
-func (s *segmentScan) stream() (stream, error) {
+// stream finds out whose batches the segment has, and whether it has any: one
+// without counts for the log.
+func (s *segmentScan) stream() (_ stream, used bool, err error) {
 	s.limit = s.size
 	for at := int64(pageSize); at+pageSize <= s.size; at += pageSize {
 		if h, ok, err := s.batchAt(at); ok || err != nil {
-			return h.stream, err
+			return h.stream, ok, err
 		}
 	}
-	return logStream, nil
+	return logStream, false, nil
 }
 
 // next reads the group at off. An empty group means that the log ends there;

@@ -37,6 +37,7 @@ type segmentFile struct {
 	path   string
 	state  SegmentState
 	stream stream // whose batches it has, when it is in use
+	empty  bool   // it has none
 	size   int64  // of the file, or what its header says if that is more
 	err    error  // why its header cannot be used; nil: it can
 }
@@ -265,7 +266,9 @@ func (v *survey) identify(f *segmentFile) error {
 		}
 	}
 	sc := &segmentScan{file: file, mark: v.mark, segment: f.number, size: f.size}
-	f.stream, err = sc.stream()
+	var used bool
+	f.stream, used, err = sc.stream()
+	f.empty = !used
 	return err
 }
 
@@ -275,7 +278,7 @@ func (v *survey) findLast() {
 		v.last[st] = m.segment
 	}
 	for _, f := range v.segments {
-		if !v.marksOK && f.inUse() {
+		if !v.marksOK && f.inUse() && !f.empty {
 			v.last[f.stream] = max(v.last[f.stream], f.number)
 		}
 	}
