@@ -26,12 +26,13 @@ build:
 run: build
 	./dfsd dev
 
-# Everything. The simulator's seeds run once more without -race, all of them:
-# under it only a few are affordable. The end-to-end tests come last, against the binary as it ships.
+# Everything. The simulator's seeds and the engine's random lives run once more
+# without -race, all of them: under it only a few are affordable. The end-to-end tests come last, against the binary as it ships.
 test:
 	@$(if $(RACE),:,echo "no C compiler ($$(go env CC)) found: testing without -race")
 	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./...
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
+	go test -count=1 -timeout 60m -v -run 'TestMetamorphic$$|TestEveryFlippedBit$$' ./engine -full
 	@$(MAKE) --no-print-directory e2e
 
 # Clusters of real processes, and the power cut of a real file system: that one
@@ -50,9 +51,10 @@ bench:
 	@$(MAKE) --no-print-directory build >&2
 	@./dfsd bench $(BENCH)
 
-# The simulator with fresh seeds for as long as SOAK says; then the proof that
-# it finds what it should.
+# The engine's random lives and the simulator with fresh seeds, each for as long
+# as SOAK says; then the proof that the simulator finds what it should.
 soak:
+	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoakMetamorphic$$' ./engine
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoak' ./sim
 	DFSD_TEST_PLANTED=all go test -count=1 -timeout 0 -v -run 'TestPlanted' ./sim
 

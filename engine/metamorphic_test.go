@@ -1,231 +1,151 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"dfsd/dfs"
 	"dfsd/sim/bubble"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// fate is what the model knows of a block.
-type fate int
-
-const (
-	absent fate = iota
-	present
-	deleted
+var (
+	metaSeeds = flag.Int("seeds", 0, "random lives of TestMetamorphic; 200 with -full, else 12")
+	metaSteps = flag.Int("steps", 0, "operations in each of them; 20,000 with -full, else 2,000")
+	metaSeed  = flag.Uint64("seed", 0, "the first seed")
 )
 
-// modelBlock is one block of the model. At most one operation on it runs at a
-// time.
-type modelBlock struct {
-	n       uint64
-	size    int
-	fate    fate
-	epoch   dfs.Epoch // of the put or delete
-	running fate      // what the operation that runs would make it; absent: none runs
-	next    dfs.Epoch // its epoch
+// operations on one block, and how often each is drawn.
+var operations = weighted{
+	{"put", 24}, {"put again", 6}, {"put other bytes", 2}, {"put without patience", 2}, {"delete", 10}, {"delete again", 3},
+	{"refill", 8}, {"refill delete", 3}, {"get", 12}, {"get a range", 20}, {"stat", 4},
 }
 
-// world is a store, its disk, and the model that they are compared with.
-type world struct {
-	rng    *rand.Rand
-	hooks  Hooks
-	fs     *crashFS
-	store  *Store
-	counts map[string]int
+// actions of a world, and how often each is drawn: with 996 of 1,000 for the
+// quiet ones, 4 for the others.
+var (
+	quiet = weighted{{"burst", 80}, {"wait", 4}, {"epoch", 4}, {"renew", 10}, {"list", 3}, {"purge", 1}, {"compare", 1}, {"floor", 1}}
+	rough = weighted{{"crash", 2}, {"reopen", 1}, {"fault", 3}}
+)
 
-	// mu guards what follows.
-	mu      sync.Mutex
-	blocks  []modelBlock
-	epoch   dfs.Epoch // the last that SetEpochs returned for
-	atCrash *world    // the model when the clone was taken; only blocks and epoch
+// weighted is a list to draw from.
+type weighted []struct {
+	name   string
+	weight int
 }
 
-const modelBlocks = 60
-
-func newWorld(seed uint64, hooks Hooks) *world {
-	w := &world{
-		rng: rand.New(rand.NewPCG(seed, 1)), hooks: hooks, fs: &crashFS{MemFS: vfs.NewCrashableMem()},
-		counts: map[string]int{}, epoch: 1,
+func (l weighted) draw(rng *rand.Rand) string {
+	sum := 0
+	for _, x := range l {
+		sum += x.weight
 	}
-	for n := range uint64(modelBlocks) {
-		w.blocks = append(w.blocks, w.freshBlock(n))
+	n := rng.IntN(sum)
+	for _, x := range l {
+		if n -= x.weight; n < 0 {
+			return x.name
+		}
 	}
-	return w
+	panic("not reached")
 }
 
-func (w *world) freshBlock(n uint64) modelBlock {
-	size := 1 + w.rng.IntN(12<<10)
-	if w.rng.IntN(8) == 0 {
-		size = 1 + w.rng.IntN(100<<10)
+func (l weighted) names() (names []string) {
+	for _, x := range l {
+		names = append(names, x.name)
 	}
-	return modelBlock{n: n, size: size}
+	return names
 }
 
-func (w *world) open() error {
-	o := testOptions(w.fs)
-	o.Hooks = w.hooks
-	o.CheckpointBytes = int64(1+w.rng.IntN(8)) * (64 << 10)
-	s, err := Open(o)
-	if err != nil {
-		return err
+// act runs one random operation on a block and checks its answer.
+func (w *world) act(b *modelBlock, what string, e dfs.Epoch, rng *rand.Rand) error {
+	switch what {
+	case "get":
+		return w.get(b, 0, dfs.MaxBlockSize)
+	case "get a range":
+		return w.get(b, uint32(rng.IntN(b.size+10)), uint32(rng.IntN(b.size+10)))
+	case "stat":
+		return w.stat(b)
 	}
-	w.store = s
-	if s.DamagedUnnamed() || len(s.Damage()) > 0 {
-		return fmt.Errorf("false alarm: rolled back %v, damage %+v", s.Identity().RolledBack, s.Damage())
-	}
-	if s.MapEpoch() < w.epoch && w.counts["epoch"] > 0 {
-		return fmt.Errorf("map epoch %d: %d was persisted", s.MapEpoch(), w.epoch)
-	}
-	w.epoch = max(w.epoch, s.MapEpoch())
-	if err := w.compare(); err != nil {
-		return err
-	}
-	r := putRequest(999, 10, w.epoch)
-	if err := s.Put(context.Background(), r); dfs.KindOf(err) != dfs.Stale && !w.hooks.SkipEpochCheck {
-		return fmt.Errorf("a put before SetEpochs: %v", err)
-	}
-	return s.SetEpochs(w.epoch, fences(w.epoch))
+	return w.change(b, what, e, rng)
 }
 
-// compare checks every block, and takes over what operations that were cut
-// short have become.
-func (w *world) compare() error {
-	if err := checkStore(w.store); err != nil {
-		return err
-	}
-	w.mu.Lock() // a crash may be coming, and takes a copy of the blocks
-	defer w.mu.Unlock()
-	listed := map[dfs.BlockID]fate{}
-	for pg := range dfs.PGID(4) {
-		list, _, err := w.store.Inventory(pg+1, nil, maxPage)
-		if err != nil {
-			return err
-		}
-		for _, e := range list {
-			listed[e.ID] = present
-			if e.Tombstone {
-				listed[e.ID] = deleted
-			}
-		}
-	}
-	for i := range w.blocks {
-		b := &w.blocks[i]
-		got := listed[blockID(b.n)]
-		p, err := w.get(b)
-		switch {
-		case err == nil && got != present, err == nil && !bytes.Equal(p, content(b.n, b.size)):
-			return fmt.Errorf("block %d: wrong bytes, or bytes of what is not there", b.n)
-		case err != nil && (got == present || dfs.KindOf(err) != dfs.NotExist):
-			return fmt.Errorf("block %d: %w", b.n, err)
-		}
-		if got != b.fate && (b.running == absent || got != b.running) {
-			return fmt.Errorf("block %d is %d, want %d (or %d)", b.n, got, b.fate, b.running)
-		}
-		switch {
-		case got != b.fate:
-			b.epoch = b.next
-		case b.running == got:
-			b.epoch = 0 // a tombstone that was stamped anew, or not: the lists will say
-		}
-		b.fate, b.running = got, absent
-	}
-	return w.compareListsLocked()
-}
-
-// compareListsLocked checks Inventory, ScanEpochs and Stats against the model.
-func (w *world) compareListsLocked() error {
-	want := map[dfs.BlockID]*modelBlock{}
-	for i := range w.blocks {
-		if b := &w.blocks[i]; b.fate != absent {
-			want[blockID(b.n)] = b
-		}
-	}
-	for _, list := range []func(pg dfs.PGID, cursor []byte) ([]Entry, []byte, error){
-		func(pg dfs.PGID, c []byte) ([]Entry, []byte, error) { return w.store.Inventory(pg, c, 7) },
-		func(pg dfs.PGID, c []byte) ([]Entry, []byte, error) { return w.store.ScanEpochs(pg, 0, 1<<40, c, 5) },
-	} {
-		seen := 0
-		for pg := range dfs.PGID(4) {
-			var cursor []byte
-			for {
-				page, next, err := list(pg+1, cursor)
-				if err != nil {
-					return err
-				}
-				for _, e := range page {
-					b := want[e.ID]
-					if b == nil || e.Tombstone != (b.fate == deleted) || e.ID.PG != pg+1 || (b.fate == present && int(e.Length) != b.size) {
-						return fmt.Errorf("listed: %+v, model: %+v", e, b)
-					}
-					if b.epoch != 0 && e.Epoch != b.epoch {
-						return fmt.Errorf("block %d has epoch %d, want %d", b.n, e.Epoch, b.epoch)
-					}
-					b.epoch = e.Epoch
-					seen++
-				}
-				if cursor = next; next == nil {
-					break
-				}
-			}
-		}
-		if seen != len(want) {
-			return fmt.Errorf("%d blocks and tombstones listed, want %d", seen, len(want))
-		}
+func (w *world) stat(b *modelBlock) error {
+	e, err := w.store.Stat(blockID(b.n), b.shard())
+	switch {
+	case b.may != 0: // nobody answered for the last operation on it
+		return nil
+	case err != nil && w.faults.excuseReads():
+		return nil
+	case b.fate == absent && dfs.KindOf(err) == dfs.NotExist:
+		return nil
+	case err != nil || b.fate == absent || e.Tombstone != (b.fate == deleted) || b.epoch != 0 && e.Epoch != b.epoch:
+		return fmt.Errorf("stat of block %d, fate %d, epoch %d: %+v, %v", b.n, b.fate, b.epoch, e, err)
 	}
 	return nil
 }
 
-func (w *world) get(b *modelBlock) ([]byte, error) {
-	r, err := w.store.Get(context.Background(), blockID(b.n), 0, 0, dfs.MaxBlockSize)
-	if err != nil {
-		return nil, err
+// change puts or deletes the block.
+func (w *world) change(b *modelBlock, what string, e dfs.Epoch, rng *rand.Rand) error {
+	ctx, stale := context.Background(), e < w.epoch
+	refill, remove := strings.HasPrefix(what, "refill"), strings.Contains(what, "delete")
+	req := b.put(e)
+	req.Refill = refill
+	run := func() error { return w.store.Put(ctx, req) }
+	switch {
+	case remove:
+		run = func() error {
+			return w.store.Delete(ctx, DeleteRequest{ID: req.ID, Shard: req.Shard, Epoch: e, Refill: refill})
+		}
+	case what == "put without patience":
+		var stop context.CancelFunc
+		ctx, stop = context.WithCancel(ctx)
+		stop()
+	case what == "put other bytes" && b.fate == present && b.may == 0:
+		p := slices.Clone(req.Payload)
+		p[0] ^= 1
+		req.Info, req.Payload = describe(req.ID, req.Shard, p), p
+		err := run()
+		if kind := dfs.KindOf(err); kind != dfs.Exist && kind != dfs.NoSpace && !(stale && kind == dfs.Stale) && !w.excused(err) {
+			return fmt.Errorf("%s of block %d: %v", what, b.n, err)
+		}
+		return nil
 	}
-	defer r.Release()
-	return bytes.Clone(r.Data), nil
-}
 
-// act runs one random operation on a block and checks its answer.
-func (w *world) act(b *modelBlock, what string, e dfs.Epoch) error {
-	goal, stale := present, e < w.epoch
-	req := putRequest(b.n, b.size, e)
-	run := func() error { return w.store.Put(context.Background(), req) }
-	switch what {
-	case "delete", "refill-delete":
-		goal = deleted
-		d := DeleteRequest{ID: req.ID, Epoch: e, Refill: what == "refill-delete"}
-		run = func() error { return w.store.Delete(context.Background(), d) }
-	case "refill":
-		req.Refill = true
-	}
-	refill := what == "refill" || what == "refill-delete"
 	w.mu.Lock()
-	before := b.fate
-	if goal == present && before == deleted {
+	before, goal := b.fate, present
+	if remove || before == deleted {
 		goal = deleted
 	}
-	changes := goal != before || goal == deleted && (what == "delete" || what == "refill-delete") && e > b.epoch
-	if changes && (!stale || refill) {
-		b.running, b.next = goal, e
+	changes := goal != before || remove && e > b.epoch
+	below := remove && e < w.floors[req.ID.PG]
+	if changes && (!stale || refill) || w.hooks.SkipEpochCheck {
+		if b.may |= goal.bit(); below {
+			b.may |= absent.bit()
+		}
 	}
 	w.mu.Unlock()
 	err := run()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	b.running = absent
+	kind := dfs.KindOf(err)
+	if kind == dfs.Unavailable && w.excused(err) {
+		return nil // it may be done or not, until somebody looks
+	}
+	b.may = 0
 	switch {
-	case stale && !refill, what == "put" && before == deleted:
-		if dfs.KindOf(err) != dfs.Stale {
+	case kind == dfs.Deadline && what == "put without patience", kind == dfs.NoSpace:
+		w.counts.add(map[bool]string{true: "no space", false: "gave up waiting"}[kind == dfs.NoSpace], 1)
+		return nil
+	case !refill && stale, !refill && !remove && before == deleted:
+		if kind != dfs.Stale {
 			return fmt.Errorf("%s of block %d at epoch %d, now %d, fate %d: %v", what, b.n, e, w.epoch, before, err)
 		}
 		return nil
@@ -233,51 +153,75 @@ func (w *world) act(b *modelBlock, what string, e dfs.Epoch) error {
 		return fmt.Errorf("%s of block %d: %w", what, b.n, err)
 	}
 	if changes {
-		b.fate, b.epoch = goal, e
+		b.fate, b.epoch, b.below = goal, e, below
 	}
 	return nil
 }
 
-// burst runs operations on different blocks side by side.
+// excused reports whether an error is what an injected one may come to.
+func (w *world) excused(err error) bool {
+	return err != nil && w.faults.fired.Load() > 0 && (w.store.failure() != nil || dfs.KindOf(err) == dfs.NoSpace || w.faults.excuseReads())
+}
+
+// burst runs operations on different blocks side by side. A store that fails
+// meanwhile without an error of its disk is in error.
 func (w *world) burst(width int) error {
+	width = min(width, len(w.slots))
 	errs := make([]error, width)
 	var wg sync.WaitGroup
-	for i, at := range w.rng.Perm(len(w.blocks))[:width] {
-		b := &w.blocks[at]
-		what := []string{"put", "put", "put", "delete", "refill", "refill-delete"}[w.rng.IntN(6)]
+	for i, at := range w.rng.Perm(len(w.slots))[:width] {
+		b := &w.blocks[w.slots[at]]
+		if b.below {
+			continue
+		}
+		what := operations.draw(w.rng)
 		e := w.epoch
 		if w.rng.IntN(6) == 0 && e > 1 {
 			e--
 		}
-		w.counts[what]++
-		wg.Go(func() { errs[i] = w.act(b, what, e) })
+		w.counts.add(what, 1)
+		w.ops++
+		rng := rand.New(rand.NewPCG(w.rng.Uint64(), 3))
+		wg.Go(func() { errs[i] = w.act(b, what, e, rng) })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := w.store.failure(); err != nil && w.faults.fired.Load() == 0 {
+		return err
+	}
+	return nil
 }
 
 // raise fences the PGs while puts under the old epoch run. What was listed
 // below the new epoch when SetEpochs returned is all there ever is.
 func (w *world) raise() error {
+	next, old := w.epoch+1, w.epoch
+	errs := make([]error, len(w.slots))
 	var wg sync.WaitGroup
-	next := w.epoch + 1
-	for i := range w.blocks {
-		b := &w.blocks[i]
-		if b.fate != absent || i%3 != 0 {
+	for i, at := range w.slots {
+		b := &w.blocks[at]
+		if b.fate != absent || b.may != 0 || b.below || i%3 != 0 {
 			continue
 		}
 		w.mu.Lock()
-		b.running, b.next = present, w.epoch
+		b.may = present.bit()
 		w.mu.Unlock()
-		req := putRequest(b.n, b.size, w.epoch)
+		w.ops++
+		w.counts.add("put", 1)
 		wg.Go(func() {
-			err := w.store.Put(context.Background(), req)
+			err := w.store.Put(context.Background(), b.put(old))
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if err == nil {
-				b.fate, b.epoch = present, req.Epoch
+			switch kind := dfs.KindOf(err); {
+			case err == nil:
+				b.fate, b.epoch, b.may = present, old, 0
+			case kind == dfs.Stale, kind == dfs.NoSpace:
+				b.may = 0
+			case !w.excused(err):
+				errs[i] = err
 			}
-			b.running = absent
 		})
 	}
 	err := w.store.SetEpochs(next, fences(next))
@@ -289,10 +233,13 @@ func (w *world) raise() error {
 	below, err2 := w.below(next)
 	wg.Wait()
 	later, err3 := w.below(next)
-	if err := errors.Join(err, err2, err3); err != nil {
+	if w.excused(errors.Join(err, err2, err3)) {
+		return errors.Join(errs...)
+	}
+	if err := errors.Join(append(errs, err, err2, err3)...); err != nil {
 		return err
 	}
-	if below != later {
+	if below < later { // compaction may drop tombstones
 		return fmt.Errorf("%d blocks below epoch %d when it was persisted, %d later", below, next, later)
 	}
 	return nil
@@ -310,90 +257,38 @@ func (w *world) below(e dfs.Epoch) (int, error) {
 	return n, nil
 }
 
-// crash cuts the power while operations run, or between them, and opens what
-// is left.
-func (w *world) crash() error {
-	w.arm()
-	for range 200 {
-		if err := w.burst(1 + w.rng.IntN(6)); err != nil {
+// list reads a few pages of a list from somewhere on: they are in order.
+func (w *world) list() error {
+	pg, after := dfs.PGID(1+w.rng.IntN(4)), dfs.Epoch(w.rng.IntN(int(w.epoch)))
+	var cursor []byte
+	last := Entry{Epoch: after}
+	for range 3 {
+		page, next, err := w.store.ScanEpochs(pg, after, w.epoch+1, cursor, 1+w.rng.IntN(40))
+		if err != nil {
 			return err
 		}
-		if w.fs.crashed() != nil {
+		for _, e := range page {
+			if e.Epoch < last.Epoch || e.Epoch <= after || e.Epoch > w.epoch || e.ID.PG != pg {
+				return fmt.Errorf("%+v after %+v in a list after epoch %d", e, last, after)
+			}
+			last = e
+		}
+		if cursor = next; next == nil {
 			break
 		}
-		time.Sleep(time.Duration(w.rng.IntN(200)) * time.Millisecond)
 	}
-	clone := w.fs.crashed()
-	if clone == nil {
-		return nil // every block is deleted: nothing is written any more
-	}
-	if err := w.close(); err != nil {
-		return err
-	}
-	w.restart(clone)
-	if err := fsckErr(w.fs, "/disk/store"); err != nil {
-		return fmt.Errorf("after the crash: %w", err)
-	}
-	return w.reindex()
-}
-
-// close closes the store, whose directory must be sound then.
-func (w *world) close() error {
-	err := w.store.Close()
-	w.store = nil
-	return errors.Join(err, fsckErr(w.fs, "/disk/store"))
-}
-
-// arm lets a crash come soon.
-func (w *world) arm() {
-	unsynced := []int{0, 0, 20, 60, 100}[w.rng.IntN(5)]
-	w.fs.arm(1+w.rng.IntN(30), unsynced, rand.New(rand.NewPCG(w.rng.Uint64(), 2)), func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.atCrash = &world{blocks: append([]modelBlock(nil), w.blocks...), epoch: w.epoch}
-	})
-}
-
-// restart makes a crash's clone the disk, and the model what it was then.
-func (w *world) restart(clone *vfs.MemFS) {
-	w.fs = &crashFS{MemFS: clone}
-	w.blocks, w.epoch = w.atCrash.blocks, w.atCrash.epoch
-}
-
-// reindex opens the store again, at times without its index, and at times with
-// more crashes before it is open.
-func (w *world) reindex() error {
-	for {
-		if w.rng.IntN(3) == 0 {
-			w.counts["rebuild"]++
-			if err := w.fs.RemoveAll("/disk/store/" + indexName); err != nil {
-				return err
-			}
-		}
-		if w.rng.IntN(3) == 0 {
-			w.arm()
-		}
-		err := w.open()
-		clone := w.fs.crashed()
-		if err != nil || clone == nil {
-			w.fs.arm(0, 0, nil, nil)
-			return err
-		}
-		w.counts["crash in open"]++
-		if err := w.close(); err != nil {
-			return err
-		}
-		w.restart(clone)
-	}
+	return nil
 }
 
 // purge deletes most of what there is, so that segments die.
 func (w *world) purge() error {
-	errs := make([]error, len(w.blocks))
+	errs := make([]error, len(w.slots))
 	var wg sync.WaitGroup
-	for i := range w.blocks {
-		if w.rng.IntN(5) > 0 {
-			wg.Go(func() { errs[i] = w.act(&w.blocks[i], "delete", w.epoch) })
+	for i, at := range w.slots {
+		if !w.blocks[at].below && w.rng.IntN(5) > 0 {
+			w.ops++
+			w.counts.add("delete", 1)
+			wg.Go(func() { errs[i] = w.change(&w.blocks[at], "delete", w.epoch, nil) })
 		}
 	}
 	wg.Wait()
@@ -401,100 +296,151 @@ func (w *world) purge() error {
 	return errors.Join(errs...)
 }
 
-func (w *world) reopen() error {
-	if err := w.close(); err != nil {
+// floor lets the store drop old tombstones of a PG.
+func (w *world) floor() error {
+	if err := w.compare(); err != nil { // so that nothing is unknown
 		return err
 	}
-	return w.reindex()
-}
-
-// renew replaces blocks that were deleted by new ones, so that there is always
-// something to do; the old ones' tombstones stay and are still compared.
-func (w *world) renew() {
-	if len(w.blocks) >= 4*modelBlocks {
-		return
+	pg, floor := dfs.PGID(1+w.rng.IntN(4)), 1+dfs.Epoch(w.rng.IntN(int(w.epoch)))
+	w.floors[pg] = max(w.floors[pg], floor)
+	for i := range w.blocks {
+		b := &w.blocks[i]
+		b.below = b.below || b.fate == deleted && blockID(b.n).PG == pg && b.epoch < floor
 	}
-	for range 10 {
-		w.blocks = append(w.blocks, w.freshBlock(uint64(len(w.blocks))))
+	w.renew()
+	if err := w.store.SetTombstoneFloor(pg, floor); err != nil && !w.excused(err) {
+		return err
 	}
+	return nil
 }
 
 // run is one life of a world.
 func (w *world) run(steps int) (err error) {
 	defer func() {
+		w.faults.disarm()
 		if w.store != nil {
-			w.counts["given"] += int(w.store.Stats().SegmentsGiven)
 			err = errors.Join(err, w.close())
 		}
 	}()
 	if err := w.open(); err != nil {
 		return err
 	}
-	for i := range steps {
-		what := "burst"
-		switch n := w.rng.IntN(100); {
-		case n < 5:
-			what = "crash"
-		case n < 8:
-			what = "reopen"
-		case n < 14:
-			what = "epoch"
-		case n < 20:
-			what = "wait"
-		case n < 30:
-			what = "renew"
-		case n < 34:
-			what = "purge"
+	for w.ops < steps {
+		what := quiet.draw(w.rng)
+		if w.rng.IntN(1000) >= w.knobs.calm {
+			what = rough.draw(w.rng)
 		}
-		w.counts[what]++
-		var err error
-		switch what {
-		case "burst":
-			err = w.burst(1 + w.rng.IntN(8))
-		case "crash":
-			err = w.crash()
-		case "reopen":
-			w.counts["given"] += int(w.store.Stats().SegmentsGiven)
-			err = w.reopen()
-		case "epoch":
-			err = w.raise()
-		case "renew":
-			w.renew()
-		case "purge":
-			err = w.purge()
-		case "wait":
-			time.Sleep(time.Second)
-			err = w.compare()
-		}
-		if err != nil {
-			return fmt.Errorf("step %d, %s: %w", i, what, err)
+		w.counts.add(what, 1)
+		if err := w.step(what); err != nil {
+			return fmt.Errorf("after %d operations, %s: %w", w.ops, what, err)
 		}
 	}
 	return w.compare()
 }
 
+func (w *world) step(what string) error {
+	if what != "burst" {
+		w.book.note(fmt.Sprintf("%d operations, %d blocks: %s", w.ops, len(w.blocks), what))
+	}
+	switch what {
+	case "burst":
+		return w.burst(1 + w.rng.IntN(16))
+	case "crash":
+		return w.crash()
+	case "reopen":
+		return w.reopen()
+	case "fault":
+		return w.disturbed()
+	case "epoch":
+		return w.raise()
+	case "renew":
+		w.renew()
+	case "purge":
+		return w.purge()
+	case "list":
+		return w.list()
+	case "floor":
+		return w.floor()
+	case "wait":
+		time.Sleep(pick(w.rng, 200*time.Millisecond, time.Second, 5*time.Second, 2*time.Minute))
+	case "compare":
+		return w.compare()
+	}
+	return nil
+}
+
+// TestMetamorphic lets stores with random options live random lives, and
+// compares them with a simple model: with -full, 200 of 20,000 operations.
 func TestMetamorphic(t *testing.T) {
-	const seeds, steps = 20, 50
-	total := map[string]int{}
-	for seed := range uint64(seeds) {
-		var err error
-		bubble.Test(t, func(t *testing.T) {
-			w := newWorld(seed, Hooks{})
-			err = w.run(steps)
-			for k, n := range w.counts {
-				total[k] += n
-			}
-		})
+	seeds, steps := 12, 2000
+	if *full {
+		seeds, steps = 200, 20_000
+	}
+	if *metaSeeds > 0 {
+		seeds = *metaSeeds
+	}
+	if *metaSteps > 0 {
+		steps = *metaSteps
+	}
+	var total tally
+	workers := runtime.GOMAXPROCS(0)
+	t.Run("lives", func(t *testing.T) {
+		for worker := range workers {
+			t.Run(fmt.Sprint(worker), func(t *testing.T) {
+				t.Parallel()
+				for i := worker; i < seeds; i += workers {
+					live(t, *metaSeed+uint64(i), steps, &total)
+				}
+			})
+		}
+	})
+	t.Logf("%d lives of %d operations: %v", seeds, steps, total.n)
+	if seeds < 12 || steps < 2000 {
+		return
+	}
+	want := append(append(operations.names(), quiet.names()...), rough.names()...)
+	want = append(want, "crashed", "crash in open", "unsynced data kept", "rebuild", "given up", "compacted", "moved", "failed")
+	if *full {
+		want = append(want, "tombstones dropped", "scrubbed", "no space", "failed, then power lost", "fault in open", "read in vain")
+		for _, k := range faultKinds {
+			want = append(want, "fault: "+k.name)
+		}
+	}
+	for _, k := range want {
+		if total.of(k) == 0 {
+			t.Errorf("no %s in any life", k)
+		}
+	}
+}
+
+// live is one seed. It says how it is run again.
+func live(t *testing.T, seed uint64, steps int, total *tally) {
+	bubble.Test(t, func(t *testing.T) {
+		w := newWorld(seed, Hooks{})
+		err := w.run(steps)
+		for k, n := range w.counts.n {
+			total.add(k, n)
+		}
 		if err != nil {
-			t.Errorf("seed %d: %v", seed, err)
+			t.Errorf("seed %d, %+v: %v\n%s\n\nonce more: go test ./engine -run 'TestMetamorphic$' -seed %d -seeds 1 -steps %d", seed, w.knobs, err, &w.book, seed, steps)
 		}
+	})
+}
+
+// TestSoakMetamorphic lives fresh lives for as long as DFSD_TEST_SOAK says.
+func TestSoakMetamorphic(t *testing.T) {
+	limit, err := time.ParseDuration(os.Getenv("DFSD_TEST_SOAK"))
+	if err != nil {
+		t.Skip("DFSD_TEST_SOAK does not say how long: see make soak")
 	}
-	t.Logf("%d seeds: %v", seeds, total)
-	for _, k := range []string{"put", "delete", "refill", "refill-delete", "burst", "crash", "crash in open", "reopen", "rebuild", "epoch", "renew", "purge", "wait", "given"} {
-		if total[k] == 0 {
-			t.Errorf("no %s in any seed", k)
-		}
+	var total tally
+	begun := time.Now()
+	lives := 0
+	for seed := uint64(begun.UnixNano()); time.Since(begun) < limit && !t.Failed(); seed++ {
+		live(t, seed, 100_000, &total)
+		lives++
 	}
+	t.Logf("%d lives of 100,000 operations: %v", lives, total.n)
 }
 
 // TestPlantedBugsAreFound proves that the test above can fail.
@@ -510,7 +456,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for seed := range uint64(20) {
 				var err error
-				bubble.Test(t, func(t *testing.T) { err = newWorld(seed, c.hooks).run(120) })
+				bubble.Test(t, func(t *testing.T) { err = newWorld(seed, c.hooks).run(3000) })
 				if err != nil {
 					t.Logf("found by seed %d: %v", seed, err)
 					return

@@ -13,9 +13,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// lyingFS reports writes of segments as done that it did not do, or did
+// misplacingFS reports writes of segments as done that it did not do, or did
 // elsewhere.
-type lyingFS struct {
+type misplacingFS struct {
 	*vfs.MemFS
 
 	// mu guards what follows.
@@ -25,26 +25,26 @@ type lyingFS struct {
 	told   bool
 }
 
-func (f *lyingFS) arm(writes int, lie func(f vfs.File, p []byte, off int64) error) {
+func (f *misplacingFS) arm(writes int, lie func(f vfs.File, p []byte, off int64) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.writes, f.lie, f.told = writes, lie, false
 }
 
-func (f *lyingFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+func (f *misplacingFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
 	file, err := f.MemFS.OpenReadWrite(name, c, o...)
 	if err != nil || !strings.HasSuffix(name, segmentSuffix) {
 		return file, err
 	}
-	return lyingFile{file, f}, nil
+	return misplacingFile{file, f}, nil
 }
 
-type lyingFile struct {
+type misplacingFile struct {
 	vfs.File
-	fs *lyingFS
+	fs *misplacingFS
 }
 
-func (f lyingFile) WriteAt(p []byte, off int64) (int, error) {
+func (f misplacingFile) WriteAt(p []byte, off int64) (int, error) {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if f.fs.writes > 0 && string(p[:4]) == "DBAT" {
@@ -62,7 +62,7 @@ func (f lyingFile) WriteAt(p []byte, off int64) (int, error) {
 // missing is damaged or makes the store incomplete; it is never absent, never
 // something else, and nothing that was deleted comes back.
 func TestWritesThatLie(t *testing.T) {
-	other := func(fs *lyingFS, number uint64) vfs.File { // another segment's file
+	other := func(fs *misplacingFS, number uint64) vfs.File { // another segment's file
 		f, err := fs.MemFS.OpenReadWrite(dir+"segments/"+segmentName(number), vfs.WriteCategoryUnspecified)
 		if err != nil {
 			t.Fatal(err)
@@ -71,18 +71,18 @@ func TestWritesThatLie(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name string
-		lie  func(fs *lyingFS) func(f vfs.File, p []byte, off int64) error
+		lie  func(fs *misplacingFS) func(f vfs.File, p []byte, off int64) error
 	}{
-		{"lost", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"lost", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(vfs.File, []byte, int64) error { return nil }
 		}},
-		{"half of it", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"half of it", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				_, err := f.WriteAt(p[:len(p)/2/512*512], off)
 				return err
 			}
 		}},
-		{"all but its first page", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"all but its first page", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				if len(p) <= pageSize {
 					return nil
@@ -91,31 +91,31 @@ func TestWritesThatLie(t *testing.T) {
 				return err
 			}
 		}},
-		{"further on", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"further on", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				_, err := f.WriteAt(p, 160<<10)
 				return err
 			}
 		}},
-		{"over the first batch", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"over the first batch", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				_, err := f.WriteAt(p, pageSize)
 				return err
 			}
 		}},
-		{"over the batch before", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"over the batch before", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				_, err := f.WriteAt(p, off-2*pageSize)
 				return err
 			}
 		}},
-		{"over the header", func(*lyingFS) func(vfs.File, []byte, int64) error {
+		{"over the header", func(*misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(f vfs.File, p []byte, off int64) error {
 				_, err := f.WriteAt(p, 0)
 				return err
 			}
 		}},
-		{"into a segment that is ready", func(fs *lyingFS) func(vfs.File, []byte, int64) error {
+		{"into a segment that is ready", func(fs *misplacingFS) func(vfs.File, []byte, int64) error {
 			return func(_ vfs.File, p []byte, off int64) error {
 				f := other(fs, 3)
 				defer f.Close()
@@ -137,8 +137,8 @@ func TestWritesThatLie(t *testing.T) {
 	}
 }
 
-func writeLies(t *testing.T, at, later int, index bool, lie func(*lyingFS) func(vfs.File, []byte, int64) error) {
-	fs := &lyingFS{MemFS: vfs.NewMem()}
+func writeLies(t *testing.T, at, later int, index bool, lie func(*misplacingFS) func(vfs.File, []byte, int64) error) {
+	fs := &misplacingFS{MemFS: vfs.NewMem()}
 	sp := &specimen{fs: fs.MemFS, blocks: map[uint64][]byte{}, epoch: 1}
 	s := openPGs(t, testOptions(fs), 1)
 	step := func(n uint64) {
