@@ -128,7 +128,7 @@ func TestIndexProvesTheLastBatch(t *testing.T) {
 }
 
 // putTogether puts count blocks from first as one batch.
-func putTogether(t *testing.T, s *Store, first uint64, count int) {
+func putTogether(t testing.TB, s *Store, first uint64, count int) {
 	t.Helper()
 	before := s.Stats().Batches
 	var ops []*op

@@ -26,7 +26,7 @@ type specimen struct {
 // than one chunk, compressed, from a refill; tombstones, of blocks that are
 // there and that are not. sealed: it has a footer, and the log goes on in
 // segment 2. Otherwise it is the last.
-func newSpecimen(t *testing.T, sealed bool) *specimen {
+func newSpecimen(t testing.TB, sealed bool) *specimen {
 	t.Helper()
 	sp := &specimen{fs: vfs.NewMem(), blocks: map[uint64][]byte{}, epoch: 3}
 	s := openPGs(t, testOptions(sp.fs), sp.epoch)
@@ -45,7 +45,7 @@ func newSpecimen(t *testing.T, sealed bool) *specimen {
 	put(putRequest(1, 300, sp.epoch))
 	put(putRequest(2, 1, sp.epoch))
 	drop(2)
-	put(packed(3, 150_000, sp.epoch))
+	put(shrunk(3, 150_000, sp.epoch))
 	refill := putRequest(4, 200, 2)
 	refill.Refill = true
 	put(refill)
@@ -67,8 +67,8 @@ func newSpecimen(t *testing.T, sealed bool) *specimen {
 	return sp
 }
 
-// compressed is a put of size bytes that shrink, chunk by chunk.
-func packed(n uint64, size int, e dfs.Epoch) PutRequest {
+// shrunk is a put of size bytes that shrink, chunk by chunk.
+func shrunk(n uint64, size int, e dfs.Epoch) PutRequest {
 	req := PutRequest{ID: blockID(n), Epoch: e, Info: dfs.BlockInfo{Length: uint32(size), Codec: dfs.CodecS2}}
 	for plain := bytes.Repeat([]byte("dfsd"), size/4); len(plain) > 0; {
 		m := min(len(plain), dfs.ChunkSize)
@@ -81,7 +81,7 @@ func packed(n uint64, size int, e dfs.Epoch) PutRequest {
 }
 
 // clone copies the directory, with or without its index.
-func (sp *specimen) clone(t *testing.T, index bool) *vfs.MemFS {
+func (sp *specimen) clone(t testing.TB, index bool) *vfs.MemFS {
 	t.Helper()
 	to := vfs.NewMem()
 	if err := to.MkdirAll("/disk", 0o700); err != nil {
@@ -156,7 +156,7 @@ func readAll(s *Store, n uint64) (p []byte, headless bool, err error) {
 
 // used returns the positions of segment 1 that hold something, and some of the
 // others: a few of each page's padding and of the room behind the last batch.
-func (sp *specimen) used(t *testing.T) (positions []int) {
+func (sp *specimen) used(t testing.TB) (positions []int) {
 	t.Helper()
 	p := fileBytes(t, sp.fs, "segments/"+segmentName(1))
 	is := make([]bool, len(p))
