@@ -190,7 +190,11 @@ func (s *Store) closeIdle() error {
 		return nil
 	}
 	all := make([]*segment, 0, len(*s.segs.byNumber.Load()))
+	now := time.Now().UnixNano()
 	for _, g := range *s.segs.byNumber.Load() {
+		if g.read.Swap(false) {
+			g.used.Store(now)
+		}
 		all = append(all, g)
 	}
 	slices.SortFunc(all, func(a, b *segment) int { return int(a.used.Load() - b.used.Load()) })

@@ -9,7 +9,7 @@ import (
 	"dfsd/dfs"
 )
 
-// Read is the answer of Get. Data belongs to the store again after Release.
+// Read is the answer of Get. It belongs to the store again after Release.
 type Read struct {
 	Info  dfs.BlockInfo // its chunks are shared: not to be changed
 	Epoch dfs.Epoch
@@ -28,18 +28,20 @@ type Read struct {
 	buf *buffer // that holds Data; nil after Release
 }
 
-// Release gives Data back. It may be called more than once.
+// Release gives the Read and its Data back: both may be another's then, and the
+// caller looks at neither again.
 func (r *Read) Release() {
-	if r.buf != nil {
-		r.buf.release()
-		r.buf, r.Data = nil, nil
+	if b := r.buf; b != nil {
+		*r = Read{}
+		b.release()
 	}
 }
 
-// buffer is room for one read.
+// buffer is room for one read, and its answer.
 type buffer struct {
 	pool *sync.Pool
 	room []byte
+	read Read
 }
 
 func (b *buffer) release() { b.pool.Put(b) }
@@ -154,8 +156,10 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 		b.release()
 		return nil, s.readFailed(id, shard, w, err)
 	}
-	g.used.Store(s.clock.read())
-	r := &Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], buf: b}
+	g.touch()
+	s.clock.read()
+	r := &b.read
+	*r = Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], buf: b}
 	if head > 0 {
 		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
 			r.HeaderLost = true

@@ -26,7 +26,8 @@ type segment struct {
 	end    atomic.Int64 // past the last durable batch
 	sealed atomic.Bool
 	stream stream       // set before sealed
-	used   atomic.Int64 // when it was last read, Unix nanoseconds
+	read   atomic.Bool  // since closeIdle last looked
+	used   atomic.Int64 // when closeIdle last found it read, Unix nanoseconds
 	aged   atomic.Int64 // when it was sealed, Unix nanoseconds; 0: in an earlier life
 	stuck  atomic.Int64 // until when compaction leaves it alone, Unix nanoseconds
 
@@ -87,6 +88,13 @@ func (g *segment) seal(st stream) {
 func (g *segment) sealedAt() time.Time      { return at(g.aged.Load()) }
 func (g *segment) stuckUntil() time.Time    { return at(g.stuck.Load()) }
 func (g *segment) setStuck(until time.Time) { g.stuck.Store(until.UnixNano()) }
+
+// touch notes a read.
+func (g *segment) touch() {
+	if !g.read.Load() {
+		g.read.Store(true)
+	}
+}
 
 func (g *segment) release() {
 	if g.refs.Add(-1) == 0 && g.retired.Load() {

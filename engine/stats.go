@@ -65,7 +65,7 @@ type Stats struct {
 	// WriteAge and SyncAge are how long the batch in hand has waited for its
 	// write or its sync; 0: none is in hand. A sick disk shows here.
 	WriteAge, SyncAge             time.Duration
-	LastWrite, LastSync, LastRead time.Time // when one was last completed; zero: never
+	LastWrite, LastSync, LastRead time.Time // when one was last completed, a read by the call of Stats that came next; zero: never
 }
 
 // counters are the figures that only grow.
@@ -95,6 +95,7 @@ func (c *counters) batch(ops []*op, length int64) {
 type clock struct {
 	writing, syncing              atomic.Int64 // since when; 0: not
 	lastWrite, lastSync, lastRead atomic.Int64
+	seen                          atomic.Bool // a read was completed since lastRead
 	syncs                         atomic.Uint64
 }
 
@@ -118,11 +119,20 @@ func (c *clock) end() {
 	c.syncing.Store(0)
 }
 
-// read notes a read, and returns its time.
-func (c *clock) read() int64 {
-	now := time.Now().UnixNano()
-	c.lastRead.Store(now)
-	return now
+// read notes a read. A clock is not looked at for each: lastRead is when Stats
+// came across it.
+func (c *clock) read() {
+	if !c.seen.Load() {
+		c.seen.Store(true)
+	}
+}
+
+// readAt returns when a read was last completed.
+func (c *clock) readAt() int64 {
+	if c.seen.Swap(false) {
+		c.lastRead.Store(time.Now().UnixNano())
+	}
+	return c.lastRead.Load()
 }
 
 func since(t int64) time.Duration {
@@ -147,7 +157,7 @@ func (s *Store) Stats() Stats {
 		Compactions: s.counters.compactions.Load(), MovedRecords: s.counters.moved.Load(), MovedBytes: s.counters.movedBytes.Load(), TombstonesDropped: s.counters.dropped.Load(),
 		ScrubFound: s.counters.scrubFound.Load(),
 		LastSeq:    s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),
-		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.lastRead.Load()),
+		LastWrite: at(s.clock.lastWrite.Load()), LastSync: at(s.clock.lastSync.Load()), LastRead: at(s.clock.readAt()),
 	}
 	if s.isReadOnly() {
 		st.State = StateReadOnly

@@ -76,7 +76,6 @@ func TestReadRanges(t *testing.T) {
 			t.Errorf("epoch %d, length %d", r.Epoch, r.Info.Length)
 		}
 		r.Release()
-		r.Release()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
