@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"dfsd/engine"
@@ -99,6 +100,19 @@ func reopenFigure(ctx context.Context, e *env, name string, bytes int64) (_ stri
 		number(took.Seconds())+"s", st.Blocks), nil
 }
 
+// remove deletes blocks, from many callers.
+func (r *engineRig) remove(ctx context.Context, blocks []uint64) error {
+	var next atomic.Int64
+	_, err := loop(ctx, fillTime, 64, func(ctx context.Context, _ int) error {
+		i := next.Add(1) - 1
+		if i >= int64(len(blocks)) {
+			return errEnough
+		}
+		return r.store.Delete(ctx, engine.DeleteRequest{ID: blockID(blocks[i]), Epoch: 1})
+	})
+	return err
+}
+
 // Write amplification is measured in a store of so many segments, three quarters
 // full of blocks of this size.
 const (
@@ -132,10 +146,8 @@ func writeAmpFigure(ctx context.Context, e *env) (_ string, err error) {
 	again := blocks / 2
 	for done := uint64(0); done < again; {
 		n := min(again-done, 1024)
-		for _, b := range live[done : done+n] {
-			if err := r.store.Delete(ctx, engine.DeleteRequest{ID: blockID(b), Epoch: 1}); err != nil {
-				return "", err
-			}
+		if err := r.remove(ctx, live[done:done+n]); err != nil {
+			return "", err
 		}
 		if err := r.fill(ctx, e, n, ampBlock); err != nil {
 			return "", err
