@@ -317,7 +317,7 @@ func TestCompactionFreesAFullDisk(t *testing.T) {
 		}
 		for i := range n {
 			if i%3 == 0 {
-				mustDelete(t, s, i, 1)
+				deleteInTime(t, s, i)
 			}
 		}
 		time.Sleep(time.Minute)

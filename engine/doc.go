@@ -2,8 +2,8 @@
 //
 // # Nouns
 //
-//   - A [Store] is one data directory: segments, an index, and three small
-//     record files beside them.
+//   - A [Store] is one data directory: segments, an index, and some small record
+//     files beside them.
 //   - A segment is a file of fixed size that is zero-filled once and then only
 //     appended to. It has a header, batches, and, when it is full, a footer.
 //   - A batch is what one write and one data sync made durable: the records
@@ -12,8 +12,10 @@
 //     sequence number and the checksums of its payload.
 //   - The index is a Pebble database that says where each block lies. It is
 //     derived: what it lost is read from the segments again.
-//   - A tombstone says that a block was deleted. It is never dropped here, and
-//     it beats every put of its block, whatever their order.
+//   - A tombstone says that a block was deleted. It beats every put of its block,
+//     whatever their order.
+//   - The log is the stream of segments that puts and deletes fill; the moved
+//     stream is that of compaction's copies.
 //
 // # The way of a put
 //
@@ -33,8 +35,13 @@
 //     last batch, which nobody was promised, or rot.
 //   - A PG's fence only grows, and no append admitted under an epoch below it
 //     is unfinished when SetEpochs returns.
-//   - A segment is given up only when none of its records is needed, and after
-//     a synced checkpoint of the index that knows it.
+//   - A segment is given up only when none of its records is needed, after a
+//     synced checkpoint of the index that knows it, a mark that covers what took
+//     its place, and a line in the ledger.
+//   - A copy replaces its original in the index only after it was synced and read
+//     back. It keeps sequence number and epoch.
+//   - A tombstone is dropped only below its PG's floor and when no other segment
+//     on the disk can hold a put of its block, not even after a crash.
 //   - The first failed write or sync is the last: the store takes no more of
 //     them until it is opened again, and goes on reading.
 //

@@ -319,19 +319,7 @@ func TestFullDisk(t *testing.T) {
 				used := s.Stats().Used
 				var wg sync.WaitGroup
 				for _, n := range stored[:len(stored)-20] {
-					// A delete alone takes a page. When the segment that is kept for them is
-					// full, what they have freed is given back within seconds.
-					wg.Go(func() {
-						for range 20 {
-							err := s.Delete(t.Context(), DeleteRequest{ID: blockID(n), Epoch: 1})
-							if err == nil {
-								return
-							}
-							wantKind(t, err, dfs.NoSpace)
-							time.Sleep(3 * time.Second)
-						}
-						t.Errorf("block %d cannot be deleted", n)
-					})
+					wg.Go(func() { deleteInTime(t, s, n) })
 				}
 				wg.Wait()
 				if how == "capacity" && used > o.Capacity-o.ReserveBytes+uint64(o.SegmentSize) {
@@ -357,6 +345,21 @@ func TestFullDisk(t *testing.T) {
 			})
 		})
 	}
+}
+
+// deleteInTime deletes a block of a full store. A delete alone takes a page: when
+// the segment that is kept for them is full, what they have freed is given back
+// within seconds.
+func deleteInTime(t testing.TB, s *Store, n uint64) {
+	for range 20 {
+		err := s.Delete(t.Context(), DeleteRequest{ID: blockID(n), Epoch: 1})
+		if err == nil {
+			return
+		}
+		wantKind(t, err, dfs.NoSpace)
+		time.Sleep(3 * time.Second)
+	}
+	t.Errorf("block %d cannot be deleted", n)
 }
 
 // TestDeadSegments: space comes back, readers are waited for, tombstones are
