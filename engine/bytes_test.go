@@ -36,6 +36,11 @@ func sampleRows() (rows [][3]string) {
 	damage := Damage{Named: true, ID: id, Shard: 3, Segment: 0x103, Offset: 0x10400, Length: 0x301, Reason: "rot"}
 	add("damage", damageKey(damage.Segment, damage.Offset), damage.encode())
 	add("floor", floorKey(9), binary.BigEndian.AppendUint64(nil, 0x302))
+	trashed := &row{kind: kindPut, flags: rowTrashed, info: dfs.BlockInfo{Length: 1, Chunks: []dfs.Chunk{{Len: 1, Sum: 0x501}}}, stored: 1, trashed: 0x502}
+	add("block in the trash", blockKey(id, 3), trashed.encode())
+	add("undecided", undecidedKey(id, 3), binary.BigEndian.AppendUint64(nil, 0x503))
+	add("trash", trashKey(0x502, id, 3), nil)
+	add("undecided and trash", []byte(setCountsKey), setCounts{undecided: 0x504, trash: 0x505, trashBytes: 0x506}.encode())
 	at := anchor{{segment: 0x401, offset: 0x1000, end: 0x2000, count: 0x402}, {segment: 0x403, offset: 0x3000, end: 0x4000, count: 0x404}}
 	add("anchor", []byte(metaKey), at.encode(testMark))
 	add("scrub (SCRUB)", nil, (&scrubRecord{pass: 1, last: 2, began: 3, read: 4, found: 5, cursor: blockKey(id, 3)}).encode())
@@ -80,7 +85,7 @@ func FuzzRows(f *testing.F) {
 			t.Errorf("epoch key %x", k)
 		}
 		if w, err := decodeRow(v); err == nil {
-			if again, err := decodeRow(w.encode()); err != nil || again.digest != w.digest || again.offset != w.offset || !slices.Equal(again.holders, w.holders) {
+			if again, err := decodeRow(w.encode()); err != nil || again.digest != w.digest || again.offset != w.offset || !slices.Equal(again.holders, w.holders) || again.trashed != w.trashed {
 				t.Errorf("row %x: %+v and %+v, %v", v, w, again, err)
 			}
 			_, _ = w.recordLen(), w.payloadAt()
@@ -93,6 +98,15 @@ func FuzzRows(f *testing.F) {
 		}
 		if _, _, err := decodeDamage(k, v); err == nil && len(k) != 17 {
 			t.Errorf("damage at %x", k)
+		}
+		if e, err := parseUndecided(k, v); err == nil && !bytes.Equal(undecidedKey(e.ID, e.Shard)[1:], k[1:]) {
+			t.Errorf("undecided key %x", k)
+		}
+		if e, err := parseTrash(k, v); err == nil && !bytes.Equal(trashKey(e.Since.UnixMilli(), e.ID, e.Shard)[1:], k[1:]) {
+			t.Errorf("trash key %x", k)
+		}
+		if n, err := decodeSetCounts(v); err == nil && !bytes.Equal(n.encode(), v) {
+			t.Errorf("counters %x", v)
 		}
 		_ = decodeScrub(v)
 	})

@@ -288,6 +288,9 @@ func (m *move) read(o *op, w *row) bool {
 func (m *move) readHeader(o *op, w *row, p []byte) error {
 	r, err := m.c.s.readHeader(p, o.rec.id, o.rec.shard, w)
 	r.flags |= flagMoved
+	if w.flags&(rowUndecided|rowTrashed) == 0 {
+		r.flags |= flagDecided // an index that is made anew need not find out once more
+	}
 	o.rec = r
 	return err
 }

@@ -16,6 +16,8 @@
 //     whatever their order.
 //   - The log is the stream of segments that puts and deletes fill; the moved
 //     stream is that of compaction's copies.
+//   - A block is undecided until somebody has said whether metadata names it.
+//     One that metadata does not name lies in the trash before it is deleted.
 //
 // # The way of a put
 //

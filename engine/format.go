@@ -61,8 +61,9 @@ func (k recordKind) String() string {
 
 // The flags of a record.
 const (
-	flagRefill = 1 // a refill, not a client, brought it
-	flagMoved  = 2 // compaction copied it
+	flagRefill  = 1 // a refill, not a client, brought it
+	flagMoved   = 2 // compaction copied it
+	flagDecided = 4 // when it was written, the block was known to be referenced
 )
 
 // record is the decoded header of one record, and where it lies.

@@ -33,6 +33,8 @@ type fsck struct {
 	done, total int64
 	rows        map[uint64]uint64      // rows by the segment that they name, lost ones not among them
 	matched     map[uint64]uint64      // of these, those whose record was seen
+	sets        setCounts              // of undecided blocks and the trash, as the rows of blocks say
+	setRows     setCounts              // as their own rows say, without bytes
 	floors      map[dfs.PGID]dfs.Epoch // of tombstones
 	noted       map[spot]notedDamage   // unnamed damage that the store knows of
 	reader      payloadReader

@@ -12,7 +12,7 @@ import (
 // knownRow reports whether fsck knows rows of this kind.
 func knownRow(prefix byte) bool {
 	switch prefix {
-	case blockPrefix, epochPrefix, segmentPrefix, damagePrefix, floorPrefix, metaKey[0]:
+	case blockPrefix, epochPrefix, segmentPrefix, damagePrefix, floorPrefix, undecidedPrefix, trashPrefix, setCountsKey[0], metaKey[0]:
 		return true
 	}
 	return false
@@ -37,6 +37,8 @@ func (c *fsck) checkIndex() error {
 			epochs++
 		case k[0] == damagePrefix:
 			c.damageRow(k, v)
+		case k[0] == undecidedPrefix, k[0] == trashPrefix:
+			c.setRow(k, v)
 		case !knownRow(k[0]):
 			strange++
 		}
@@ -54,6 +56,7 @@ func (c *fsck) checkIndex() error {
 		}
 	}
 	c.counters(use)
+	c.setCounters()
 	return nil
 }
 
@@ -73,6 +76,9 @@ func (c *fsck) blockRow(k, v []byte, use map[uint64]usage) error {
 	u := use[w.segment]
 	u.add(w, 1)
 	use[w.segment] = u
+	if err := c.stateRows(id, shard, w); err != nil {
+		return err
+	}
 	if w.kind == kindPut {
 		c.report.Blocks++
 	} else {

@@ -39,6 +39,7 @@ type index struct {
 	// mu guards what follows. It is held for map operations only.
 	mu     sync.Mutex
 	usage  map[uint64]usage // by segment; the same as the segment rows
+	sets   setCounts        // the same as its row
 	anchor anchor
 }
 
@@ -129,6 +130,9 @@ func (ix *index) load() error {
 		return dfs.Errorf(dfs.Corrupt, "open index", "it belongs to store mark %016x, this is %016x", mark, ix.mark)
 	}
 	ix.anchor = a
+	if err := ix.loadSets(); err != nil {
+		return err
+	}
 	return ix.scan([]byte{segmentPrefix}, []byte{segmentPrefix + 1}, func(k, v []byte) error {
 		if len(k) != 9 {
 			return dfs.Errorf(dfs.Corrupt, "read index", "segment key of %d bytes", len(k))
@@ -247,7 +251,9 @@ type change struct {
 	b      *pebble.Batch
 	rows   map[string]*row // as known or changed; nil: there is none
 	usage  map[uint64]usage
-	anchor *anchor // nil: it stays where it is
+	sets   *setCounts // nil: they stay as they are
+	time   int64      // of the change, milliseconds since 1970; set with sets
+	anchor *anchor    // nil: it stays where it is
 }
 
 // update makes the change that fn describes, whole or, when fn fails, not at
@@ -333,11 +339,15 @@ func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) 
 		case old.kind == w.kind && (old.seq > w.seq || old.seq == w.seq && lost):
 			return c.hold(id, shard, old, w.segment)
 		}
+		w.inherit(old)
 		w.holders = old.holders
 		w.holds(old.segment, c.ix.exists)
 		if err := c.remove(id, shard, old); err != nil {
 			return err
 		}
+	}
+	if err := c.track(id, shard, old, w); err != nil {
+		return err
 	}
 	if dropTombstone && w.kind == kindTombstone {
 		c.rows[string(key)] = nil
@@ -393,6 +403,11 @@ func (c *change) commit() error {
 			return err
 		}
 	}
+	if c.sets != nil {
+		if err := c.b.Set([]byte(setCountsKey), c.sets.encode(), nil); err != nil {
+			return err
+		}
+	}
 	if c.anchor != nil {
 		if err := c.b.Set([]byte(metaKey), c.anchor.encode(c.ix.mark), nil); err != nil {
 			return err
@@ -421,6 +436,9 @@ func (c *change) commit() error {
 			c.ix.usage[n] = u
 		}
 	}
+	if c.sets != nil {
+		c.ix.sets = *c.sets
+	}
 	if c.anchor != nil {
 		c.ix.anchor = *c.anchor
 	}
@@ -429,8 +447,13 @@ func (c *change) commit() error {
 
 // rowOf is the row that a record makes.
 func rowOf(r *record) *row {
+	var flags uint8
+	if r.kind == kindPut && r.flags&flagDecided == 0 {
+		flags = rowUndecided
+	}
 	return &row{
-		kind: r.kind, seq: r.seq, epoch: r.epoch, segment: r.segment, offset: r.offset,
+		flags: flags,
+		kind:  r.kind, seq: r.seq, epoch: r.epoch, segment: r.segment, offset: r.offset,
 		stored: r.stored, info: r.info, digest: infoDigest(&r.info),
 	}
 }

@@ -14,6 +14,9 @@ import (
 //	s segment               → usage: what in the segment is still needed
 //	d segment offset        → damage that a scan found
 //	f PG                    → tombstone floor
+//	u session block shard   → since when: the block is undecided
+//	t time block shard      → nothing: the block is in the trash
+//	g                       → how many rows u and t there are
 //	m                       → version, store mark, anchor
 const (
 	blockPrefix   = 'b'
@@ -22,6 +25,10 @@ const (
 	damagePrefix  = 'd'
 	floorPrefix   = 'f'
 	metaKey       = "m"
+
+	undecidedPrefix = 'u'
+	trashPrefix     = 't'
+	setCountsKey    = "g"
 
 	blockKeyLen = 1 + dfs.BlockIDLen + 1
 	epochKeyLen = blockKeyLen + 8
@@ -77,10 +84,14 @@ func pgBounds(prefix byte, pg dfs.PGID) (lower, upper []byte) {
 	return lower, binary.BigEndian.AppendUint32([]byte{prefix}, uint32(pg)+1)
 }
 
-// The flags of a row. A put of the same bytes replaces what has one of them.
+// The flags of a row. A put of the same bytes replaces what is lost or damaged.
+// Invariant: a row is not both undecided and trashed, and only a block's is
+// either.
 const (
-	rowLost    = 1 // a scan found the record missing or damaged: reads say Corrupt
-	rowDamaged = 8 // some of the record is damaged: reads try
+	rowLost      = 1 // a scan found the record missing or damaged: reads say Corrupt
+	rowUndecided = 2 // nobody has said whether metadata names the block
+	rowTrashed   = 4 // metadata does not name the block: it is to be deleted
+	rowDamaged   = 8 // some of the record is damaged: reads try
 )
 
 // row says where a block, or its tombstone, lies.
@@ -94,6 +105,7 @@ type row struct {
 	stored  uint32        // payload bytes
 	info    dfs.BlockInfo // without chunks when lost
 	digest  uint32        // infoDigest
+	trashed int64         // with rowTrashed: when that was, milliseconds since 1970
 
 	// holders are other segments that may hold a put of the block, one that this
 	// row took the place of: as long as one of them is on the disk, an index that
@@ -124,22 +136,32 @@ func (w *row) encode() []byte {
 	for _, n := range w.holders {
 		p = b.AppendUint64(p, n)
 	}
+	if w.flags&rowTrashed != 0 {
+		p = b.AppendUint64(p, uint64(w.trashed))
+	}
 	return p
 }
 
 func decodeRow(p []byte) (*row, error) {
 	b := binary.BigEndian
-	if len(p) < rowHeadLen || uint64(len(p)) != rowHeadLen+uint64(b.Uint32(p[48:]))*chunkLen+uint64(p[3])*8 {
+	end := len(p)
+	if end > 1 && p[1]&rowTrashed != 0 {
+		end -= 8
+	}
+	if end < rowHeadLen || uint64(end) != rowHeadLen+uint64(b.Uint32(p[48:]))*chunkLen+uint64(p[3])*8 {
 		return nil, dfs.Errorf(dfs.Corrupt, "read index", "row of %d bytes", len(p))
 	}
-	held := len(p) - int(p[3])*8
+	held := end - int(p[3])*8
 	w := &row{
 		kind: recordKind(p[0]), flags: p[1], stored: b.Uint32(p[8:]), digest: b.Uint32(p[12:]), seq: b.Uint64(p[16:]),
 		epoch: dfs.Epoch(b.Uint64(p[24:])), segment: b.Uint64(p[32:]), offset: int64(b.Uint64(p[40:])),
 		info: dfs.BlockInfo{Length: b.Uint32(p[4:]), Codec: dfs.Codec(p[2]), Chunks: decodeChunks(p[rowHeadLen:held])},
 	}
-	for q := p[held:]; len(q) > 0; q = q[8:] {
+	for q := p[held:end]; len(q) > 0; q = q[8:] {
 		w.holders = append(w.holders, b.Uint64(q))
+	}
+	if end < len(p) {
+		w.trashed = int64(b.Uint64(p[end:]))
 	}
 	return w, nil
 }
@@ -180,7 +202,7 @@ func (w *row) payloadAt() int64 {
 }
 
 func (w *row) encodeEpoch() []byte {
-	p := append(make([]byte, 0, 12), byte(w.kind), w.flags&rowLost, 0, 0)
+	p := append(make([]byte, 0, 12), byte(w.kind), w.flags&(rowLost|rowUndecided|rowTrashed), 0, 0)
 	p = binary.BigEndian.AppendUint32(p, w.info.Length)
 	return binary.BigEndian.AppendUint32(p, w.stored)
 }

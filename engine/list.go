@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"time"
 
 	"dfsd/dfs"
 
@@ -17,12 +18,18 @@ type Entry struct {
 	Epoch     dfs.Epoch // of the put, or of the delete
 	Tombstone bool
 	Lost      bool   // the record is known to be damaged
+	Undecided bool   // nobody has said whether metadata names the block
+	Trashed   bool   // metadata does not name the block: it is to be deleted
 	Length    uint32 // logical bytes
 	Stored    uint32 // payload bytes
 
 	// Digest is equal for equal stored bytes: a checksum over length, codec
 	// and chunk checksums. Set by Inventory and Stat.
 	Digest uint32
+
+	// Since is when the block became undecided or was thrown away. Set by
+	// Undecided and Trashed.
+	Since time.Time
 }
 
 // Stat returns what the index says of a block: NotExist when it never heard of
@@ -45,6 +52,7 @@ func (s *Store) Stat(id dfs.BlockID, shard uint8) (Entry, error) {
 func (w *row) entry(id dfs.BlockID, shard uint8) Entry {
 	return Entry{
 		ID: id, Shard: shard, Epoch: w.epoch, Tombstone: w.kind == kindTombstone, Lost: w.flags&rowLost != 0,
+		Undecided: w.flags&rowUndecided != 0, Trashed: w.flags&rowTrashed != 0,
 		Length: w.info.Length, Stored: w.stored, Digest: w.digest,
 	}
 }
@@ -70,6 +78,7 @@ func (s *Store) ScanEpochs(pg dfs.PGID, after, before dfs.Epoch, cursor []byte, 
 		}
 		return Entry{
 			ID: id, Shard: shard, Epoch: epoch, Tombstone: recordKind(v[0]) == kindTombstone, Lost: v[1]&rowLost != 0,
+			Undecided: v[1]&rowUndecided != 0, Trashed: v[1]&rowTrashed != 0,
 			Length: binary.BigEndian.Uint32(v[4:]), Stored: binary.BigEndian.Uint32(v[8:]),
 		}, nil
 	})

@@ -27,13 +27,13 @@ var (
 // operations on one block, and how often each is drawn.
 var operations = weighted{
 	{"put", 24}, {"put again", 6}, {"put other bytes", 2}, {"put without patience", 2}, {"delete", 10}, {"delete again", 3},
-	{"refill", 8}, {"refill delete", 3}, {"get", 12}, {"get a range", 20}, {"stat", 4},
+	{"refill", 8}, {"refill delete", 3}, {"get", 12}, {"get a range", 20}, {"stat", 4}, {"answer", 8},
 }
 
 // actions of a world, and how often each is drawn: with 996 of 1,000 for the
 // quiet ones, 4 for the others.
 var (
-	quiet = weighted{{"burst", 80}, {"wait", 4}, {"epoch", 4}, {"renew", 10}, {"list", 3}, {"purge", 1}, {"compare", 1}, {"floor", 1}}
+	quiet = weighted{{"burst", 80}, {"wait", 4}, {"epoch", 4}, {"renew", 10}, {"list", 3}, {"purge", 1}, {"compare", 1}, {"floor", 1}, {"empty", 1}}
 	rough = weighted{{"crash", 2}, {"reopen", 1}, {"fault", 3}}
 )
 
@@ -73,6 +73,8 @@ func (w *world) act(b *modelBlock, what string, e dfs.Epoch, rng *rand.Rand) err
 		return w.get(b, uint32(rng.IntN(b.size+10)), uint32(rng.IntN(b.size+10)))
 	case "stat":
 		return w.stat(b)
+	case "answer":
+		return w.answer(b)
 	}
 	return w.change(b, what, e, rng)
 }
@@ -92,12 +94,56 @@ func (w *world) stat(b *modelBlock) error {
 	return nil
 }
 
+// answer says what is to become of the block.
+func (w *world) answer(b *modelBlock) error {
+	w.mu.Lock()
+	b.settled = true
+	w.mu.Unlock()
+	say := w.store.Decide
+	if b.garbage() {
+		say = w.store.Trash
+	}
+	err := say([]Key{{ID: blockID(b.n), Shard: b.shard()}})
+	if dfs.KindOf(err) == dfs.NoSpace || w.excused(err) {
+		return nil
+	}
+	return err
+}
+
+// empty deletes what is in the trash, and sees what is left.
+func (w *world) empty() error {
+	w.mu.Lock()
+	for i := range w.blocks {
+		b := &w.blocks[i]
+		if !b.garbage() || !b.settled || b.fate != present && b.may&present.bit() == 0 {
+			continue
+		}
+		// Below the floor its tombstone may be dropped at once.
+		if b.may |= deleted.bit(); w.floors[blockID(b.n).PG] > 0 {
+			b.may |= absent.bit()
+		}
+	}
+	w.mu.Unlock()
+	n, err := w.store.EmptyTrash(context.Background(), time.Now().Add(time.Hour))
+	w.counts.add("emptied", n)
+	if err != nil && dfs.KindOf(err) != dfs.NoSpace && !w.excused(err) {
+		return err
+	}
+	if st := w.store.Stats(); err == nil && st.Trash > 0 {
+		return fmt.Errorf("%d blocks are left in the trash", st.Trash)
+	}
+	if w.store.failure() != nil {
+		return nil
+	}
+	return w.compare()
+}
+
 // change puts or deletes the block.
 func (w *world) change(b *modelBlock, what string, e dfs.Epoch, rng *rand.Rand) error {
 	ctx, stale := context.Background(), e < w.epoch
 	refill, remove := strings.HasPrefix(what, "refill"), strings.Contains(what, "delete")
 	req := b.put(e)
-	req.Refill = refill
+	req.Refill, req.Decided = refill, refill && !b.garbage()
 	run := func() error { return w.store.Put(ctx, req) }
 	switch {
 	case remove:
@@ -131,6 +177,7 @@ func (w *world) change(b *modelBlock, what string, e dfs.Epoch, rng *rand.Rand) 
 			b.may |= absent.bit()
 		}
 	}
+	b.settled = b.settled || req.Decided && !remove
 	w.mu.Unlock()
 	err := run()
 	w.mu.Lock()
@@ -361,6 +408,8 @@ func (w *world) step(what string) error {
 		return w.list()
 	case "floor":
 		return w.floor()
+	case "empty":
+		return w.empty()
 	case "wait":
 		time.Sleep(pick(w.rng, 200*time.Millisecond, time.Second, 5*time.Second, 2*time.Minute))
 	case "compare":
@@ -399,7 +448,7 @@ func TestMetamorphic(t *testing.T) {
 		return
 	}
 	want := append(append(operations.names(), quiet.names()...), rough.names()...)
-	want = append(want, "crashed", "crash in open", "unsynced data kept", "rebuild", "given up", "compacted", "moved", "failed")
+	want = append(want, "crashed", "crash in open", "unsynced data kept", "rebuild", "given up", "compacted", "moved", "failed", "emptied")
 	if *full {
 		want = append(want, "tombstones dropped", "scrubbed", "no space", "failed, then power lost", "fault in open", "read in vain")
 		for _, k := range faultKinds {

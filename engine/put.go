@@ -21,6 +21,10 @@ type PutRequest struct {
 	// Refill marks a block that comes from another member: it is stored unless
 	// it is present or tombstoned, its epoch is kept and not checked.
 	Refill bool
+
+	// Decided says that the source of a refill knows the block to be referenced.
+	// A client's block is undecided whatever it says.
+	Decided bool
 }
 
 // DeleteRequest deletes a block.
@@ -51,6 +55,9 @@ func (s *Store) Put(ctx context.Context, req PutRequest) error {
 	r := record{kind: kindPut, epoch: req.Epoch, id: req.ID, shard: req.Shard, info: req.Info, stored: uint32(len(req.Payload)), hint: req.Hint}
 	if req.Refill {
 		r.flags = flagRefill
+		if req.Decided {
+			r.flags |= flagDecided
+		}
 	}
 	if int64(alignUp(batchHeaderLen+r.length(), pageSize))+pageSize+footerLen(1) > s.opts.SegmentSize-s.opts.SegmentSize/tombstoneRoom {
 		return dfs.Errorf(dfs.TooLarge, "write block", "%s: %d bytes do not fit a segment of %d", req.ID, len(req.Payload), s.opts.SegmentSize)
@@ -194,6 +201,9 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 		// The same bytes in place of a copy that is known to be bad. The block
 		// keeps the epoch it was first stored under.
 		r.epoch, o.repair = w.epoch, true
+		if w.flags&(rowUndecided|rowTrashed) == 0 {
+			r.flags |= flagDecided
+		}
 	}
 	p.startLocked(o)
 	s.queue.push(o)

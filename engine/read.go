@@ -20,6 +20,13 @@ type Read struct {
 	// begins with the first chunk.
 	Hint dfs.Hint
 
+	// Undecided: nobody has said whether metadata names the block.
+	Undecided bool
+
+	// Trashed: the block is in the trash. Whoever has its name from metadata
+	// shows that it should not be.
+	Trashed bool
+
 	// HeaderLost: the bytes are sound and the header of their record is not,
 	// so that Hint is lost and so would the block be without the index. It is
 	// listed as damaged, and a put of the same bytes replaces it.
@@ -160,6 +167,7 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 	s.clock.read()
 	r := &b.read
 	*r = Read{Info: w.info, Epoch: w.epoch, First: first, Data: buf[head:], buf: b}
+	r.Undecided, r.Trashed = w.flags&rowUndecided != 0, w.flags&rowTrashed != 0
 	if head > 0 {
 		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
 			r.HeaderLost = true

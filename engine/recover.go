@@ -583,7 +583,7 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 func (r *recovery) applyLostOne(c *change, g *segment, e footerEntry) error {
 	w := &row{kind: e.kind, seq: e.seq, epoch: e.epoch, segment: g.number, offset: e.offset, stored: e.stored, digest: e.digest}
 	if e.kind == kindPut {
-		w.flags, w.info.Length = rowLost, e.length
+		w.flags, w.info.Length = rowLost|rowUndecided, e.length
 	}
 	if err := c.apply(e.id, e.shard, w, r.s.opts.Hooks.DropTombstone); err != nil {
 		return err

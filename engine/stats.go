@@ -33,6 +33,9 @@ type Stats struct {
 	Err   error // why it failed
 
 	Blocks     uint64
+	Undecided  uint64 // blocks of which nobody has said whether metadata names them
+	Trash      uint64 // blocks that are to be deleted
+	TrashBytes uint64 // their share of LiveBytes
 	Tombstones uint64
 	LiveBytes  uint64 // of records that are needed, tombstones included
 	Logical    uint64 // bytes of the blocks before compression
@@ -166,6 +169,8 @@ func (s *Store) Stats() Stats {
 		st.State, st.Err = StateFailed, err
 	}
 	st.QueueDepth, st.QueueBytes = s.queue.depth()
+	sets := s.index.setsNow()
+	st.Undecided, st.Trash, st.TrashBytes = sets.undecided, sets.trash, sets.trashBytes
 	use := s.index.usageOf()
 	for _, u := range use {
 		st.Blocks += u.puts

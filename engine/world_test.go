@@ -40,7 +40,12 @@ type modelBlock struct {
 	// below: it is deleted and the floor of its PG is above its epoch. The
 	// tombstone may be dropped at any time; no operation is about it any more.
 	below bool
+
+	settled bool // somebody has said, or tried to say, whether it is garbage
 }
+
+// garbage blocks may be thrown away, all others may be decided.
+func (b *modelBlock) garbage() bool { return b.n%4 == 3 }
 
 func (b *modelBlock) shard() uint8 {
 	if b.n%5 == 4 {
@@ -285,6 +290,11 @@ func (w *world) compareLocked(b *modelBlock, inventory, epochs map[dfs.BlockID]E
 	}
 	if listed && b.epoch != 0 && b.epoch != e.Epoch {
 		return fmt.Errorf("block %d has epoch %d, want %d", b.n, e.Epoch, b.epoch)
+	}
+	if e.Undecided && e.Trashed || (e.Undecided || e.Trashed) && got != present || e.Trashed && !(b.garbage() && b.settled) ||
+		got == present && !b.settled && !e.Undecided || got == present && b.garbage() && !e.Undecided && !e.Trashed ||
+		e.Undecided != other.Undecided || e.Trashed != other.Trashed {
+		return fmt.Errorf("block %d: listed as %+v and %+v, garbage %v, settled %v", b.n, e, other, b.garbage(), b.settled)
 	}
 	if b.epoch = e.Epoch; got == present && (int(e.Length) != b.size || e.Shard != b.shard()) {
 		return fmt.Errorf("block %d: listed as %+v", b.n, e)
