@@ -29,9 +29,9 @@ const (
 )
 
 // writeBlock stores a block of an inode on every acting member of a placement
-// group of the class, durably, and returns its name. Errors: Unavailable,
-// Fenced when the session is lost, and others; nothing refers to what was
-// stored then.
+// group of the class, durably, and returns its name; the caller lets the block
+// go. Errors: Unavailable, Fenced when the session is lost, and others; nothing
+// will refer to what was stored then.
 func (c *Client) writeBlock(ctx context.Context, s *session, class dfs.Class, ino dfs.Ino, hint *wire.BlockHint, b *encoded) (dfs.BlockID, error) {
 	ctx, cancel := c.timed(ctx)
 	defer cancel()
@@ -75,6 +75,8 @@ type blockWrite struct {
 
 	wanted   bool // placement groups of the class have been asked for
 	refusals int  // attempts that ended as if waiting could not help
+
+	names []dfs.BlockID // of the try under way
 
 	stale dfs.Epoch       // a store refused a map of this epoch: a newer one exists
 	newer <-chan struct{} // closed when there is a newer map than the last one tried
@@ -124,7 +126,15 @@ func (w *blockWrite) want(ctx context.Context) {
 
 // try stores the block once, and beside it a second time, elsewhere and under
 // another name, when a member is slow. The first whole one is taken.
-func (w *blockWrite) try(ctx context.Context) (dfs.BlockID, error) {
+func (w *blockWrite) try(ctx context.Context) (stored dfs.BlockID, err error) {
+	defer func() { // after every attempt has stopped
+		for _, id := range w.names {
+			if err != nil || id != stored {
+				w.s.letGo(id)
+			}
+		}
+		w.names = w.names[:0]
+	}()
 	first, err := w.start(ctx)
 	if err != nil {
 		return dfs.BlockID{}, err
@@ -218,6 +228,7 @@ func (w *blockWrite) start(ctx context.Context) (*attempt, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.names = append(w.names, id)
 	a := &attempt{id: id, epoch: m.Epoch, lagging: make(chan struct{}), done: make(chan struct{}), waiting: map[dfs.StoreID]bool{}}
 	ctx, a.cancel = context.WithTimeout(ctx, attemptTimeout)
 	info := w.b.info(id)

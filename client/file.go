@@ -253,6 +253,7 @@ func (f *File) commitLocked(ctx context.Context) error {
 	}
 	extents, err := f.w.finish()
 	if err == nil {
+		defer f.w.s.letGoAll(extents)
 		ctx, cancel := f.c.timed(ctx)
 		defer cancel()
 		op := &wire.WriteOp{Ino: uint64(f.ino), Extents: extents}

@@ -23,6 +23,7 @@ func (c *Client) putFile(ctx context.Context, dir place, name string, opts PutOp
 	if err != nil {
 		return nil, err
 	}
+	defer p.s.letGoAll(extents)
 	ctx, cancel := c.timed(ctx)
 	defer cancel()
 	if len(extents) <= dfs.MaxExtentsPerCommit {

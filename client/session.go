@@ -48,6 +48,7 @@ type session struct {
 	lastSeq    uint64                 // of mutations
 	unanswered map[uint64]dfs.GroupID // by sequence number: who is asked; those given up are not among them
 	lastBlock  uint64                 // counter of block IDs
+	blocks     map[uint64]struct{}    // counters of blocks that a command may still name. Invariant: <= lastBlock
 	lastName   uint64                 // of temporary names
 	leases     map[dfs.GroupID]*inoLease
 }
@@ -104,7 +105,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
 		c: c, slots: make(chan struct{}, maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
-		unanswered: map[uint64]dfs.GroupID{}, leases: map[dfs.GroupID]*inoLease{},
+		unanswered: map[uint64]dfs.GroupID{}, blocks: map[uint64]struct{}{}, leases: map[dfs.GroupID]*inoLease{},
 	}
 	req := &wire.OpenSessionRequest{Holder: c.opts.Holder, Mark: max(c.opts.Rand(), 1)}
 	err := c.book.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
@@ -160,7 +161,7 @@ func (s *session) renew() error {
 	var sent time.Time
 	err := s.c.book.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
 		sent = time.Now()
-		_, err := m.KeepAlive(ctx, &wire.KeepAliveRequest{Session: uint64(s.id)})
+		_, err := m.KeepAlive(ctx, &wire.KeepAliveRequest{Session: uint64(s.id), Below: s.lowWater()})
 		return err
 	})
 	if err == nil {
@@ -171,7 +172,8 @@ func (s *session) renew() error {
 	return err
 }
 
-// blockID makes an identifier that was never used.
+// blockID makes an identifier that was never used. The block is this client's
+// concern until letGo.
 func (s *session) blockID(pg dfs.PGID, ino dfs.Ino) (dfs.BlockID, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +181,37 @@ func (s *session) blockID(pg dfs.PGID, ino dfs.Ino) (dfs.BlockID, error) {
 		return dfs.BlockID{}, dfs.Errorf(dfs.Internal, "name block", "session %d has no block numbers left", s.id)
 	}
 	s.lastBlock++
+	s.blocks[s.lastBlock] = struct{}{}
 	return dfs.BlockID{PG: pg, Ino: ino, Session: s.id, Counter: s.lastBlock}, nil
+}
+
+// letGo says of a block that the command which names it was answered or given
+// up, or that there will be none.
+func (s *session) letGo(id dfs.BlockID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.blocks, id.Counter)
+}
+
+// letGoAll is letGo for the blocks of extents.
+func (s *session) letGoAll(extents []*wire.Extent) {
+	for _, e := range extents {
+		if id, err := dfs.ParseBlockID(e.GetBlock()); err == nil {
+			s.letGo(id)
+		}
+	}
+}
+
+// lowWater returns the counter below which no block will be named by a command
+// any more: what is there and not named yet is garbage. It never falls.
+func (s *session) lowWater() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	low := s.lastBlock + 1
+	for n := range s.blocks {
+		low = min(low, n)
+	}
+	return low
 }
 
 // issueName gives out a number for a temporary name.

@@ -60,6 +60,7 @@ type metaState struct {
 	marks    map[uint64]dfs.SessionID
 	highest  dfs.SessionID
 	fences   uint64
+	below    uint64 // the mark that came with the last renewal
 	commands []*wire.Command // in order of arrival
 	queries  int
 	before   func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
@@ -138,6 +139,13 @@ func (n *node) KeepAlive(_ context.Context, in *wire.KeepAliveRequest) (*wire.Ke
 		return nil, dfs.Errorf(dfs.Fenced, "renew session", "session %d has expired", id)
 	}
 	n.sessions[id] = time.Now()
+	n.below = in.Below
+	n.mu.Unlock()
+	// Each group learns the mark at once: one that is not honest has a commit refused.
+	for g := dfs.GroupID(1); g <= groups; g++ {
+		n.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: in.Session, Below: in.Below}}}}})
+	}
+	n.mu.Lock()
 	return &wire.KeepAliveReply{Ttl: uint32(sessionTTL.Milliseconds())}, nil
 }
 

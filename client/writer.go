@@ -107,26 +107,32 @@ func (w *writer) collect(r written) {
 }
 
 // finish waits for all blocks and returns the extents that name them, in the
-// file's order. The writer can be used again.
+// file's order: the caller lets their blocks go. The writer can be used again.
+// With an error there are none.
 func (w *writer) finish() ([]*wire.Extent, error) {
 	for w.running > 0 {
 		w.collect(<-w.results)
 	}
 	out := w.extents
 	w.extents = nil
+	if w.err != nil {
+		w.s.letGoAll(out)
+		return nil, w.err
+	}
 	slices.SortFunc(out, func(a, b *wire.Extent) int {
 		if a.Offset < b.Offset {
 			return -1
 		}
 		return 1
 	})
-	return out, w.err
+	return out, nil
 }
 
 // close gives up what is under way and waits for it.
 func (w *writer) close() {
 	w.cancel()
-	_, _ = w.finish()
+	out, _ := w.finish()
+	w.s.letGoAll(out)
 }
 
 // blockSize is how many bytes of a file go into one block.

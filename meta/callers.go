@@ -18,15 +18,22 @@ func nodeAt(ctx context.Context, addr string) error {
 }
 
 // metaOnly refuses callers that are not a meta node of the map.
-func metaOnly(ctx context.Context, m *dfs.Map) error {
+func metaOnly(ctx context.Context, m *dfs.Map) error { return roleOnly(ctx, m, dfs.RoleMeta) }
+
+// storageOnly refuses callers that are not a storage node of the map.
+func storageOnly(ctx context.Context, m *dfs.Map) error { return roleOnly(ctx, m, dfs.RoleStorage) }
+
+// roleOnly refuses callers that are not a node of the map with that role, or do
+// not prove to be the one that they say they are.
+func roleOnly(ctx context.Context, m *dfs.Map, role dfs.Role) error {
 	p, _ := transport.PeerFrom(ctx)
 	var n *dfs.Node
 	if m != nil {
 		n = m.Node(p.Node)
 	}
 	switch {
-	case p.Kind != transport.KindNode || n != nil && (!n.Roles.Has(dfs.RoleMeta) || n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark):
-		return dfs.Errorf(dfs.Permission, "call", "for meta nodes of the cluster only")
+	case p.Kind != transport.KindNode || n != nil && (!n.Roles.Has(role) || n.Replaced || n.Incarnation.Mark != p.Incarnation.Mark):
+		return dfs.Errorf(dfs.Permission, "call", "for %v nodes of the cluster only", role)
 	case n == nil:
 		return dfs.Errorf(dfs.Unavailable, "call", "node %v is not registered as far as this node knows", p.Node)
 	}

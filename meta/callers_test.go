@@ -19,7 +19,8 @@ func (j *judging) Probe(ctx context.Context, _ *wire.ProbeRequest) (*wire.ProbeR
 	return &wire.ProbeReply{}, j.judge(ctx)
 }
 
-// TestCallers: who may fence sessions and vote, and who may speak as a node.
+// TestCallers: who may fence sessions and vote, who may ask for garbage, and who
+// may speak as a node.
 func TestCallers(t *testing.T) {
 	m := &dfs.Map{Nodes: []*dfs.Node{
 		{ID: 1, Addr: "m1:1", Roles: dfs.RoleMeta, Incarnation: dfs.Incarnation{Mark: 11}},
@@ -33,15 +34,17 @@ func TestCallers(t *testing.T) {
 		mark          uint64
 		m             *dfs.Map
 		byMap, byKind dfs.Kind // by metaOnly and nodeAt; 0: admitted
+		byStore       dfs.Kind // by storageOnly
 	}{
-		{"a meta node", transport.KindNode, 1, 11, m, 0, 0},
-		{"another directory of it", transport.KindNode, 1, 12, m, dfs.Permission, 0},
-		{"a replaced one", transport.KindNode, 2, 22, m, dfs.Permission, 0},
-		{"a storage node", transport.KindNode, 3, 33, m, dfs.Permission, 0},
-		{"one that is not known", transport.KindNode, 9, 99, m, dfs.Unavailable, 0},
-		{"before there is a map", transport.KindNode, 1, 11, nil, dfs.Unavailable, 0},
-		{"a client", transport.KindClient, 0, 0, m, dfs.Permission, dfs.Permission},
-		{"a client with a node's number", transport.KindClient, 1, 11, m, dfs.Permission, dfs.Permission},
+		{"a meta node", transport.KindNode, 1, 11, m, 0, 0, dfs.Permission},
+		{"another directory of it", transport.KindNode, 1, 12, m, dfs.Permission, 0, dfs.Permission},
+		{"a replaced one", transport.KindNode, 2, 22, m, dfs.Permission, 0, dfs.Permission},
+		{"a storage node", transport.KindNode, 3, 33, m, dfs.Permission, 0, 0},
+		{"another directory of that", transport.KindNode, 3, 34, m, dfs.Permission, 0, dfs.Permission},
+		{"one that is not known", transport.KindNode, 9, 99, m, dfs.Unavailable, 0, dfs.Unavailable},
+		{"before there is a map", transport.KindNode, 1, 11, nil, dfs.Unavailable, 0, dfs.Unavailable},
+		{"a client", transport.KindClient, 0, 0, m, dfs.Permission, dfs.Permission, dfs.Permission},
+		{"a client with a node's number", transport.KindClient, 1, 11, m, dfs.Permission, dfs.Permission, dfs.Permission},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			network := transport.NewMemory(transport.MemoryOptions{})
@@ -68,6 +71,7 @@ func TestCallers(t *testing.T) {
 				want  dfs.Kind
 			}{
 				{func(ctx context.Context) error { return metaOnly(ctx, c.m) }, c.byMap},
+				{func(ctx context.Context) error { return storageOnly(ctx, c.m) }, c.byStore},
 				{func(ctx context.Context) error { return nodeAt(ctx, "m1:1") }, c.byKind},
 			} {
 				j.judge = by.judge

@@ -26,6 +26,7 @@ type sessions struct {
 	term    uint64 // that since and renewed hold for
 	since   time.Time
 	renewed map[dfs.SessionID]time.Time
+	marks   map[dfs.SessionID]uint64 // below which block counter all is committed or given up; of renewed sessions
 
 	fenced  uint64    // control.Sessions.Index of the last fence that all groups hold
 	fenceAt time.Time // when that was
@@ -46,7 +47,9 @@ func (l *sessions) issuedUpTo() dfs.SessionID {
 	return l.issued
 }
 
-func newSessions() *sessions { return &sessions{renewed: map[dfs.SessionID]time.Time{}} }
+func newSessions() *sessions {
+	return &sessions{renewed: map[dfs.SessionID]time.Time{}, marks: map[dfs.SessionID]uint64{}}
+}
 
 // lead starts a term: what another term noted is forgotten.
 func (l *sessions) lead(term uint64) {
@@ -55,13 +58,29 @@ func (l *sessions) lead(term uint64) {
 	if l.term != term {
 		l.term, l.since, l.fenced = term, time.Now(), 0
 		clear(l.renewed)
+		clear(l.marks)
 	}
 }
 
-func (l *sessions) renew(id dfs.SessionID) {
+// renew notes a renewal, and the low-water mark that came with it.
+func (l *sessions) renew(id dfs.SessionID, below uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.renewed[id] = time.Now()
+	if below > l.marks[id] {
+		l.marks[id] = below
+	}
+}
+
+func (l *sessions) marksOf(ids []uint64) (out []*wire.SessionMark) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		if below := l.marks[dfs.SessionID(id)]; below > 0 {
+			out = append(out, &wire.SessionMark{Session: id, Below: below})
+		}
+	}
+	return out
 }
 
 // overdue lists the sessions that were not renewed for ttl, and forgets those
@@ -82,6 +101,7 @@ func (l *sessions) overdue(live []dfs.SessionID, ttl time.Duration) []dfs.Sessio
 	for id := range l.renewed {
 		if _, ok := slices.BinarySearch(live, id); !ok {
 			delete(l.renewed, id)
+			delete(l.marks, id)
 		}
 	}
 	return out
@@ -108,7 +128,7 @@ func (s *Service) OpenSession(ctx context.Context, req *wire.OpenSessionRequest)
 		return nil, err
 	}
 	out := reply.GetOpenSession()
-	s.lease.renew(dfs.SessionID(out.Session))
+	s.lease.renew(dfs.SessionID(out.Session), 0)
 	out.Ttl = uint32(s.opts.SessionTTL.Milliseconds())
 	return out, nil
 }
@@ -162,7 +182,7 @@ func (s *Service) KeepAlive(ctx context.Context, req *wire.KeepAliveRequest) (*w
 	if !live {
 		return nil, dfs.Errorf(dfs.Fenced, "renew session", "session %d has expired", id)
 	}
-	s.lease.renew(id)
+	s.lease.renew(id, req.Below)
 	reply := &wire.KeepAliveReply{Ttl: uint32(s.opts.SessionTTL.Milliseconds())}
 	if m := s.maps.current(); m != nil { // a leader that has just started may not have read it yet
 		reply.Epoch = uint64(m.Epoch)

@@ -18,6 +18,7 @@ type change struct {
 	version dfs.Version // of this entry. Invariant: above st.version until finish
 	now     int64       // the version's milliseconds, in nanoseconds
 	session dfs.SessionID
+	lowest  *uint64 // the session's low-water mark; nil: not read yet
 	cred    *wire.Cred
 
 	wrote  bool       // rows other than those of inodes and blocks

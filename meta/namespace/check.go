@@ -353,6 +353,13 @@ func (c *checker) checkSessions() {
 		}
 		return proto.Unmarshal(value, &wire.Result{})
 	})
+	c.each(tagMark, 9, func(key, value []byte) error {
+		d := decode(value)
+		if d.u64() > dfs.MaxBlockCounter+1 {
+			d.bad = true
+		}
+		return d.done(key)
+	})
 	holders := map[uint64]dfs.SessionID{}
 	held := map[dfs.SessionID]int{}
 	c.each(tagLease, 17, func(key, value []byte) error {

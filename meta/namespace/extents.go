@@ -65,7 +65,8 @@ func (c *change) checkBlocks(extents []extent, fresh bool) error {
 }
 
 // checkBlock returns a block's row. Where there is none it refuses a block of
-// another session, and one that was released: the stores may have deleted it.
+// another session, and one that was released or given up: the stores may have
+// deleted it.
 func (c *change) checkBlock(id dfs.BlockID, fresh bool) (row blockRow, err error) {
 	if !fresh {
 		if row, err = readBlock(c.tx, id); err != nil || row.count > 0 {
@@ -74,6 +75,9 @@ func (c *change) checkBlock(id dfs.BlockID, fresh bool) (row blockRow, err error
 	}
 	if id.Session != c.session {
 		return row, refuse(dfs.Invalid, "block %v is not named by its inode and was not written by session %d", id, c.session)
+	}
+	if err := c.checkMark(id); err != nil {
+		return row, err
 	}
 	if !fresh {
 		_, released, err := c.tx.Get(queueKey(id))

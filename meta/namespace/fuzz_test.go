@@ -93,6 +93,7 @@ func entries(t testing.TB) (out [][]byte) {
 		{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: 1 << 60, Limit: 3}}},
 		{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: 1 << 60, Limit: 4096}}},
 		{Entry: &wire.LogEntry_Deleted{Deleted: &wire.DeletedOp{Blocks: [][]byte{block}}}},
+		{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: 1, Below: 8}, {Session: 3, Below: 1}}}}},
 		{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: 1}}},
 		{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{Child: f, Intent: 1}}},
 		{},

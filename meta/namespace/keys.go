@@ -19,6 +19,7 @@ const (
 	tagHistory = 'h' // version at which it ended, key of the row: the value it had
 	tagInode   = 'i' // inode: attributes
 	tagLease   = 'l' // session, local number >> 8: which of the 256 numbers are leased and unused
+	tagMark    = 'm' // session: below which block counter its blocks are committed or given up
 	tagIntent  = 'n' // inode of the child: intent of a mkdir or rmdir over a boundary
 	tagFloor   = 'o' // session: its acknowledged floor
 	tagQueue   = 'q' // block ID: the stores have it to delete
@@ -60,6 +61,7 @@ func queueKey(id dfs.BlockID) []byte {
 }
 
 func floorKey(s dfs.SessionID) []byte             { return key8(tagFloor, uint64(s)) }
+func markKey(s dfs.SessionID) []byte              { return key8(tagMark, uint64(s)) }
 func replyKey(s dfs.SessionID, seq uint64) []byte { return key16(tagReply, uint64(s), seq) }
 func leaseKey(s dfs.SessionID, chunk uint64) []byte {
 	return key16(tagLease, uint64(s), chunk)

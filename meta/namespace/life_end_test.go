@@ -260,6 +260,7 @@ func (l *life) release() {
 			}
 		}
 	}
+	l.judgeAll()
 	if len(want) > 0 {
 		l.fatalf("%d blocks that nothing names were not released", len(want))
 	}

@@ -61,6 +61,7 @@ var lifeMust = []string{
 	"resolve mkdir linked=true", "resolve mkdir linked=false", "resolve rmdir linked=true", "resolve rmdir linked=false",
 	"resolve mkdir for another linked=true", "resolve mkdir for another linked=false",
 	"resolve rmdir for another linked=true", "resolve rmdir for another linked=false",
+	"judge referenced", "judge garbage", "judge pending", "marks", "late",
 }
 
 // TestLivesNoticeForgottenReplies proves that the lives would notice a machine
@@ -100,8 +101,11 @@ type life struct {
 	pasts   []past
 	trimmed [lifeGroups + 1]dfs.Version // history that ended before is not whole
 	blocks  map[dfs.BlockID]bool        // every block ever committed
-	did     map[string]int              // what has been carried out, how often
-	hinder  bool                        // a failed comparison is noted, not fatal
+	made    []dfs.BlockID               // every block ever made up
+	garbage map[dfs.BlockID]bool        // that a group has called so
+	marks   [lifeGroups + 1]map[uint64]uint64
+	did     map[string]int // what has been carried out, how often
+	hinder  bool           // a failed comparison is noted, not fatal
 	noticed bool
 }
 
@@ -141,10 +145,10 @@ type answer struct {
 }
 
 func newLife(t *testing.T, seed uint64) *life {
-	l := &life{t: t, rng: rand.New(rand.NewPCG(seed, 1)), w: newWorld(t, lifeGroups), seed: seed, blocks: map[dfs.BlockID]bool{}, did: map[string]int{}}
+	l := &life{t: t, rng: rand.New(rand.NewPCG(seed, 1)), w: newWorld(t, lifeGroups), seed: seed, blocks: map[dfs.BlockID]bool{}, garbage: map[dfs.BlockID]bool{}, did: map[string]int{}}
 	l.m = newModel(int64(l.w.clock>>16) * 1e6)
 	for g := range l.fencedAt {
-		l.fencedAt[g] = map[uint64]bool{}
+		l.fencedAt[g], l.marks[g] = map[uint64]bool{}, map[uint64]uint64{}
 	}
 	for range 3 {
 		l.open()
@@ -251,7 +255,7 @@ func (l *life) expect(res *wire.Result, what string, kinds ...dfs.Kind) bool {
 
 func (l *life) step() {
 	s := pick(l, l.sessions)
-	switch n := l.rng.IntN(42); {
+	switch n := l.rng.IntN(46); {
 	case n < 5:
 		l.create(s)
 	case n < 8:
@@ -282,6 +286,12 @@ func (l *life) step() {
 		l.trim()
 	case n < 41:
 		l.mortality()
+	case n < 43:
+		l.judgeSome()
+	case n < 44:
+		l.raise(s)
+	case n < 45:
+		l.late(s)
 	default:
 		if l.rng.IntN(3) == 0 {
 			l.recall()
@@ -329,6 +339,15 @@ func (l *life) extents(ino dfs.Ino, s *mortal, limit int64) (out []*wire.Extent)
 		})
 		at += length
 	}
+	var ids []dfs.BlockID
+	for _, e := range out {
+		id, _ := dfs.ParseBlockID(e.Block)
+		ids = append(ids, id)
+	}
+	l.made = append(l.made, ids...)
+	if l.rng.IntN(4) == 0 { // a store does not know that a commit is on its way
+		l.judge(ino.Group(), ids)
+	}
 	return out
 }
 
@@ -337,6 +356,9 @@ func (l *life) play(n *mnode, base int64, extents []*wire.Extent) {
 		id, _ := dfs.ParseBlockID(e.Block)
 		n.put(base+e.Offset, int(e.Length), int(e.BlockOffset), id.Counter)
 		l.blocks[id] = true
+		if l.garbage[id] {
+			l.fatalf("block %v was called garbage, and then it was committed", id)
+		}
 	}
 }
 

@@ -31,6 +31,9 @@ const (
 	MaxTrim  = 4096
 	MaxSweep = 4096
 
+	// MaxMarks is how many sessions' marks one entry raises.
+	MaxMarks = 1024
+
 	// MaxLinks is the greatest link count, and MaxDepth the longest walk towards
 	// the root when a directory moves.
 	MaxLinks = 1 << 30
@@ -46,6 +49,10 @@ type Options struct {
 	// ForgetReplies makes the machine carry out every retry again. It is a
 	// planted bug: tests prove with it that they notice.
 	ForgetReplies bool
+
+	// GuessGarbage makes Verdicts call a block garbage that nothing names, though
+	// its session may still commit it. It is a planted bug like the other one.
+	GuessGarbage bool
 }
 
 // Machine applies the entries of one namespace group. It holds no state: all
@@ -122,6 +129,8 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 		err = c.trim(op.Trim)
 	case *wire.LogEntry_Deleted:
 		err = c.deleted(op.Deleted)
+	case *wire.LogEntry_Marks:
+		err = c.marks(op.Marks)
 	case *wire.LogEntry_Resolve:
 		_, err = c.resolve(op.Resolve)
 	default:

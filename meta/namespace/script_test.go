@@ -21,7 +21,8 @@ import (
 //	at ms=N                          the leader's clock, milliseconds
 //	<operation> g=G s=SESSION …      one command; seq counts by itself, the floor stays 0
 //	retry                            the last command again, byte for byte
-//	fence, trim, deleted, resolve-entry
+//	fence, trim, deleted, marks, resolve-entry
+//	verdict ino=G:N s=SESSION counters=(…)
 //	walk, attr, readdir, extents, place, child
 //	rows tags=… · intents · queue · check
 func TestScripts(t *testing.T) {
@@ -63,6 +64,8 @@ func (s *script) run() string {
 	case "check":
 		s.w.check(s.groups)
 		return "ok"
+	case "verdict":
+		return s.verdict()
 	case "intents":
 		list, err := Intents(s.w.reader(s.g()), 0, 10)
 		var b strings.Builder
@@ -84,6 +87,24 @@ func (s *script) run() string {
 		return s.result(s.w.applyBytes(s.lastG, s.last))
 	}
 	return s.query()
+}
+
+func (s *script) verdict() string {
+	var b strings.Builder
+	for _, a := range s.d.CmdArgs {
+		for _, v := range a.Vals {
+			if a.Key != "counters" {
+				continue
+			}
+			id := blockID(dfs.Ino(s.num("ino", 0)), dfs.SessionID(s.num("s", 1)), s.parse(v))
+			out, err := Verdicts(s.w.reader(s.g()), []dfs.BlockID{id}, Options{})
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			fmt.Fprintf(&b, "%d.%d %v\n", id.Session, id.Counter, out[0])
+		}
+	}
+	return b.String()
 }
 
 func errText(err error) string {
@@ -211,6 +232,8 @@ func (s *script) entry() *wire.LogEntry {
 	case "deleted":
 		id := blockID(dfs.Ino(s.num("ino", 0)), dfs.SessionID(s.num("s", 1)), s.num("counter", 0))
 		return &wire.LogEntry{Entry: &wire.LogEntry_Deleted{Deleted: &wire.DeletedOp{Blocks: [][]byte{id.Bytes()}}}}
+	case "marks":
+		return &wire.LogEntry{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: s.num("s", 1), Below: s.num("below", 0)}}}}}
 	case "resolve-entry":
 		return &wire.LogEntry{Entry: &wire.LogEntry_Resolve{Resolve: s.resolveOp()}}
 	}
@@ -336,7 +359,7 @@ func (s *script) result(reply []byte) string {
 func (s *script) rows() string {
 	var b strings.Builder
 	for _, r := range s.w.rows(s.g(), "") {
-		if strings.IndexByte(s.text("tags", "bcdefhilnoqrsw"), r[0][0]) >= 0 {
+		if strings.IndexByte(s.text("tags", "bcdefhilmnoqrsw"), r[0][0]) >= 0 {
 			fmt.Fprintf(&b, "%c %x = %x\n", r[0][0], r[0][1:], r[1])
 		}
 	}

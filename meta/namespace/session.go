@@ -111,17 +111,23 @@ func (c *change) fence(op *wire.FenceOp) error {
 // whether some are left. Nothing depends on their absence: the fence refuses
 // the session whatever its rows say.
 func (c *change) sweep(f *fenceRow) error {
-	var dead []dfs.SessionID
-	err := scan(c.tx, []byte{tagFloor}, []byte{tagFloor + 1}, func(key, _ []byte) (bool, error) {
-		if s := dfs.SessionID(binary.BigEndian.Uint64(key[1:])); f.fenced(s) {
-			dead = append(dead, s)
-		}
-		return len(dead) < MaxSweep, nil
-	})
+	left := MaxSweep
+	marked, err := c.dead(f, tagMark, left)
 	if err != nil {
 		return err
 	}
-	left := MaxSweep
+	for _, s := range marked {
+		if err := c.delete(markKey(s)); err != nil {
+			return err
+		}
+	}
+	if left -= len(marked); left == 0 {
+		return c.set([]byte{tagSweep}, []byte{rowFormat})
+	}
+	dead, err := c.dead(f, tagFloor, left)
+	if err != nil {
+		return err
+	}
 	for _, s := range dead {
 		for _, tag := range []byte{tagLease, tagReply, tagFloor} { // the floor last: it leads back to the others
 			prefix := key8(tag, uint64(s))
@@ -140,6 +146,17 @@ func (c *change) sweep(f *fenceRow) error {
 		}
 	}
 	return c.endSweep()
+}
+
+// dead lists fenced sessions that have a row of a tag, limit of them at the most.
+func (c *change) dead(f *fenceRow, tag byte, limit int) (out []dfs.SessionID, err error) {
+	err = scan(c.tx, []byte{tag}, []byte{tag + 1}, func(key, _ []byte) (bool, error) {
+		if s := dfs.SessionID(binary.BigEndian.Uint64(key[1:])); f.fenced(s) {
+			out = append(out, s)
+		}
+		return len(out) < limit, nil
+	})
+	return out, err
 }
 
 func (c *change) endSweep() error {

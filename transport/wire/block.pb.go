@@ -325,6 +325,7 @@ type GetRequest struct {
 	Store         uint32                 `protobuf:"varint,3,opt,name=store,proto3" json:"store,omitempty"`
 	Offset        uint32                 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"` // logical bytes
 	Length        uint32                 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"` // logical bytes; 0: to the end of the block
+	Pull          bool                   `protobuf:"varint,6,opt,name=pull,proto3" json:"pull,omitempty"`     // for another member, not because metadata names the block
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,12 +395,20 @@ func (x *GetRequest) GetLength() uint32 {
 	return 0
 }
 
+func (x *GetRequest) GetPull() bool {
+	if x != nil {
+		return x.Pull
+	}
+	return false
+}
+
 type GetHead struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Desc          *BlockDesc             `protobuf:"bytes,1,opt,name=desc,proto3" json:"desc,omitempty"`
 	First         uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"` // number of the first chunk in the data
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"` // the epoch that the block was put under
 	Hint          *BlockHint             `protobuf:"bytes,4,opt,name=hint,proto3" json:"hint,omitempty"`
+	Undecided     bool                   `protobuf:"varint,5,opt,name=undecided,proto3" json:"undecided,omitempty"` // as far as this store knows, metadata may not name the block
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +469,13 @@ func (x *GetHead) GetHint() *BlockHint {
 		return x.Hint
 	}
 	return nil
+}
+
+func (x *GetHead) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
 }
 
 type DeleteRequest struct {
@@ -760,8 +776,9 @@ type ScanEntry struct {
 	Shard         uint32                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Tombstone     bool                   `protobuf:"varint,4,opt,name=tombstone,proto3" json:"tombstone,omitempty"`
-	Length        uint32                 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"` // logical bytes
-	Stored        uint32                 `protobuf:"varint,6,opt,name=stored,proto3" json:"stored,omitempty"` // stored bytes
+	Length        uint32                 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"`       // logical bytes
+	Stored        uint32                 `protobuf:"varint,6,opt,name=stored,proto3" json:"stored,omitempty"`       // stored bytes
+	Undecided     bool                   `protobuf:"varint,7,opt,name=undecided,proto3" json:"undecided,omitempty"` // as in GetHead
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -838,6 +855,13 @@ func (x *ScanEntry) GetStored() uint32 {
 	return 0
 }
 
+func (x *ScanEntry) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
+}
+
 var File_block_proto protoreflect.FileDescriptor
 
 const file_block_proto_rawDesc = "" +
@@ -863,19 +887,21 @@ const file_block_proto_rawDesc = "" +
 	"\x04desc\x18\x05 \x01(\v2\x14.dfsd.wire.BlockDescR\x04desc\x12(\n" +
 	"\x04hint\x18\x06 \x01(\v2\x14.dfsd.wire.BlockHintR\x04hint\"\n" +
 	"\n" +
-	"\bPutReply\"x\n" +
+	"\bPutReply\"\x8c\x01\n" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x14\n" +
 	"\x05store\x18\x03 \x01(\rR\x05store\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\rR\x06offset\x12\x16\n" +
-	"\x06length\x18\x05 \x01(\rR\x06length\"\x89\x01\n" +
+	"\x06length\x18\x05 \x01(\rR\x06length\x12\x12\n" +
+	"\x04pull\x18\x06 \x01(\bR\x04pull\"\xa7\x01\n" +
 	"\aGetHead\x12(\n" +
 	"\x04desc\x18\x01 \x01(\v2\x14.dfsd.wire.BlockDescR\x04desc\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12(\n" +
-	"\x04hint\x18\x04 \x01(\v2\x14.dfsd.wire.BlockHintR\x04hint\"R\n" +
+	"\x04hint\x18\x04 \x01(\v2\x14.dfsd.wire.BlockHintR\x04hint\x12\x1c\n" +
+	"\tundecided\x18\x05 \x01(\bR\tundecided\"R\n" +
 	"\rDeleteRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x12+\n" +
 	"\x05items\x18\x02 \x03(\v2\x15.dfsd.wire.DeleteItemR\x05items\"H\n" +
@@ -895,14 +921,15 @@ const file_block_proto_rawDesc = "" +
 	"\x05limit\x18\x06 \x01(\rR\x05limit\"O\n" +
 	"\tScanReply\x12.\n" +
 	"\aentries\x18\x01 \x03(\v2\x14.dfsd.wire.ScanEntryR\aentries\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\fR\x04next\"\x95\x01\n" +
+	"\x04next\x18\x02 \x01(\fR\x04next\"\xb3\x01\n" +
 	"\tScanEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
 	"\ttombstone\x18\x04 \x01(\bR\ttombstone\x12\x16\n" +
 	"\x06length\x18\x05 \x01(\rR\x06length\x12\x16\n" +
-	"\x06stored\x18\x06 \x01(\rR\x06stored2\xe5\x01\n" +
+	"\x06stored\x18\x06 \x01(\rR\x06stored\x12\x1c\n" +
+	"\tundecided\x18\a \x01(\bR\tundecided2\xe5\x01\n" +
 	"\x05Block\x123\n" +
 	"\x03Put\x12\x15.dfsd.wire.BlockFrame\x1a\x13.dfsd.wire.PutReply(\x01\x125\n" +
 	"\x03Get\x12\x15.dfsd.wire.GetRequest\x1a\x15.dfsd.wire.BlockFrame0\x01\x12:\n" +

@@ -487,8 +487,11 @@ type StoreBeat struct {
 	Blocks        uint64                 `protobuf:"varint,10,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	Refills       []*RefillBeat          `protobuf:"bytes,11,rep,name=refills,proto3" json:"refills,omitempty"`
 	LastSeq       uint64                 `protobuf:"varint,12,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
-	Live          uint64                 `protobuf:"varint,13,opt,name=live,proto3" json:"live,omitempty"`    // bytes of records that are needed
-	Device        string                 `protobuf:"bytes,15,opt,name=device,proto3" json:"device,omitempty"` // the disk that the store is on, as its machine names it; empty: not known
+	Live          uint64                 `protobuf:"varint,13,opt,name=live,proto3" json:"live,omitempty"`                               // bytes of records that are needed
+	Device        string                 `protobuf:"bytes,15,opt,name=device,proto3" json:"device,omitempty"`                            // the disk that the store is on, as its machine names it; empty: not known
+	Undecided     uint64                 `protobuf:"varint,16,opt,name=undecided,proto3" json:"undecided,omitempty"`                     // blocks of which nobody has said whether metadata names them
+	Trash         uint64                 `protobuf:"varint,17,opt,name=trash,proto3" json:"trash,omitempty"`                             // blocks that metadata does not name, to be deleted
+	TrashBytes    uint64                 `protobuf:"varint,18,opt,name=trash_bytes,json=trashBytes,proto3" json:"trash_bytes,omitempty"` // their records; part of live
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +622,27 @@ func (x *StoreBeat) GetDevice() string {
 		return x.Device
 	}
 	return ""
+}
+
+func (x *StoreBeat) GetUndecided() uint64 {
+	if x != nil {
+		return x.Undecided
+	}
+	return 0
+}
+
+func (x *StoreBeat) GetTrash() uint64 {
+	if x != nil {
+		return x.Trash
+	}
+	return 0
+}
+
+func (x *StoreBeat) GetTrashBytes() uint64 {
+	if x != nil {
+		return x.TrashBytes
+	}
+	return 0
 }
 
 type RefillBeat struct {
@@ -1566,6 +1590,7 @@ func (x *OpenSessionReply) GetTtl() uint32 {
 type KeepAliveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Below         uint64                 `protobuf:"varint,2,opt,name=below,proto3" json:"below,omitempty"` // every block of the session with a counter below it is committed, or never will be
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1603,6 +1628,13 @@ func (*KeepAliveRequest) Descriptor() ([]byte, []int) {
 func (x *KeepAliveRequest) GetSession() uint64 {
 	if x != nil {
 		return x.Session
+	}
+	return 0
+}
+
+func (x *KeepAliveRequest) GetBelow() uint64 {
+	if x != nil {
+		return x.Below
 	}
 	return 0
 }
@@ -2083,6 +2115,190 @@ func (*FenceReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{33}
 }
 
+type GarbageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`  // that owns the blocks' inodes
+	Blocks        [][]byte               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"` // at most 1,024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GarbageRequest) Reset() {
+	*x = GarbageRequest{}
+	mi := &file_meta_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GarbageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GarbageRequest) ProtoMessage() {}
+
+func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GarbageRequest.ProtoReflect.Descriptor instead.
+func (*GarbageRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GarbageRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *GarbageRequest) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type GarbageReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdicts      []byte                 `protobuf:"bytes,1,opt,name=verdicts,proto3" json:"verdicts,omitempty"` // a byte for each block: 0 ask again, 1 referenced, 2 garbage
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GarbageReply) Reset() {
+	*x = GarbageReply{}
+	mi := &file_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GarbageReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GarbageReply) ProtoMessage() {}
+
+func (x *GarbageReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GarbageReply.ProtoReflect.Descriptor instead.
+func (*GarbageReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GarbageReply) GetVerdicts() []byte {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+type MarksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []uint64               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"` // at most 1,024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarksRequest) Reset() {
+	*x = MarksRequest{}
+	mi := &file_meta_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarksRequest) ProtoMessage() {}
+
+func (x *MarksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarksRequest.ProtoReflect.Descriptor instead.
+func (*MarksRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *MarksRequest) GetSessions() []uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type MarksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Marks         []*SessionMark         `protobuf:"bytes,1,rep,name=marks,proto3" json:"marks,omitempty"` // of those that one is known of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarksReply) Reset() {
+	*x = MarksReply{}
+	mi := &file_meta_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarksReply) ProtoMessage() {}
+
+func (x *MarksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarksReply.ProtoReflect.Descriptor instead.
+func (*MarksReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *MarksReply) GetMarks() []*SessionMark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
 type ReadRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -2093,7 +2309,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2321,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2334,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -2144,7 +2360,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2372,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2385,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2187,7 +2403,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2415,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2428,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_proto_rawDescGZIP(), []int{40}
 }
 
 type StatusReply struct {
@@ -2234,7 +2450,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2462,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2475,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -2353,7 +2569,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2581,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2594,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -2435,7 +2651,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2663,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2676,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -2506,7 +2722,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2734,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2747,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -2630,7 +2846,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x10HeartbeatRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12,\n" +
-	"\x06stores\x18\x03 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06storesJ\x04\b\x04\x10\x05\"\xa8\x03\n" +
+	"\x06stores\x18\x03 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06storesJ\x04\b\x04\x10\x05\"\xfd\x03\n" +
 	"\tStoreBeat\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\rR\x05store\x128\n" +
 	"\vincarnation\x18\x02 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x1c\n" +
@@ -2646,7 +2862,11 @@ const file_meta_proto_rawDesc = "" +
 	"\arefills\x18\v \x03(\v2\x15.dfsd.wire.RefillBeatR\arefills\x12\x19\n" +
 	"\blast_seq\x18\f \x01(\x04R\alastSeq\x12\x12\n" +
 	"\x04live\x18\r \x01(\x04R\x04live\x12\x16\n" +
-	"\x06device\x18\x0f \x01(\tR\x06deviceJ\x04\b\x0e\x10\x0f\"D\n" +
+	"\x06device\x18\x0f \x01(\tR\x06device\x12\x1c\n" +
+	"\tundecided\x18\x10 \x01(\x04R\tundecided\x12\x14\n" +
+	"\x05trash\x18\x11 \x01(\x04R\x05trash\x12\x1f\n" +
+	"\vtrash_bytes\x18\x12 \x01(\x04R\n" +
+	"trashBytesJ\x04\b\x0e\x10\x0f\"D\n" +
 	"\n" +
 	"RefillBeat\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
@@ -2716,9 +2936,10 @@ const file_meta_proto_rawDesc = "" +
 	"\x04mark\x18\x02 \x01(\x04R\x04mark\">\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
-	"\x03ttl\x18\x02 \x01(\rR\x03ttl\",\n" +
+	"\x03ttl\x18\x02 \x01(\rR\x03ttl\"B\n" +
 	"\x10KeepAliveRequest\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"8\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05below\x18\x02 \x01(\x04R\x05below\"8\n" +
 	"\x0eKeepAliveReply\x12\x10\n" +
 	"\x03ttl\x18\x01 \x01(\rR\x03ttl\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"/\n" +
@@ -2740,7 +2961,17 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.dfsd.wire.FenceOpR\x05fence\"\f\n" +
 	"\n" +
-	"FenceReply\"K\n" +
+	"FenceReply\">\n" +
+	"\x0eGarbageRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"*\n" +
+	"\fGarbageReply\x12\x1a\n" +
+	"\bverdicts\x18\x01 \x01(\fR\bverdicts\"*\n" +
+	"\fMarksRequest\x12\x1a\n" +
+	"\bsessions\x18\x01 \x03(\x04R\bsessions\":\n" +
+	"\n" +
+	"MarksReply\x12,\n" +
+	"\x05marks\x18\x01 \x03(\v2\x16.dfsd.wire.SessionMarkR\x05marks\"K\n" +
 	"\vReadRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12&\n" +
 	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\";\n" +
@@ -2782,7 +3013,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xd3\a\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xcb\b\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -2797,7 +3028,9 @@ const file_meta_proto_rawDesc = "" +
 	"\tWantClass\x12\x1b.dfsd.wire.WantClassRequest\x1a\x19.dfsd.wire.WantClassReply\x12@\n" +
 	"\bSetClass\x12\x1a.dfsd.wire.SetClassRequest\x1a\x18.dfsd.wire.SetClassReply\x12:\n" +
 	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x127\n" +
-	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x124\n" +
+	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12=\n" +
+	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
+	"\x05Marks\x12\x17.dfsd.wire.MarksRequest\x1a\x15.dfsd.wire.MarksReply\x124\n" +
 	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12:\n" +
 	"\x06Status\x12\x18.dfsd.wire.StatusRequest\x1a\x16.dfsd.wire.StatusReplyB\x15Z\x13dfsd/transport/wireb\x06proto3"
 
@@ -2813,7 +3046,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_meta_proto_goTypes = []any{
 	(*ProbeRequest)(nil),        // 0: dfsd.wire.ProbeRequest
 	(*ProbeReply)(nil),          // 1: dfsd.wire.ProbeReply
@@ -2849,88 +3082,98 @@ var file_meta_proto_goTypes = []any{
 	(*MutateReply)(nil),         // 31: dfsd.wire.MutateReply
 	(*FenceRequest)(nil),        // 32: dfsd.wire.FenceRequest
 	(*FenceReply)(nil),          // 33: dfsd.wire.FenceReply
-	(*ReadRequest)(nil),         // 34: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),           // 35: dfsd.wire.ReadReply
-	(*StatusRequest)(nil),       // 36: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),         // 37: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),         // 38: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),         // 39: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),          // 40: dfsd.wire.Redundancy
-	nil,                         // 41: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),         // 42: dfsd.wire.Incarnation
-	(*Lineage)(nil),             // 43: dfsd.wire.Lineage
-	(*ClusterMap)(nil),          // 44: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),        // 45: dfsd.wire.ClassSetting
-	(*Result)(nil),              // 46: dfsd.wire.Result
-	(*FenceOp)(nil),             // 47: dfsd.wire.FenceOp
-	(*Query)(nil),               // 48: dfsd.wire.Query
-	(*QueryResult)(nil),         // 49: dfsd.wire.QueryResult
+	(*GarbageRequest)(nil),      // 34: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),        // 35: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),        // 36: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),          // 37: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),         // 38: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),           // 39: dfsd.wire.ReadReply
+	(*StatusRequest)(nil),       // 40: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),         // 41: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),         // 42: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),         // 43: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),          // 44: dfsd.wire.Redundancy
+	nil,                         // 45: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),         // 46: dfsd.wire.Incarnation
+	(*Lineage)(nil),             // 47: dfsd.wire.Lineage
+	(*ClusterMap)(nil),          // 48: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),        // 49: dfsd.wire.ClassSetting
+	(*Result)(nil),              // 50: dfsd.wire.Result
+	(*FenceOp)(nil),             // 51: dfsd.wire.FenceOp
+	(*SessionMark)(nil),         // 52: dfsd.wire.SessionMark
+	(*Query)(nil),               // 53: dfsd.wire.Query
+	(*QueryResult)(nil),         // 54: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	42, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	43, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	41, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	46, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	47, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	45, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	42, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	43, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	42, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	46, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	47, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	46, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	42, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	46, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	44, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	48, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	45, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	46, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	47, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	48, // 21: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	49, // 22: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	44, // 23: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	38, // 24: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	39, // 25: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	40, // 26: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	10, // 27: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	6,  // 28: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 29: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 30: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 31: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 32: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	14, // 33: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	17, // 34: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	20, // 35: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	22, // 36: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	24, // 37: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	26, // 38: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	28, // 39: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	30, // 40: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	32, // 41: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	34, // 42: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	36, // 43: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 44: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 45: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 46: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	12, // 47: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	15, // 48: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	19, // 49: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	21, // 50: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	23, // 51: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	25, // 52: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	27, // 53: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	29, // 54: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	31, // 55: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	33, // 56: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	35, // 57: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	37, // 58: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	44, // [44:59] is the sub-list for method output_type
-	29, // [29:44] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	49, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	50, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	51, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	52, // 21: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	53, // 22: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	54, // 23: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	48, // 24: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	42, // 25: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	43, // 26: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	44, // 27: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	10, // 28: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	6,  // 29: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 30: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 31: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 32: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 33: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	14, // 34: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	17, // 35: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	20, // 36: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	22, // 37: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	24, // 38: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	26, // 39: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	28, // 40: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	30, // 41: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	32, // 42: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	34, // 43: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	36, // 44: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	38, // 45: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	40, // 46: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 47: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 48: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 49: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	12, // 50: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	15, // 51: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	19, // 52: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	21, // 53: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	23, // 54: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	25, // 55: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	27, // 56: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	29, // 57: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	31, // 58: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	33, // 59: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	35, // 60: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	37, // 61: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	39, // 62: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	41, // 63: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	47, // [47:64] is the sub-list for method output_type
+	30, // [30:47] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -2946,7 +3189,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

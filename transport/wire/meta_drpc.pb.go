@@ -41,6 +41,8 @@ type DRPCMetaClient interface {
 	SetClass(ctx context.Context, in *SetClassRequest) (*SetClassReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
+	Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error)
+	Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
 	Status(ctx context.Context, in *StatusRequest) (*StatusReply, error)
 }
@@ -172,6 +174,24 @@ func (c *drpcMetaClient) Fence(ctx context.Context, in *FenceRequest) (*FenceRep
 	return out, nil
 }
 
+func (c *drpcMetaClient) Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error) {
+	out := new(GarbageReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error) {
+	out := new(MarksReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Read(ctx context.Context, in *ReadRequest) (*ReadReply, error) {
 	out := new(ReadReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{}, in, out)
@@ -204,6 +224,8 @@ type DRPCMetaServer interface {
 	SetClass(context.Context, *SetClassRequest) (*SetClassReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
+	Garbage(context.Context, *GarbageRequest) (*GarbageReply, error)
+	Marks(context.Context, *MarksRequest) (*MarksReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 }
@@ -262,6 +284,14 @@ func (s *DRPCMetaUnimplementedServer) Fence(context.Context, *FenceRequest) (*Fe
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) Garbage(context.Context, *GarbageRequest) (*GarbageReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) Marks(context.Context, *MarksRequest) (*MarksReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Read(context.Context, *ReadRequest) (*ReadReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -272,7 +302,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 15 }
+func (DRPCMetaDescription) NumMethods() int { return 17 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -394,6 +424,24 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.Fence, true
 	case 13:
+		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Garbage(
+						ctx,
+						in1.(*GarbageRequest),
+					)
+			}, DRPCMetaServer.Garbage, true
+	case 14:
+		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Marks(
+						ctx,
+						in1.(*MarksRequest),
+					)
+			}, DRPCMetaServer.Marks, true
+	case 15:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -402,7 +450,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 14:
+	case 16:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -674,6 +722,46 @@ func (x *drpcMeta_FenceStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_FenceStream) SendAndClose(m *FenceReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_GarbageStream interface {
+	drpc.Stream
+	SendAndClose(*GarbageReply) error
+}
+
+type drpcMeta_GarbageStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_GarbageStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_GarbageStream) SendAndClose(m *GarbageReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_MarksStream interface {
+	drpc.Stream
+	SendAndClose(*MarksReply) error
+}
+
+type drpcMeta_MarksStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_MarksStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_MarksStream) SendAndClose(m *MarksReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}

@@ -1904,6 +1904,7 @@ type LogEntry struct {
 	//	*LogEntry_Deleted
 	//	*LogEntry_Init
 	//	*LogEntry_Resolve
+	//	*LogEntry_Marks
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2007,6 +2008,15 @@ func (x *LogEntry) GetResolve() *ResolveOp {
 	return nil
 }
 
+func (x *LogEntry) GetMarks() *MarksOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Marks); ok {
+			return x.Marks
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2035,6 +2045,10 @@ type LogEntry_Resolve struct {
 	Resolve *ResolveOp `protobuf:"bytes,21,opt,name=resolve,proto3,oneof"` // by the group's leader, for a session that is fenced
 }
 
+type LogEntry_Marks struct {
+	Marks *MarksOp `protobuf:"bytes,22,opt,name=marks,proto3,oneof"`
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2046,6 +2060,8 @@ func (*LogEntry_Deleted) isLogEntry_Entry() {}
 func (*LogEntry_Init) isLogEntry_Entry() {}
 
 func (*LogEntry_Resolve) isLogEntry_Entry() {}
+
+func (*LogEntry_Marks) isLogEntry_Entry() {}
 
 // InitOp gives a new group its first state; the first group makes the root.
 type InitOp struct {
@@ -2214,6 +2230,105 @@ func (x *TrimOp) GetLimit() uint32 {
 	return 0
 }
 
+// MarksOp raises the low-water marks of sessions.
+type MarksOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Marks         []*SessionMark         `protobuf:"bytes,1,rep,name=marks,proto3" json:"marks,omitempty"` // at most 1,024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarksOp) Reset() {
+	*x = MarksOp{}
+	mi := &file_namespace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarksOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarksOp) ProtoMessage() {}
+
+func (x *MarksOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarksOp.ProtoReflect.Descriptor instead.
+func (*MarksOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *MarksOp) GetMarks() []*SessionMark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
+// SessionMark says that every block of a session with a counter below one has
+// been committed or never will be.
+type SessionMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Below         uint64                 `protobuf:"varint,2,opt,name=below,proto3" json:"below,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionMark) Reset() {
+	*x = SessionMark{}
+	mi := &file_namespace_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionMark) ProtoMessage() {}
+
+func (x *SessionMark) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionMark.ProtoReflect.Descriptor instead.
+func (*SessionMark) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SessionMark) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *SessionMark) GetBelow() uint64 {
+	if x != nil {
+		return x.Below
+	}
+	return 0
+}
+
 // DeletedOp removes rows of the delete queue: the stores have acknowledged.
 type DeletedOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2224,7 +2339,7 @@ type DeletedOp struct {
 
 func (x *DeletedOp) Reset() {
 	*x = DeletedOp{}
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2351,7 @@ func (x *DeletedOp) String() string {
 func (*DeletedOp) ProtoMessage() {}
 
 func (x *DeletedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2364,7 @@ func (x *DeletedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletedOp.ProtoReflect.Descriptor instead.
 func (*DeletedOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{25}
+	return file_namespace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeletedOp) GetBlocks() [][]byte {
@@ -2278,7 +2393,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2405,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2418,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{26}
+	return file_namespace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -2432,7 +2547,7 @@ type QueryResult struct {
 
 func (x *QueryResult) Reset() {
 	*x = QueryResult{}
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2559,7 @@ func (x *QueryResult) String() string {
 func (*QueryResult) ProtoMessage() {}
 
 func (x *QueryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2572,7 @@ func (x *QueryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryResult.ProtoReflect.Descriptor instead.
 func (*QueryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{27}
+	return file_namespace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *QueryResult) GetVersion() uint64 {
@@ -2580,7 +2695,7 @@ type WalkQuery struct {
 
 func (x *WalkQuery) Reset() {
 	*x = WalkQuery{}
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2707,7 @@ func (x *WalkQuery) String() string {
 func (*WalkQuery) ProtoMessage() {}
 
 func (x *WalkQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2720,7 @@ func (x *WalkQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkQuery.ProtoReflect.Descriptor instead.
 func (*WalkQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{28}
+	return file_namespace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WalkQuery) GetStart() uint64 {
@@ -2646,7 +2761,7 @@ type WalkResult struct {
 
 func (x *WalkResult) Reset() {
 	*x = WalkResult{}
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2773,7 @@ func (x *WalkResult) String() string {
 func (*WalkResult) ProtoMessage() {}
 
 func (x *WalkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2786,7 @@ func (x *WalkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkResult.ProtoReflect.Descriptor instead.
 func (*WalkResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{29}
+	return file_namespace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WalkResult) GetSteps() []*Attr {
@@ -2725,7 +2840,7 @@ type AttrQuery struct {
 
 func (x *AttrQuery) Reset() {
 	*x = AttrQuery{}
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2852,7 @@ func (x *AttrQuery) String() string {
 func (*AttrQuery) ProtoMessage() {}
 
 func (x *AttrQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2865,7 @@ func (x *AttrQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrQuery.ProtoReflect.Descriptor instead.
 func (*AttrQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{30}
+	return file_namespace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttrQuery) GetInos() []uint64 {
@@ -2769,7 +2884,7 @@ type AttrResult struct {
 
 func (x *AttrResult) Reset() {
 	*x = AttrResult{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2896,7 @@ func (x *AttrResult) String() string {
 func (*AttrResult) ProtoMessage() {}
 
 func (x *AttrResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +2909,7 @@ func (x *AttrResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrResult.ProtoReflect.Descriptor instead.
 func (*AttrResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttrResult) GetAttrs() []*Attr {
@@ -2816,7 +2931,7 @@ type ReadDirQuery struct {
 
 func (x *ReadDirQuery) Reset() {
 	*x = ReadDirQuery{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +2943,7 @@ func (x *ReadDirQuery) String() string {
 func (*ReadDirQuery) ProtoMessage() {}
 
 func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +2956,7 @@ func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirQuery.ProtoReflect.Descriptor instead.
 func (*ReadDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadDirQuery) GetIno() uint64 {
@@ -2883,7 +2998,7 @@ type ReadDirResult struct {
 
 func (x *ReadDirResult) Reset() {
 	*x = ReadDirResult{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3010,7 @@ func (x *ReadDirResult) String() string {
 func (*ReadDirResult) ProtoMessage() {}
 
 func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3023,7 @@ func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResult.ProtoReflect.Descriptor instead.
 func (*ReadDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadDirResult) GetEntries() []*DirEntry {
@@ -2944,7 +3059,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3071,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3084,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -3012,7 +3127,7 @@ type ExtentsQuery struct {
 
 func (x *ExtentsQuery) Reset() {
 	*x = ExtentsQuery{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3139,7 @@ func (x *ExtentsQuery) String() string {
 func (*ExtentsQuery) ProtoMessage() {}
 
 func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3152,7 @@ func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsQuery.ProtoReflect.Descriptor instead.
 func (*ExtentsQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExtentsQuery) GetIno() uint64 {
@@ -3079,7 +3194,7 @@ type ExtentsResult struct {
 
 func (x *ExtentsResult) Reset() {
 	*x = ExtentsResult{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3206,7 @@ func (x *ExtentsResult) String() string {
 func (*ExtentsResult) ProtoMessage() {}
 
 func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3104,7 +3219,7 @@ func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsResult.ProtoReflect.Descriptor instead.
 func (*ExtentsResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExtentsResult) GetAttr() *Attr {
@@ -3139,7 +3254,7 @@ type PlaceDirQuery struct {
 
 func (x *PlaceDirQuery) Reset() {
 	*x = PlaceDirQuery{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +3266,7 @@ func (x *PlaceDirQuery) String() string {
 func (*PlaceDirQuery) ProtoMessage() {}
 
 func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +3279,7 @@ func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirQuery.ProtoReflect.Descriptor instead.
 func (*PlaceDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PlaceDirQuery) GetParent() uint64 {
@@ -3192,7 +3307,7 @@ type PlaceDirResult struct {
 
 func (x *PlaceDirResult) Reset() {
 	*x = PlaceDirResult{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3319,7 @@ func (x *PlaceDirResult) String() string {
 func (*PlaceDirResult) ProtoMessage() {}
 
 func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3332,7 @@ func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirResult.ProtoReflect.Descriptor instead.
 func (*PlaceDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PlaceDirResult) GetGroup() uint32 {
@@ -3254,7 +3369,7 @@ type ChildQuery struct {
 
 func (x *ChildQuery) Reset() {
 	*x = ChildQuery{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3381,7 @@ func (x *ChildQuery) String() string {
 func (*ChildQuery) ProtoMessage() {}
 
 func (x *ChildQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3394,7 @@ func (x *ChildQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildQuery.ProtoReflect.Descriptor instead.
 func (*ChildQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ChildQuery) GetChild() uint64 {
@@ -3315,7 +3430,7 @@ type ChildResult struct {
 
 func (x *ChildResult) Reset() {
 	*x = ChildResult{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3442,7 @@ func (x *ChildResult) String() string {
 func (*ChildResult) ProtoMessage() {}
 
 func (x *ChildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3455,7 @@ func (x *ChildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildResult.ProtoReflect.Descriptor instead.
 func (*ChildResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ChildResult) GetLinked() bool {
@@ -3526,7 +3641,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xbf\x02\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xeb\x02\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
@@ -3534,7 +3649,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04trim\x18\x12 \x01(\v2\x11.dfsd.wire.TrimOpH\x00R\x04trim\x120\n" +
 	"\adeleted\x18\x13 \x01(\v2\x14.dfsd.wire.DeletedOpH\x00R\adeleted\x12'\n" +
 	"\x04init\x18\x14 \x01(\v2\x11.dfsd.wire.InitOpH\x00R\x04init\x120\n" +
-	"\aresolve\x18\x15 \x01(\v2\x14.dfsd.wire.ResolveOpH\x00R\aresolveB\a\n" +
+	"\aresolve\x18\x15 \x01(\v2\x14.dfsd.wire.ResolveOpH\x00R\aresolve\x12*\n" +
+	"\x05marks\x18\x16 \x01(\v2\x12.dfsd.wire.MarksOpH\x00R\x05marksB\a\n" +
 	"\x05entry\"C\n" +
 	"\x06InitOp\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12#\n" +
@@ -3545,7 +3661,12 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\"6\n" +
 	"\x06TrimOp\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\x04R\x06before\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"#\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"7\n" +
+	"\aMarksOp\x12,\n" +
+	"\x05marks\x18\x01 \x03(\v2\x16.dfsd.wire.SessionMarkR\x05marks\"=\n" +
+	"\vSessionMark\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05below\x18\x02 \x01(\x04R\x05below\"#\n" +
 	"\tDeletedOp\x12\x16\n" +
 	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"\xe0\x02\n" +
 	"\x05Query\x12#\n" +
@@ -3642,7 +3763,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 }
 
 var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_namespace_proto_goTypes = []any{
 	(FileType)(0),          // 0: dfsd.wire.FileType
 	(*Cred)(nil),           // 1: dfsd.wire.Cred
@@ -3670,22 +3791,24 @@ var file_namespace_proto_goTypes = []any{
 	(*InitOp)(nil),         // 23: dfsd.wire.InitOp
 	(*FenceOp)(nil),        // 24: dfsd.wire.FenceOp
 	(*TrimOp)(nil),         // 25: dfsd.wire.TrimOp
-	(*DeletedOp)(nil),      // 26: dfsd.wire.DeletedOp
-	(*Query)(nil),          // 27: dfsd.wire.Query
-	(*QueryResult)(nil),    // 28: dfsd.wire.QueryResult
-	(*WalkQuery)(nil),      // 29: dfsd.wire.WalkQuery
-	(*WalkResult)(nil),     // 30: dfsd.wire.WalkResult
-	(*AttrQuery)(nil),      // 31: dfsd.wire.AttrQuery
-	(*AttrResult)(nil),     // 32: dfsd.wire.AttrResult
-	(*ReadDirQuery)(nil),   // 33: dfsd.wire.ReadDirQuery
-	(*ReadDirResult)(nil),  // 34: dfsd.wire.ReadDirResult
-	(*DirEntry)(nil),       // 35: dfsd.wire.DirEntry
-	(*ExtentsQuery)(nil),   // 36: dfsd.wire.ExtentsQuery
-	(*ExtentsResult)(nil),  // 37: dfsd.wire.ExtentsResult
-	(*PlaceDirQuery)(nil),  // 38: dfsd.wire.PlaceDirQuery
-	(*PlaceDirResult)(nil), // 39: dfsd.wire.PlaceDirResult
-	(*ChildQuery)(nil),     // 40: dfsd.wire.ChildQuery
-	(*ChildResult)(nil),    // 41: dfsd.wire.ChildResult
+	(*MarksOp)(nil),        // 26: dfsd.wire.MarksOp
+	(*SessionMark)(nil),    // 27: dfsd.wire.SessionMark
+	(*DeletedOp)(nil),      // 28: dfsd.wire.DeletedOp
+	(*Query)(nil),          // 29: dfsd.wire.Query
+	(*QueryResult)(nil),    // 30: dfsd.wire.QueryResult
+	(*WalkQuery)(nil),      // 31: dfsd.wire.WalkQuery
+	(*WalkResult)(nil),     // 32: dfsd.wire.WalkResult
+	(*AttrQuery)(nil),      // 33: dfsd.wire.AttrQuery
+	(*AttrResult)(nil),     // 34: dfsd.wire.AttrResult
+	(*ReadDirQuery)(nil),   // 35: dfsd.wire.ReadDirQuery
+	(*ReadDirResult)(nil),  // 36: dfsd.wire.ReadDirResult
+	(*DirEntry)(nil),       // 37: dfsd.wire.DirEntry
+	(*ExtentsQuery)(nil),   // 38: dfsd.wire.ExtentsQuery
+	(*ExtentsResult)(nil),  // 39: dfsd.wire.ExtentsResult
+	(*PlaceDirQuery)(nil),  // 40: dfsd.wire.PlaceDirQuery
+	(*PlaceDirResult)(nil), // 41: dfsd.wire.PlaceDirResult
+	(*ChildQuery)(nil),     // 42: dfsd.wire.ChildQuery
+	(*ChildResult)(nil),    // 43: dfsd.wire.ChildResult
 }
 var file_namespace_proto_depIdxs = []int32{
 	0,  // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
@@ -3713,39 +3836,41 @@ var file_namespace_proto_depIdxs = []int32{
 	4,  // 22: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
 	24, // 23: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
 	25, // 24: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
-	26, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
+	28, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
 	23, // 26: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
 	19, // 27: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
-	21, // 28: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	1,  // 29: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	29, // 30: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	31, // 31: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	33, // 32: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	36, // 33: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	38, // 34: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	40, // 35: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	30, // 36: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	32, // 37: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	34, // 38: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	37, // 39: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	39, // 40: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	41, // 41: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	2,  // 42: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	2,  // 43: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	37, // 44: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
-	2,  // 45: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	35, // 46: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	2,  // 47: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,  // 48: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	2,  // 49: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	2,  // 50: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	3,  // 51: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	2,  // 52: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	26, // 28: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
+	21, // 29: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	27, // 30: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
+	1,  // 31: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	31, // 32: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	33, // 33: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	35, // 34: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	38, // 35: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	40, // 36: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	42, // 37: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	32, // 38: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	34, // 39: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	36, // 40: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	39, // 41: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	41, // 42: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	43, // 43: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	2,  // 44: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	2,  // 45: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	39, // 46: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	2,  // 47: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	37, // 48: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	2,  // 49: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,  // 50: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	2,  // 51: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	2,  // 52: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	3,  // 53: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	2,  // 54: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	55, // [55:55] is the sub-list for method output_type
+	55, // [55:55] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3779,8 +3904,9 @@ func file_namespace_proto_init() {
 		(*LogEntry_Deleted)(nil),
 		(*LogEntry_Init)(nil),
 		(*LogEntry_Resolve)(nil),
+		(*LogEntry_Marks)(nil),
 	}
-	file_namespace_proto_msgTypes[26].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[28].OneofWrappers = []any{
 		(*Query_Walk)(nil),
 		(*Query_Attr)(nil),
 		(*Query_ReadDir)(nil),
@@ -3788,7 +3914,7 @@ func file_namespace_proto_init() {
 		(*Query_PlaceDir)(nil),
 		(*Query_Child)(nil),
 	}
-	file_namespace_proto_msgTypes[27].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[29].OneofWrappers = []any{
 		(*QueryResult_Walk)(nil),
 		(*QueryResult_Attr)(nil),
 		(*QueryResult_ReadDir)(nil),
@@ -3802,7 +3928,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
