@@ -43,6 +43,7 @@ type clusterStatus struct {
 	Used         uint64   `json:"used"`     // bytes of blocks on them, copies included
 	Shared       bool     `json:"shared_disks"`
 	Sessions     uint64   `json:"sessions"`
+	Trash        uint64   `json:"trash"` // bytes of blocks that no file names; part of Used
 }
 
 type nodeStatus struct {
@@ -80,7 +81,10 @@ type storeStatus struct {
 	Used      uint64    `json:"used"`        // bytes of blocks
 	Allocated uint64    `json:"allocated"`   // bytes of segment files, whatever is in them
 	Blocks    uint64    `json:"blocks"`
-	PGs       int       `json:"pgs"` // placement groups that it acts for
+	PGs       int       `json:"pgs"`       // placement groups that it acts for
+	Undecided uint64    `json:"undecided"` // blocks of which it is not known yet whether a file names them
+	TrashN    uint64    `json:"trash_blocks"`
+	Trash     uint64    `json:"trash"` // bytes of blocks that no file names; part of Used
 }
 
 type groupStatus struct {
@@ -182,6 +186,7 @@ func (s *status) addStores(r *wire.StatusReply) {
 			ID: uint32(st.ID), Node: s.nodeName(st.Node), State: st.State.String(), Since: time.UnixMilli(st.StateSince).UTC(),
 			Suspect: b.GetSuspect(), Current: b.GetCurrent(), BeatAge: -1, Capacity: st.Capacity, PGs: acts[st.ID],
 			Used: b.GetBeat().GetLive(), Allocated: b.GetBeat().GetUsed(), Blocks: b.GetBeat().GetBlocks(),
+			Undecided: b.GetBeat().GetUndecided(), TrashN: b.GetBeat().GetTrash(), Trash: b.GetBeat().GetTrashBytes(),
 		}
 		out.Condition = condition(b.GetBeat().GetState())
 		if b != nil {
@@ -190,6 +195,7 @@ func (s *status) addStores(r *wire.StatusReply) {
 		}
 		if st.State == dfs.StoreUp {
 			s.Cluster.Used += out.Used
+			s.Cluster.Trash += out.Trash
 			s.Cluster.Capacity += out.Capacity
 		}
 		if device := b.GetBeat().GetDevice(); device != "" {

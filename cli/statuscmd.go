@@ -339,6 +339,9 @@ func (s *status) print(w io.Writer) error {
 		shared = " (one that several stores of a machine share counts once)"
 	}
 	fmt.Fprintf(w, "space   %s of blocks, copies included, on disks of %s%s; new files are %s\n", sizeText(c.Used), sizeText(c.Capacity), shared, c.DefaultClass)
+	if c.Trash > 0 {
+		fmt.Fprintf(w, "trash   %s of these are blocks that no file names: they are deleted after the time that trash_keep says\n", sizeText(c.Trash))
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "\nNODE\tROLES\tSTATE\tADDRESS\tRELEASE\n")
 	for _, n := range s.Nodes {

@@ -63,6 +63,9 @@ type Server struct {
 	Compaction     Compaction
 	Scrub          Scrub
 
+	UndecidedAge time.Duration
+	TrashKeep    time.Duration
+
 	Heartbeat   time.Duration
 	Health      HealthCheck
 	GracePeriod time.Duration

@@ -181,6 +181,8 @@ func (c collector) collectStores(send func(figure, float64, ...string)) {
 			{gauge("store_logical_bytes", "Bytes of live blocks before compression.", "store"), float64(st.Logical)},
 			{gauge("store_stored_bytes", "Bytes of live blocks as they are stored.", "store"), float64(st.Stored)},
 			{gauge("store_dead_bytes", "Bytes of dead records.", "store"), float64(st.DeadBytes)},
+			{gauge("store_undecided", "Blocks of which it is not known whether a file names them.", "store"), float64(st.Undecided)},
+			{gauge("store_trash_bytes", "Bytes of records of blocks that no file names.", "store"), float64(st.TrashBytes)},
 			{gauge("store_used_bytes", "Bytes of segment files.", "store"), float64(st.Used)},
 			{gauge("store_segments", "Segment files.", "store"), float64(st.Segments)},
 			{gauge("store_queue", "Requests that wait for the writer.", "store"), float64(st.QueueDepth)},

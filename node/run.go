@@ -113,6 +113,7 @@ func options(cfg *config.Server, release string, logger *slog.Logger) (Options, 
 	}
 	o.Meta.Raft.Tick, o.Meta.Raft.ElectionTicks, o.Meta.Raft.CacheSize = cfg.Raft.Tick, cfg.Raft.ElectionTicks, cfg.MetaCacheSize
 	o.Storage.Heartbeat, o.Storage.RefillRate = cfg.Heartbeat, cfg.RefillRate
+	o.Storage.UndecidedAge, o.Storage.TrashKeep = cfg.UndecidedAge, cfg.TrashKeep
 	o.Engine.SegmentSize, o.Engine.CacheSize, o.Engine.ReserveBytes = cfg.SegmentSize, cfg.StoreCacheSize, uint64(cfg.Reserve)
 	o.Engine.CompactRate, o.Engine.CompactAge, o.Engine.DeadPercent = cfg.Compaction.Rate, cfg.Compaction.Age, cfg.Compaction.DeadPercent
 	o.Engine.ScrubPeriod, o.Engine.ScrubRate = cfg.Scrub.Period, cfg.Scrub.Rate

@@ -91,6 +91,8 @@ func (w *worker) checkMembers(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, 
 		switch {
 		case dfs.KindOf(err) == dfs.NotExist:
 			without = append(without, member)
+		case err == nil && have.Trashed:
+			return fmt.Errorf("%s: block %v is in the trash of store %v (members %v)", path, id, member.Store, pg.Members)
 		case err == nil && !have.Tombstone && !have.Lost:
 			epoch = have.Epoch
 			w.counts["copies seen"]++
@@ -119,14 +121,18 @@ func checkCopies(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, path string, 
 		if err != nil {
 			return fmt.Errorf("%s: block %v is not on store %v, a complete member of %v (active %v, members %v): %w", path, id, s, pg.ID, pg.Active, pg.Members, err)
 		}
+		trashed := read.Trashed
 		read.Release()
+		if trashed {
+			return fmt.Errorf("%s: block %v is in the trash of store %v", path, id, s)
+		}
 	}
 	return nil
 }
 
-// checkReleased checks that what no file names any more, and was released, is
-// on no complete member: a block that one of them still has was brought back, or
-// never deleted.
+// checkReleased checks that what no file names is on no complete member, unless
+// in its trash: a block that one of them still has was released and brought back,
+// or never deleted, or never committed and not collected.
 func (r *run) checkReleased(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, named map[dfs.BlockID]bool) error {
 	once := map[dfs.BlockID]bool{}
 	for _, w := range r.workers {
@@ -143,6 +149,10 @@ func (r *run) checkReleased(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, na
 				switch {
 				case e.Tombstone:
 					r.counts["tombstones"]++
+				case e.Trashed:
+					r.counts["blocks in the trash"]++
+				case !named[e.ID] && !once[e.ID]:
+					return fmt.Errorf("no file names block %v, which is on store %v, a complete member of %v, and undecided: %v (members %v)", e.ID, s, pg.ID, e.Undecided, pg.Members)
 				case once[e.ID]:
 					return fmt.Errorf("block %v was released and is still on store %v, a complete member of %v (members %v)", e.ID, s, pg.ID, pg.Members)
 				default:
@@ -178,6 +188,34 @@ func eachEntry(e *engine.Store, pg dfs.PGID, fn func(engine.Entry) error) error 
 		}
 		if cursor = next; len(next) == 0 {
 			return nil
+		}
+	}
+}
+
+// waitDecided waits until no store that is up holds a block that it does not know
+// to be referenced or garbage: sessions that ended are fenced, and those that live
+// have nothing under way.
+func (r *run) waitDecided() error {
+	for begun := time.Now(); ; time.Sleep(time.Second) {
+		why, m := "", r.c.newestMap()
+		for id, e := range r.c.engines() {
+			if s := m.Store(id); s == nil || s.State != dfs.StoreUp {
+				continue
+			}
+			if st := e.Stats(); st.Undecided > 0 {
+				list, _, err := e.Undecided(nil, 1)
+				if err != nil || len(list) == 0 {
+					return fmt.Errorf("store %v counts %d undecided blocks and lists %v (%v)", id, st.Undecided, list, err)
+				}
+				have, err := e.Stat(list[0].ID, 0)
+				why = fmt.Sprintf("store %v has %d undecided blocks, %+v among them (%v)", id, st.Undecided, have, err)
+			}
+		}
+		if why == "" {
+			return nil
+		}
+		if time.Since(begun) > maxHeal {
+			return fmt.Errorf("garbage is not collected: after %v %s", maxHeal, why)
 		}
 	}
 }

@@ -65,6 +65,10 @@ const (
 	simPGs       = 16
 	simGroups    = 4
 
+	// simUndecidedAge is less than many a commit takes under faults, and simTrashKeep
+	// less than a run: what is called garbage and is none is missed.
+	simUndecidedAge, simTrashKeep = 5 * time.Second, time.Minute
+
 	// lostReplies of a thousand answers never arrive: what they answer to has
 	// been done, and is asked for again.
 	lostReplies = 15
@@ -151,6 +155,7 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	}
 	o.Meta.Groups, o.Meta.PGsPerClass, o.Meta.BlockSize, o.Meta.DefaultClass = simGroups, simPGs, simBlockSize, c.cfg.Class
 	o.Meta.Grace = 30 * time.Second
+	o.Storage.UndecidedAge, o.Storage.TrashKeep = simUndecidedAge, simTrashKeep
 	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
 	lose := lockedRand(c.cfg.Seed, ^hash(sn.name)+uint64(sn.lives))
 	o.DropReply = func(peer transport.Peer, method string, _ error) bool {

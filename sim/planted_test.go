@@ -25,6 +25,7 @@ var planted = []struct {
 	{"drop a tombstone", func(o *node.Options) { o.Engine.Hooks.DropTombstone = true }},
 	{"apply an entry twice after restart", func(o *node.Options) { o.Meta.Raft.Hooks.ApplyTwice = true }},
 	{"refill done before durable", func(o *node.Options) { o.Storage.Hooks.RefillDoneBeforeDurable = true }},
+	{"answer for garbage without the fence", func(o *node.Options) { o.Meta.Namespace.GuessGarbage = true }},
 	{"acting counts as complete", func(o *node.Options) { o.Meta.Planner.Rules.CountActingAsComplete = true }},
 }
 

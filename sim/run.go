@@ -207,6 +207,9 @@ func (r *run) verify(ctx context.Context) error {
 	if err := r.waitFull(ctx); err != nil {
 		return err
 	}
+	if err := r.waitDecided(); err != nil {
+		return err
+	}
 	if err := r.checkBlocks(ctx); err != nil {
 		return err
 	}

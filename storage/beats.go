@@ -149,7 +149,7 @@ func (b *beats) request() *wire.HeartbeatRequest {
 			Persisted: uint64(st.MapEpoch()), State: uint32(state),
 			WriteAge: write.Milliseconds(), SyncAge: sync.Milliseconds(), ReadAge: read.Milliseconds(),
 			Capacity: x.capacity, Used: x.used, Blocks: x.Blocks, LastSeq: x.LastSeq,
-			Live: x.LiveBytes, Device: st.disk,
+			Live: x.LiveBytes, Device: st.disk, Undecided: x.Undecided, Trash: x.Trash, TrashBytes: x.TrashBytes,
 			Refills: b.s.refill.progressOf(st),
 		})
 	}

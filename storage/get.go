@@ -31,7 +31,7 @@ func (b *blockServer) Get(req *wire.GetRequest, stream wire.DRPCBlock_GetStream)
 	}
 	defer s.reads.Release(1)
 	s.count.gets.Add(1)
-	return st.send(ctx, id, uint64(req.Offset), uint64(req.Length), stream)
+	return st.send(ctx, id, req, stream)
 }
 
 func (s *Service) reserveRead(ctx context.Context) error {
@@ -44,12 +44,11 @@ func (s *Service) reserveRead(ctx context.Context) error {
 	return dfs.Errorf(dfs.Busy, "read block", "%d reads are under way already", maxReads)
 }
 
-// send streams the chunks that cover length bytes from offset, 0 for all that
-// follow, a window at a time.
-func (st *store) send(ctx context.Context, id dfs.BlockID, offset, length uint64, stream wire.DRPCBlock_GetStream) error {
-	end := uint64(dfs.MaxBlockSize)
-	if length > 0 {
-		end = min(end, offset+length)
+// send streams the chunks that cover the range asked for, a window at a time.
+func (st *store) send(ctx context.Context, id dfs.BlockID, req *wire.GetRequest, stream wire.DRPCBlock_GetStream) error {
+	offset, end := uint64(req.Offset), uint64(dfs.MaxBlockSize)
+	if req.Length > 0 {
+		end = min(end, offset+uint64(req.Length))
 	}
 	if offset >= dfs.MaxBlockSize {
 		return dfs.Errorf(dfs.Invalid, "read block", "offset %d: a block has at most %d bytes", offset, dfs.MaxBlockSize)
@@ -60,6 +59,9 @@ func (st *store) send(ctx context.Context, id dfs.BlockID, offset, length uint64
 		r, err := st.read(ctx, id, uint32(offset), uint32(stop-offset))
 		if err != nil {
 			return err
+		}
+		if first && r.Trashed && !req.Pull {
+			st.rescue(id)
 		}
 		end, offset = min(end, uint64(r.Info.Length)), stop
 		err = sendRead(r, first, stream)
@@ -116,6 +118,7 @@ func sendRead(r *engine.Read, withHead bool, stream wire.DRPCBlock_GetStream) er
 	if withHead {
 		head, err := proto.Marshal(&wire.GetHead{
 			Desc: wire.FromBlockInfo(&r.Info), First: uint32(r.First), Epoch: uint64(r.Epoch), Hint: wire.FromHint(r.Hint),
+			Undecided: r.Undecided || r.Trashed,
 		})
 		if err != nil {
 			return err

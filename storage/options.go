@@ -122,6 +122,9 @@ type Options struct {
 	RefillParallel int           // placement groups a store; DefaultRefillParallel
 	PutMemory      int64         // bytes; at least dfs.MaxBlockSize; DefaultPutMemory
 
+	UndecidedAge time.Duration // how old a block is when its group is asked whether metadata names it; DefaultUndecidedAge
+	TrashKeep    time.Duration // how long garbage stays readable before it is deleted; DefaultTrashKeep
+
 	// Capacity gives a disk's size and what is free of it, in bytes; nil: what
 	// the engine says.
 	Capacity func(*engine.Store) (total, available uint64)
@@ -140,6 +143,8 @@ func (o *Options) setDefaults() {
 	o.Heartbeat = cmp.Or(o.Heartbeat, DefaultHeartbeat)
 	o.RefillParallel = cmp.Or(o.RefillParallel, DefaultRefillParallel)
 	o.PutMemory = cmp.Or(o.PutMemory, DefaultPutMemory)
+	o.UndecidedAge = cmp.Or(o.UndecidedAge, DefaultUndecidedAge)
+	o.TrashKeep = cmp.Or(o.TrashKeep, DefaultTrashKeep)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -169,6 +174,7 @@ func (o *Options) validate() error {
 	fault(o.RefillRate < 0, "RefillRate %d: want bytes per second, or 0 for no limit", o.RefillRate)
 	fault(o.RefillParallel < 0, "RefillParallel %d: want a positive number", o.RefillParallel)
 	fault(o.PutMemory < dfs.MaxBlockSize, "PutMemory %d: want at least the %d bytes of the greatest block", o.PutMemory, dfs.MaxBlockSize)
+	fault(o.UndecidedAge < 0 || o.TrashKeep < 0, "UndecidedAge %v, TrashKeep %v: want positive times", o.UndecidedAge, o.TrashKeep)
 	if len(faults) == 0 {
 		return nil
 	}

@@ -147,6 +147,7 @@ func (b *blockServer) Scan(ctx context.Context, req *wire.ScanRequest) (*wire.Sc
 	for i, e := range entries {
 		reply.Entries[i] = &wire.ScanEntry{
 			Id: e.ID.Bytes(), Shard: uint32(e.Shard), Epoch: uint64(e.Epoch), Tombstone: e.Tombstone, Length: e.Length, Stored: e.Stored,
+			Undecided: e.Undecided || e.Trashed,
 		}
 	}
 	return reply, nil

@@ -38,12 +38,16 @@ type plane struct {
 	onBeat    func(*wire.StoreBeat)
 	onDone    func(*wire.RefillDoneRequest)
 	onRegs    func(*wire.RegisterRequest)
+
+	judge func(dfs.BlockID) dfs.Verdict // nil: questions are not answered
+	asked map[dfs.BlockID]int           // how often, with an answer
+	told  func([]byte) []byte           // changes an answer; nil: not
 }
 
 func newPlane() *plane {
 	p := &plane{
 		cluster: dfs.ClusterID{1, 2, 3}, next: make(chan struct{}), marks: map[uint64]uint32{},
-		persisted: map[dfs.StoreID]dfs.Epoch{}, beats: map[dfs.StoreID]*wire.StoreBeat{},
+		persisted: map[dfs.StoreID]dfs.Epoch{}, beats: map[dfs.StoreID]*wire.StoreBeat{}, asked: map[dfs.BlockID]int{},
 	}
 	p.m = &dfs.Map{
 		Cluster: p.cluster, Epoch: 1, Groups: 1, DefaultClass: dfs.Replicated(2), BlockSize: dfs.DefaultBlockSize,
@@ -245,6 +249,34 @@ func (p *plane) RefillDone(_ context.Context, req *wire.RefillDoneRequest) (*wir
 		p.setPGLocked(pg)
 	}
 	return &wire.RefillDoneReply{}, nil
+}
+
+func (p *plane) Garbage(_ context.Context, req *wire.GarbageRequest) (*wire.GarbageReply, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.judge == nil {
+		return nil, dfs.Errorf(dfs.Unavailable, "judge blocks", "not now")
+	}
+	reply := &wire.GarbageReply{}
+	for _, raw := range req.Blocks {
+		id, err := dfs.ParseBlockID(raw)
+		if err != nil || id.Ino.Group() != dfs.GroupID(req.Group) {
+			return nil, dfs.Errorf(dfs.Invalid, "judge blocks", "block %v in a question to group %d", id, req.Group)
+		}
+		p.asked[id]++
+		reply.Verdicts = append(reply.Verdicts, byte(p.judge(id)))
+	}
+	if p.told != nil {
+		reply.Verdicts = p.told(reply.Verdicts)
+	}
+	return reply, nil
+}
+
+// set changes the plane.
+func (p *plane) set(fn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fn()
 }
 
 // complete reports whether stores are complete members of a placement group.

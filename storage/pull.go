@@ -276,7 +276,7 @@ func (r *refiller) fetchBlock(ctx context.Context, from source, e engine.Entry) 
 	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
 	defer cancel()
 	stream, err := wire.NewDRPCBlockClient(r.s.opts.Dial(from.addr)).Get(ctx, &wire.GetRequest{
-		Id: e.ID.Bytes(), Shard: uint32(e.Shard), Store: uint32(from.id),
+		Id: e.ID.Bytes(), Shard: uint32(e.Shard), Store: uint32(from.id), Pull: true,
 	})
 	if err != nil {
 		return engine.PutRequest{}, err
@@ -316,7 +316,7 @@ func blockOf(head []byte, e engine.Entry) (engine.PutRequest, error) {
 		return engine.PutRequest{}, dfs.Errorf(dfs.Invalid, "read block", "%v: %d bytes of epoch %d came, the scan said %d of %d",
 			e.ID, info.StoredLen(), h.Epoch, e.Stored, e.Epoch)
 	}
-	return engine.PutRequest{ID: e.ID, Shard: e.Shard, Epoch: dfs.Epoch(h.Epoch), Info: info, Hint: h.Hint.ToDFS(), Refill: true}, nil
+	return engine.PutRequest{ID: e.ID, Shard: e.Shard, Epoch: dfs.Epoch(h.Epoch), Info: info, Hint: h.Hint.ToDFS(), Refill: true, Decided: !h.Undecided}, nil
 }
 
 // checkSums holds the source, and not this store, to what it sent.

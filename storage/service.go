@@ -48,6 +48,7 @@ type Service struct {
 // counters are what Stats reports.
 type counters struct {
 	puts, gets, deletes, scans, busy, corrupt, repaired, pulled, pulledBytes atomic.Uint64
+	garbage, emptied, rescued                                                atomic.Uint64
 }
 
 // New makes a Service that is not started. Errors: Invalid.
@@ -185,6 +186,7 @@ func (s *Service) run() {
 	for _, st := range s.stores {
 		s.wg.Go(st.follow)
 		s.wg.Go(st.mendDamage)
+		s.wg.Go(st.collect)
 	}
 	s.wg.Go(s.maps.poll)
 	s.wg.Go(s.maps.fetch)

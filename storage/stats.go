@@ -14,6 +14,9 @@ type Stats struct {
 	Corrupt                    uint64 // reads that found a damaged block
 	Repaired                   uint64 // of these, replaced by a good copy
 	Pulled, PulledBytes        uint64 // blocks that refills and repairs brought
+	Garbage                    uint64 // blocks that went to the trash
+	Emptied                    uint64 // of these, deleted
+	Rescued                    uint64 // of these, read by somebody and taken out again: there should be none
 }
 
 // StoreStats is the part of one store.
@@ -37,6 +40,7 @@ func (s *Service) Stats() Stats {
 		Puts:     c.puts.Load(), Gets: c.gets.Load(), Deletes: c.deletes.Load(), Scans: c.scans.Load(),
 		Busy: c.busy.Load(), Corrupt: c.corrupt.Load(), Repaired: c.repaired.Load(),
 		Pulled: c.pulled.Load(), PulledBytes: c.pulledBytes.Load(),
+		Garbage: c.garbage.Load(), Emptied: c.emptied.Load(), Rescued: c.rescued.Load(),
 	}
 	for _, st := range s.stores {
 		x := StoreStats{Store: st.ID(), Persisted: st.MapEpoch()}
