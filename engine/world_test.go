@@ -374,6 +374,9 @@ func (w *world) close() error {
 	if err != nil && (failed != nil || w.faults.fired.Load() > 0) {
 		return nil
 	}
+	if err == nil && !w.faults.misread.Load() { // the directory must be sound
+		err = fsckErr(w.fs, "/disk/store")
+	}
 	return err
 }
 
