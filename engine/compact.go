@@ -139,7 +139,8 @@ func (c *compactor) compact(ctx context.Context, g *segment, urgent bool) error 
 	}
 	s := c.s
 	s.counters.compactions.Add(1)
-	if m.stuck > 0 {
+	// Also when what is needed was not even found, as its segment cannot be read.
+	if u := s.index.usageOf()[g.number]; m.stuck > 0 || !u.empty() {
 		s.log.Warn("a segment cannot be compacted before its damaged blocks are repaired", "segment", g.path, "blocks", m.stuck)
 		g.setStuck(time.Now().Add(stuckPause))
 	}

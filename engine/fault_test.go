@@ -217,6 +217,43 @@ func TestFailedReadsOfTheIndex(t *testing.T) {
 	})
 }
 
+// TestCompactionOfWhatCannotBeRead: a segment of which nothing can be read, not
+// even what there is, is left alone for a while and not tried again at once.
+func TestCompactionOfWhatCannotBeRead(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const most = 20_000
+		var armed atomic.Bool
+		var hits atomic.Int64
+		o := testOptions(errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if armed.Load() && op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, segmentName(1)) && hits.Add(1) < most {
+				return errFault
+			}
+			return nil
+		})))
+		s := openPGs(t, o, 1)
+		for n := range uint64(20) {
+			mustPut(t, s, n, 30_000, 1)
+		}
+		armed.Store(true)
+		for n := range uint64(6) { // of the seven in segment 1
+			mustDelete(t, s, n, 1)
+		}
+		time.Sleep(30 * time.Second)
+		if n := hits.Load(); n == 0 || n >= most {
+			t.Errorf("%d reads were tried", n)
+		}
+		armed.Store(false)
+		time.Sleep(stuckPause + time.Minute)
+		if s.Stats().SegmentsGiven == 0 {
+			t.Error("it is never compacted")
+		}
+		for n := range uint64(14) {
+			wantBlock(t, s, 6+n, 30_000)
+		}
+		mustClose(t, s)
+	})
+}
+
 // TestFailedManifest: a flush of nothing, which makes no table, is not repeated
 // without end when its line in the manifest cannot be written.
 func TestFailedManifest(t *testing.T) {
