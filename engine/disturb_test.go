@@ -119,11 +119,11 @@ func (w *world) disturbed() error {
 	kind := faultKinds[w.rng.IntN(len(faultKinds))]
 	sticky := w.rng.IntN(3) == 0
 	before := w.faults.fired.Load()
-	left := 1 + w.rng.IntN(20)
+	left := 1 + w.rng.IntN(pick(w.rng, 2, 20)) // some come seldom
 	w.book.note(fmt.Sprintf("fault: %s after %d, sticky %v", kind.name, left, sticky))
 	w.faults.arm(kind, left, sticky)
 	defer w.faults.disarm()
-	for i := 0; i < 60 && w.store.failure() == nil; i++ {
+	for i := 0; i < 100 && w.store.failure() == nil; i++ {
 		if err := w.burst(1 + w.rng.IntN(8)); err != nil {
 			return err
 		}
