@@ -60,7 +60,7 @@ type metaState struct {
 	marks    map[uint64]dfs.SessionID
 	highest  dfs.SessionID
 	fences   uint64
-	below    uint64 // the mark that came with the last renewal
+	below    uint64          // the mark that came with the last renewal
 	commands []*wire.Command // in order of arrival
 	queries  int
 	before   func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
