@@ -87,14 +87,15 @@ func condemn(fs vfs.FS, dir string) error {
 // moveMark notes what is known to be durable of a stream. twice: in both slots,
 // for a change that must survive rot in one of them.
 func (s *Store) moveMark(st stream, to markPlace, twice bool) error {
-	s.markMu.Lock()
-	defer s.markMu.Unlock()
+	s.markTurn <- struct{}{}
+	defer func() { <-s.markTurn }()
 	m := s.marked
 	m[st] = to
 	return s.setMarkLocked(m, twice)
 }
 
-// setMarkLocked replaces the mark, but never by an earlier one.
+// setMarkLocked replaces the mark, but never by an earlier one. REQUIRES: markTurn is
+// held.
 func (s *Store) setMarkLocked(m markRecord, twice bool) error {
 	for st, old := range s.marked {
 		if m[st].segment < old.segment || m[st].segment == old.segment && m[st].offset < old.offset {
@@ -117,8 +118,8 @@ func (s *Store) setMarkLocked(m markRecord, twice bool) error {
 
 // syncMark moves the mark to the end of the last durable batches.
 func (s *Store) syncMark() error {
-	s.markMu.Lock()
-	defer s.markMu.Unlock()
+	s.markTurn <- struct{}{}
+	defer func() { <-s.markTurn }()
 	m := s.marked
 	for st, p := range s.index.position() {
 		if p.segment != 0 {

@@ -54,9 +54,10 @@ type Store struct {
 	readOnly   atomic.Bool   // a put was refused for want of space, and there is still none
 	mayBeDead  atomic.Bool   // something was deleted since the keeper last looked
 
-	// markMu guards writes of the MARK file.
-	markMu sync.Mutex
-	marked markRecord
+	// markTurn holds a token of who changes marked and the MARK file. A channel and
+	// not a mutex: the holder waits for the disk.
+	markTurn chan struct{}
+	marked   markRecord
 
 	failOnce sync.Once
 	failed   chan struct{} // closed by the first failure
@@ -136,7 +137,7 @@ func Open(opts Options) (*Store, error) {
 func attempt(opts *Options) (*Store, *writer, *compactor, error) {
 	s := &Store{
 		opts: *opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
-		epochTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
+		epochTurn: make(chan struct{}, 1), markTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
 		prepared: make(chan struct{}, 1), preparedMoved: make(chan struct{}, 1), damageFound: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
 		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), compactorDone: make(chan struct{}), scrubberDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
 	}
