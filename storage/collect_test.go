@@ -61,7 +61,8 @@ func (c *cluster) three(n *node) (referenced, garbage, pending dfs.BlockID) {
 // cannot tell of yet, and that one only every few minutes.
 func TestGarbageIsCollected(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
-		a := c.node("a", 1)
+		const keep = time.Hour // a day of heartbeats takes long
+		a := c.node("a", 1, func(o *Options) { o.TrashKeep = keep })
 		c.plane.create(1, dfs.Replicated(1))
 		c.plane.activate(t, 1, a.store(0))
 		referenced, garbage, pending := c.three(a)
@@ -79,13 +80,13 @@ func TestGarbageIsCollected(t *testing.T) {
 			t.Errorf("heartbeat: %v", b)
 		}
 
-		time.Sleep(DefaultTrashKeep - 5*time.Minute)
-		c.wantStates(a, "nearly a day later", map[dfs.BlockID]string{referenced: "decided", garbage: "trashed", pending: "undecided"})
-		time.Sleep(20 * time.Minute)
-		c.wantStates(a, "a day later", map[dfs.BlockID]string{referenced: "decided", garbage: "deleted", pending: "undecided"})
+		time.Sleep(keep - 5*time.Minute)
+		c.wantStates(a, "before the time", map[dfs.BlockID]string{referenced: "decided", garbage: "trashed", pending: "undecided"})
+		time.Sleep(10 * time.Minute)
+		c.wantStates(a, "after it", map[dfs.BlockID]string{referenced: "decided", garbage: "deleted", pending: "undecided"})
 		c.plane.set(func() {
 			n := c.plane.asked
-			if most := int((DefaultTrashKeep + time.Hour) / (DefaultUndecidedAge * 3 / 4)); n[referenced] != 1 || n[garbage] != 1 || n[pending] > most {
+			if most := int((2 * keep) / (DefaultUndecidedAge * 3 / 4)); n[referenced] != 1 || n[garbage] != 1 || n[pending] > most {
 				t.Errorf("asked %v times", n)
 			}
 			c.plane.judge = func(dfs.BlockID) dfs.Verdict { return dfs.Garbage }
@@ -109,13 +110,13 @@ func TestNothingIsConcludedFromSilence(t *testing.T) {
 		all := map[dfs.BlockID]string{referenced: "undecided", garbage: "undecided", pending: "undecided"}
 		judge := c.plane.judge
 		c.plane.set(func() { c.plane.judge = nil })
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		c.wantStates(a, "not answered", all)
 		c.plane.set(func() {
 			c.plane.judge = judge
 			c.plane.told = func(v []byte) []byte { return v[:len(v)-1] }
 		})
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		c.wantStates(a, "answers cut short", all)
 		c.plane.set(func() {
 			c.plane.told = func(v []byte) []byte {
@@ -125,7 +126,7 @@ func TestNothingIsConcludedFromSilence(t *testing.T) {
 				return v
 			}
 		})
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		c.wantStates(a, "answers of a later release", all)
 		c.plane.set(func() { c.plane.told = nil })
 		time.Sleep(2 * DefaultUndecidedAge)
