@@ -43,9 +43,10 @@ type index struct {
 	anchor anchor
 }
 
-// memTables is how many memtables there are before a change waits: one to fill,
-// one being written, and one more, so that a checkpoint does not wait where
-// there is no room to write.
+// memTables is how many memtables' bytes there are before a change waits: one to
+// fill, one being written, and one more, so that a checkpoint does not wait where
+// there is no room to write. Their number says less: Pebble's first ones are
+// small, and it writes none before there is half of a whole one.
 const memTables = 3
 
 // l0Tables is how many tables a read may have to look at on the first level
@@ -280,7 +281,7 @@ func (ix *index) makeRoom(n int) error {
 	}
 	ix.unflushed = 0
 	for {
-		if m := ix.db.Metrics(); m.MemTable.Count <= memTables && m.Levels[0].Sublevels <= l0Tables {
+		if m := ix.db.Metrics(); m.MemTable.Size <= uint64(memTables*ix.memTableSize) && m.Levels[0].Sublevels <= l0Tables {
 			return nil
 		}
 		select {

@@ -302,6 +302,21 @@ func TestConcurrentPutsShareSyncs(t *testing.T) {
 	})
 }
 
+// TestFirstMemTables: Pebble's first memtables are small, and many of them are
+// no reason to wait for a flush that it does not begin yet.
+func TestFirstMemTables(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		o := testOptions(vfs.NewMem())
+		o.MemTableSize, o.SegmentSize, o.Capacity = 8<<20, 8<<20, 1<<30
+		o.CheckpointBytes = 1 << 30
+		s := openPGs(t, o, 1)
+		for n := range uint64(20_000) {
+			mustPut(t, s, n, 10, 1)
+		}
+		mustClose(t, s)
+	})
+}
+
 func TestFullQueueHoldsBack(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		fs := &blockingFS{vfs.NewMem(), make(chan struct{})}
