@@ -169,12 +169,23 @@ func (r *engineRig) fill(ctx context.Context, e *env, blocks uint64, size int) e
 		if r.next.Load() >= end {
 			return errEnough
 		}
-		return r.put(ctx, e.piece(r.next.Load(), size))
+		return r.putWhenRoom(ctx, e.piece(r.next.Load(), size))
 	})
 	if err == nil && r.next.Load() < end {
 		err = fmt.Errorf("%d blocks were not put in %v", blocks, fillTime)
 	}
 	return err
+}
+
+// putWhenRoom puts a block, and waits for compaction while there is no room.
+func (r *engineRig) putWhenRoom(ctx context.Context, payload []byte) error {
+	for begun := time.Now(); ; {
+		err := r.put(ctx, payload)
+		if dfs.KindOf(err) != dfs.NoSpace || time.Since(begun) > settleTime {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // fillTime bounds how long a store is filled before something is measured.
