@@ -85,7 +85,7 @@ func TestEngineVerbs(t *testing.T) {
 			"       36928    put        #2 block 2/1:2/5/1 epoch 3, 30000 bytes, stored 30000 in 1 chunk (none), for inode 1:2 at 30000\n",
 			"      261632  footer       7 entries, the log ends at 233472\n"}, nil},
 		{"dump by name", sound, "dump DIR 0000000000000003.seg", 0, []string{"      200768    tombstone  #21 block 1/1:2/5/0 epoch 3\n"}, nil},
-		{"dump nothing", sound, "dump DIR 99", 1, nil, []string{"dfsd: engine dump DIR: does not exist"}},
+		{"dump nothing", sound, "dump DIR 99", 1, nil, []string{"dfsd: engine dump DIR: it has no segment 99; see dfsd engine stats"}},
 		{"rebuild", sound, "rebuild-index DIR", 0, []string{"19 blocks, 1 tombstone from 3 segments with 644 KiB of log in "}, nil},
 
 		{"verify payload", spoil(first, 40_000), "verify DIR", 1,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dfsd/dfs"
 	"dfsd/engine"
 )
 
@@ -23,6 +24,9 @@ func (a *app) engineDump() *cobra.Command {
 		return a.inspect(ctx, dir, func(in *engine.Inspection) error {
 			d := newDumper(a.proc.Out, segment, asJSON)
 			err := in.Dump(ctx, segment, d.piece)
+			if dfs.KindOf(err) == dfs.NotExist {
+				err = withHint(fmt.Errorf("it has no segment %d", segment), "see dfsd engine stats")
+			}
 			err = cmpErr(err, d.end())
 			if err == nil && d.wrong > 0 {
 				err = somethingWrong(d.wrong)
