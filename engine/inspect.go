@@ -37,8 +37,9 @@ func Inspect(fs vfs.FS, dir string) (*Inspection, error) {
 }
 
 func (in *Inspection) open() (err error) {
-	// To take the lock would make its file. Where there is none nobody has it.
-	if _, serr := in.fs.Stat(in.fs.PathJoin(in.dir, lockName)); serr == nil {
+	// To take the lock would make its file. Where there is none nobody has it. The
+	// lock of a directory that holds no store is not asked about: it is a node's.
+	if in.has(lockName) && (in.has(storeName) || in.has(segmentsName)) {
 		in.lock, err = lockDir(in.fs, in.dir)
 		if err != nil && !errors.Is(err, syscall.EROFS) { // on a read-only file system no store can be in use
 			return err
@@ -46,6 +47,11 @@ func (in *Inspection) open() (err error) {
 	}
 	in.survey, err = look(in.fs, in.dir)
 	return err
+}
+
+func (in *Inspection) has(name string) bool {
+	_, err := in.fs.Stat(in.fs.PathJoin(in.dir, name))
+	return err == nil
 }
 
 // Close gives the directory up.

@@ -212,6 +212,9 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if err == nil || errors.Is(err, iofs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		return lock, err
 	}
+	if errors.Is(err, syscall.EAGAIN) {
+		err = nil // somebody has it, and that is all it says
+	}
 	holder := "another process"
 	if f, err := fs.Open(fs.PathJoin(dir, holderName)); err == nil {
 		p, _ := io.ReadAll(io.LimitReader(f, 32))
