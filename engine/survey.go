@@ -199,7 +199,11 @@ func (v *survey) readSlots(name string, magic uint32) ([]byte, error) {
 		}
 	}
 	if newest == nil && made {
-		v.found.fault(Fault{File: name, Text: "has no sound slot"})
+		text := "has no sound slot"
+		if name == storeName {
+			text += ": the store cannot say who it is and does not start; empty the directory, and the cluster fills it anew"
+		}
+		v.found.fault(Fault{File: name, Text: text})
 	}
 	return newest, nil
 }
