@@ -54,7 +54,8 @@ func newDev(a *app) *cobra.Command {
 		Short: "Run a whole replicated cluster on this machine",
 		Long: `Run a whole replicated cluster on this machine: processes of this binary on loopback, with their
 data, configuration and logs below DIR. Interrupt it (Ctrl-C) to stop all of them; the next start
-goes on with the same data. Settings come from the environment, such as DFSD_GRACE_PERIOD=5s.
+goes on with the same data. Settings come from the environment, such as DFSD_GRACE_PERIOD=5s; the file
+that DFSD_CONFIG names is not read, for each process has one below DIR.
 
 A process that ends by itself is reported, with the command that starts it again, and is not
 started again by itself: repair should be seen. One that you start again by hand is yours:

@@ -26,7 +26,10 @@ func newEngine(a *app) *cobra.Command {
 	cmd := family("engine", "Look into the directory of a store that no process uses",
 		a.engineStats(), a.engineLs(), a.engineVerify(), a.engineDump(), a.engineRebuild())
 	cmd.Long = `Look into the directory of a store (one disk of a storage node, such as DIR/store0) that no process
-uses. All but rebuild-index change nothing in it. They exit 1 when something in it is wrong.`
+uses. All but rebuild-index change nothing in it. They exit 1 when something in it is wrong.
+
+What to do then: start the store. It has what is damaged replaced by good copies of other stores, and makes
+an index anew that it cannot use. docs/OPERATIONS.md says when that is not enough.`
 	return cmd
 }
 
