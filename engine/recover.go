@@ -330,6 +330,11 @@ func (r *recovery) checkAnchor() error {
 		}
 		if !ok {
 			s.log.Error("the index is ahead of the segments and is made anew", "dir", s.opts.Dir, "segment", p.segment, "offset", p.offset)
+			// The new one cannot tell a segment that is missing among others from one
+			// that was given up.
+			if err := r.checkUsage(); err != nil {
+				return err
+			}
 			return r.dropIndex(a)
 		}
 		r.tails[st].count = p.count

@@ -441,6 +441,35 @@ func TestMissingSegment(t *testing.T) {
 	wantBlock(t, s, 29, 20<<10)
 }
 
+// TestMissingSegmentOfTheAnchor: so it is when the segment that is gone is the
+// one where the index stands, and later ones are there.
+func TestMissingSegmentOfTheAnchor(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := openPGs(t, testOptions(fs), 1)
+	for n := range uint64(15) {
+		mustPut(t, s, n, 20<<10, 1)
+	}
+	if err := s.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	gone := s.index.position()[logStream].segment
+	for n := uint64(15); n < 40; n++ {
+		mustPut(t, s, n, 20<<10, 1)
+	}
+	fs = fs.CrashClone(vfs.CrashCloneCfg{})
+	mustClose(t, s)
+	if err := fs.Remove(dir + "segments/" + segmentName(gone)); err != nil {
+		t.Fatal(err)
+	}
+	s = mustOpen(t, testOptions(fs))
+	defer closeSpoiled(t, s)
+	if !s.DamagedUnnamed() {
+		t.Error("not noticed")
+	}
+	wantBlock(t, s, 0, 20<<10)
+	wantBlock(t, s, 39, 20<<10)
+}
+
 // TestSlotsSurviveRot in one of their two copies.
 func TestSlotsSurviveRot(t *testing.T) {
 	for _, name := range []string{storeName, epochName, markName} {
