@@ -437,3 +437,34 @@ func TestReadsWhileMoving(t *testing.T) {
 		mustClose(t, s)
 	})
 }
+
+// TestSegmentsOfAnotherSize: what was filled under another setting is removed
+// when it is dead, and not kept for a use that never comes.
+func TestSegmentsOfAnotherSize(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := testOptions(fs)
+		s := openPGs(t, o, 1)
+		fillAndThin(t, s, 60, 60)
+		mustClose(t, s)
+		o.SegmentSize *= 2
+		s = openPGs(t, o, 1)
+		for n := range uint64(60) { // the log goes on in a segment of the new size
+			mustPut(t, s, 100+n, 10_000, 1)
+		}
+		time.Sleep(time.Minute)
+		names, err := fs.List(dir + segmentsName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			n, _ := parseSegmentName(name)
+			if info, err := fs.Stat(dir + segmentsName + "/" + name); err != nil {
+				t.Fatal(err)
+			} else if info.Size() != o.SegmentSize && s.segs.get(n) == nil {
+				t.Errorf("%s of %d bytes is kept for nothing", name, info.Size())
+			}
+		}
+		mustClose(t, s)
+	})
+}

@@ -176,7 +176,7 @@ func (s *Store) giveUp() error {
 		}
 		s.log.Info("segment is dead", "segment", g.path)
 		s.counters.given.Add(1)
-		if !s.dead.offer(g) {
+		if !s.dead.offer(g, s.opts.SegmentSize) {
 			s.removeSegment(g)
 		}
 	}

@@ -33,27 +33,27 @@ type deadList struct {
 	files []*segment // Invariant: at most readySegments, so that little space lies idle
 }
 
-// offer keeps the segment's file for use again; false when there are enough.
-func (d *deadList) offer(g *segment) bool {
+// offer keeps the segment's file for use again; false when there are enough, or
+// it has another size.
+func (d *deadList) offer(g *segment, size int64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.files) >= readySegments {
+	if g.size != size || len(d.files) >= readySegments {
 		return false
 	}
 	d.files = append(d.files, g)
 	return true
 }
 
-// take returns a file of the given size, nil when there is none.
-func (d *deadList) take(size int64) *segment {
+// take returns a file, nil when there is none.
+func (d *deadList) take() *segment {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	i := slices.IndexFunc(d.files, func(g *segment) bool { return g.size == size })
-	if i < 0 {
+	if len(d.files) == 0 {
 		return nil
 	}
-	g := d.files[i]
-	d.files = slices.Delete(d.files, i, i+1)
+	g := d.files[0]
+	d.files = slices.Delete(d.files, 0, 1)
 	return g
 }
 
@@ -98,7 +98,7 @@ func (s *Store) prepare(ctx context.Context) {
 // there are enough, or no space for another.
 func (s *Store) prepareOne(ctx context.Context) bool {
 	_, ready := s.segs.counts()
-	dead := s.dead.take(s.opts.SegmentSize)
+	dead := s.dead.take()
 	above, any := s.space()
 	s.full.Store((!above || s.noSpace) && dead == nil)
 	s.exhausted.Store(!any && dead == nil)
@@ -108,7 +108,7 @@ func (s *Store) prepareOne(ctx context.Context) bool {
 	// Without space above the reserve segments are still kept ready: they are what
 	// the reserve is for, and only deletes and compaction take them.
 	if ready >= readySegments || ctx.Err() != nil || dead == nil && !above && !any {
-		if dead != nil && !s.dead.offer(dead) {
+		if dead != nil && !s.dead.offer(dead, s.opts.SegmentSize) {
 			s.removeSegment(dead)
 		}
 		return false
