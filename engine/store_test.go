@@ -310,9 +310,15 @@ func TestFirstMemTables(t *testing.T) {
 		o.MemTableSize, o.SegmentSize, o.Capacity = 8<<20, 8<<20, 1<<30
 		o.CheckpointBytes = 1 << 30
 		s := openPGs(t, o, 1)
-		for n := range uint64(20_000) {
-			mustPut(t, s, n, 10, 1)
+		var work sync.WaitGroup
+		for w := range uint64(32) {
+			work.Go(func() {
+				for n := range uint64(400) {
+					mustDelete(t, s, w<<32|n, 1)
+				}
+			})
 		}
+		work.Wait()
 		mustClose(t, s)
 	})
 }
