@@ -38,6 +38,7 @@ type plane struct {
 	onBeat    func(*wire.StoreBeat)
 	onDone    func(*wire.RefillDoneRequest)
 	onRegs    func(*wire.RegisterRequest)
+	onReg     func() error // after a registration: an error is the answer
 
 	judge func(dfs.BlockID) dfs.Verdict // nil: questions are not answered
 	asked map[dfs.BlockID]int           // how often, with an answer
@@ -168,6 +169,11 @@ func (p *plane) Register(_ context.Context, req *wire.RegisterRequest) (*wire.Re
 		slices.SortFunc(m.Stores, func(a, b *dfs.Store) int { return cmp.Compare(a.ID, b.ID) })
 	})
 	reply.Epoch = uint64(p.m.Epoch)
+	if p.onReg != nil {
+		if err := p.onReg(); err != nil {
+			return nil, err
+		}
+	}
 	return reply, nil
 }
 

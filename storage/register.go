@@ -152,6 +152,11 @@ func (s *Service) sendRegistration(req *wire.RegisterRequest) (reply *wire.Regis
 		reply, err = c.Register(ctx, req)
 		return err
 	})
+	if err != nil && !isRefusal(err) && req.Node != 0 {
+		// It may have taken effect. Then this start is judged by whether it is
+		// heard, and a start that is suspected is not called up.
+		s.startBeats()
+	}
 	return reply, err
 }
 

@@ -27,6 +27,7 @@ type Service struct {
 	stores []*store // as Options.Engines
 	maps   *follower
 	beats  *beats
+	beat   sync.Once // starts beats
 	refill *refiller
 
 	memory  *semaphore.Weighted // bytes of puts under way, Options.PutMemory
@@ -190,7 +191,7 @@ func (s *Service) run() {
 	}
 	s.wg.Go(s.maps.poll)
 	s.wg.Go(s.maps.fetch)
-	s.wg.Go(s.beats.run)
+	s.startBeats()
 	s.wg.Go(s.refill.run)
 	s.wg.Go(s.refill.report)
 	for {
@@ -207,6 +208,10 @@ func (s *Service) run() {
 		}
 	}
 }
+
+// startBeats lets the node be heard: once it is registered, or may be without
+// knowing it.
+func (s *Service) startBeats() { s.beat.Do(func() { s.wg.Go(s.beats.run) }) }
 
 // startTime is how long a start may wait for the others before that is worth a
 // warning: nodes of a cluster start one after the other.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/transport/wire"
 )
 
 // warnings counts log lines from WARN up.
@@ -38,5 +39,35 @@ func TestStartWarnsLate(t *testing.T) {
 		}
 		c.plane.setRefuse(nil)
 		a.ready()
+	})
+}
+
+// TestHeardBeforeTheAnswer: a start whose registration took effect and was not
+// answered is heard all the same. Else it is suspected before it knows, and a
+// suspected start is not called up.
+func TestHeardBeforeTheAnswer(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.newNode("a", 1)
+		a.run()
+		a.ready()
+		a.stop()
+		heard, lost := false, 0 // guarded by the plane's mutex, under which both are called
+		c.plane.mu.Lock()
+		c.plane.onBeat = func(*wire.StoreBeat) { heard = lost > 0 }
+		c.plane.onReg = func() error {
+			if heard {
+				return nil
+			}
+			lost++
+			return dfs.Errorf(dfs.Unavailable, "register", "still suspected")
+		}
+		c.plane.mu.Unlock()
+		a.run()
+		a.ready()
+		c.plane.mu.Lock()
+		defer c.plane.mu.Unlock()
+		if lost == 0 {
+			t.Error("every answer came")
+		}
 	})
 }
