@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -467,4 +468,53 @@ func TestSegmentsOfAnotherSize(t *testing.T) {
 		}
 		mustClose(t, s)
 	})
+}
+
+// TestNothingFreshIsGivenUp: a segment that compaction fills and seals while
+// another goroutine looks for dead ones is none.
+func TestNothingFreshIsGivenUp(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.CompactAge, o.CompactRate = time.Millisecond, 1<<40
+	s := openPGs(t, o, 1)
+	done := make(chan struct{})
+	var looking sync.WaitGroup
+	for range 2 {
+		looking.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					if err := s.giveUp(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for round := range uint64(4) {
+		for i := range uint64(300) {
+			mustPut(t, s, round*1000+i, 10_000, 1)
+		}
+		for i := range uint64(300) {
+			if i%3 != 0 {
+				mustDelete(t, s, round*1000+i, 1)
+			}
+		}
+		for before := s.Stats().Compactions; s.Stats().Compactions < before+8; {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	close(done)
+	looking.Wait()
+	for round := range uint64(4) {
+		for i := uint64(0); i < 300; i += 3 {
+			wantBlock(t, s, round*1000+i, 10_000)
+		}
+	}
+	if err := checkStore(s); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, s)
 }

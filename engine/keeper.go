@@ -148,10 +148,18 @@ func (s *Store) isReadOnly() bool { return s.readOnly.Load() || s.index.gate.sta
 func (s *Store) giveUp() error {
 	s.giveUpTurn.Lock()
 	defer s.giveUpTurn.Unlock()
+	// Which are sealed is asked first: nothing comes into a sealed segment any more,
+	// so that counters read later miss nothing. Compaction may fill and seal one
+	// between two looks, and counters read before would call it empty.
+	var sealed, gone []*segment
+	for _, g := range *s.segs.byNumber.Load() {
+		if g.sealed.Load() {
+			sealed = append(sealed, g)
+		}
+	}
 	use, at := s.index.usageOf(), s.index.position()
-	var gone []*segment
-	for n, g := range *s.segs.byNumber.Load() {
-		if g.sealed.Load() && use[n].empty() && !at.needs(g) {
+	for _, g := range sealed {
+		if use[g.number].empty() && !at.needs(g) {
 			gone = append(gone, g)
 		}
 	}
