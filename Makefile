@@ -32,7 +32,7 @@ test:
 	@$(if $(RACE),:,echo "no C compiler ($$(go env CC)) found: testing without -race")
 	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./...
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
-	go test -count=1 -timeout 60m -v -run 'TestMetamorphic$$|TestEveryFlippedBit$$' ./engine -full
+	go test -count=1 -timeout 60m -v -run 'TestMetamorphic$$|TestEveryFlippedBit$$|TestCompactionCrashes$$' ./engine -full
 	@$(MAKE) --no-print-directory e2e
 
 # Clusters of real processes, and the power cut of a real file system: that one
