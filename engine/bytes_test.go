@@ -42,7 +42,7 @@ func sampleRows() (rows [][3]string) {
 	add("trash", trashKey(0x502, id, 3), nil)
 	add("undecided and trash", []byte(setCountsKey), setCounts{undecided: 0x504, trash: 0x505, trashBytes: 0x506}.encode())
 	at := anchor{{segment: 0x401, offset: 0x1000, end: 0x2000, count: 0x402}, {segment: 0x403, offset: 0x3000, end: 0x4000, count: 0x404}}
-	add("anchor", []byte(metaKey), at.encode(testMark))
+	add("anchor", []byte(metaKey), at.encode(testMark, 0x708))
 	add("scrub (SCRUB)", nil, (&scrubRecord{pass: 1, last: 2, began: 3, read: 4, found: 5, cursor: blockKey(id, 3)}).encode())
 	return rows
 }
@@ -93,7 +93,7 @@ func FuzzRows(f *testing.F) {
 		if u, err := decodeUsage(v); err == nil && !bytes.Equal(u.encode(), v) {
 			t.Errorf("usage %x", v)
 		}
-		if a, mark, err := decodeAnchor(v); err == nil && !bytes.Equal(a.encode(mark)[4:], v[4:]) {
+		if a, mark, session, err := decodeAnchor(v); err == nil && !bytes.Equal(a.encode(mark, session)[4:], v[4:]) {
 			t.Errorf("anchor %x", v)
 		}
 		if _, _, err := decodeDamage(k, v); err == nil && len(k) != 17 {

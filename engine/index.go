@@ -32,9 +32,10 @@ type index struct {
 	memTableSize int
 
 	// turn is held by who changes the index, from the first look at the rows that
-	// the change depends on until it is visible. It guards unflushed.
+	// the change depends on until it is visible. It guards what follows.
 	turn      sync.Mutex
-	unflushed int // bytes of changes since makeRoom last looked
+	unflushed int           // bytes of changes since makeRoom last looked
+	session   dfs.SessionID // the highest of all blocks that were ever here
 
 	// mu guards what follows. It is held for map operations only.
 	mu     sync.Mutex
@@ -119,18 +120,18 @@ func (ix *index) load() error {
 		if used {
 			return dfs.Errorf(dfs.Corrupt, "open index", "it has rows and no anchor")
 		}
-		return ix.db.Set([]byte(metaKey), (&anchor{}).encode(ix.mark), pebble.NoSync)
+		return ix.db.Set([]byte(metaKey), (&anchor{}).encode(ix.mark, 0), pebble.NoSync)
 	case err != nil:
 		return err
 	}
-	a, mark, err := decodeAnchor(val)
+	a, mark, session, err := decodeAnchor(val)
 	if err = cmp.Or(err, c.Close()); err != nil {
 		return err
 	}
 	if mark != ix.mark {
 		return dfs.Errorf(dfs.Corrupt, "open index", "it belongs to store mark %016x, this is %016x", mark, ix.mark)
 	}
-	ix.anchor = a
+	ix.anchor, ix.session = a, session
 	if err := ix.loadSets(); err != nil {
 		return err
 	}
@@ -248,13 +249,14 @@ func (ix *index) close() error {
 
 // change is one atomic change of the index. It sees its own rows.
 type change struct {
-	ix     *index
-	b      *pebble.Batch
-	rows   map[string]*row // as known or changed; nil: there is none
-	usage  map[uint64]usage
-	sets   *setCounts // nil: they stay as they are
-	time   int64      // of the change, milliseconds since 1970; set with sets
-	anchor *anchor    // nil: it stays where it is
+	ix      *index
+	b       *pebble.Batch
+	rows    map[string]*row // as known or changed; nil: there is none
+	usage   map[uint64]usage
+	sets    *setCounts // nil: they stay as they are
+	time    int64      // of the change, milliseconds since 1970; set with sets
+	anchor  *anchor    // nil: it stays where it is
+	session dfs.SessionID
 }
 
 // update makes the change that fn describes, whole or, when fn fails, not at
@@ -263,7 +265,7 @@ type change struct {
 func (ix *index) update(fn func(*change) error) error {
 	ix.turn.Lock()
 	defer ix.turn.Unlock()
-	c := &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}}
+	c := &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}, session: ix.session}
 	err := fn(c)
 	if err == nil {
 		err = c.commit()
@@ -325,6 +327,7 @@ func (c *change) count(w *row, sign int) {
 // equals the higher sequence number wins, and of an original and its copies the
 // one that is applied last, unless it is known to be lost.
 func (c *change) apply(id dfs.BlockID, shard uint8, w *row, dropTombstone bool) error {
+	c.session = max(c.session, id.Session)
 	key := blockKey(id, shard)
 	old, err := c.row(key)
 	if err != nil {
@@ -409,8 +412,12 @@ func (c *change) commit() error {
 			return err
 		}
 	}
+	if c.anchor == nil && c.session != c.ix.session {
+		a := c.ix.position()
+		c.anchor = &a
+	}
 	if c.anchor != nil {
-		if err := c.b.Set([]byte(metaKey), c.anchor.encode(c.ix.mark), nil); err != nil {
+		if err := c.b.Set([]byte(metaKey), c.anchor.encode(c.ix.mark, c.session), nil); err != nil {
 			return err
 		}
 	}
@@ -428,6 +435,7 @@ func (c *change) commit() error {
 	if err := c.ix.gate.check(); err != nil {
 		return err
 	}
+	c.ix.session = c.session
 	c.ix.mu.Lock()
 	defer c.ix.mu.Unlock()
 	for n, u := range c.usage {

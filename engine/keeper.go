@@ -17,7 +17,6 @@ func (s *Store) keep(ctx context.Context) {
 	timer := time.NewTimer(markLag)
 	defer timer.Stop()
 	timer.Stop()
-	armed := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -27,18 +26,17 @@ func (s *Store) keep(ctx context.Context) {
 			<-ctx.Done()
 			return
 		case <-s.keeperWake:
-			if !armed {
+			if !s.keeperArmed.Swap(true) {
 				timer.Reset(markLag)
-				armed = true
 			}
 			continue
 		case <-timer.C:
-			armed = false
+			s.keeperArmed.Store(false) // before it looks at what was written
 		}
 		switch err := s.tend(); {
 		case dfs.KindOf(err) == dfs.NoSpace:
 			timer.Reset(fullRetry)
-			armed = true
+			s.keeperArmed.Store(true)
 		case err != nil && ctx.Err() == nil:
 			s.fail(err)
 		}

@@ -182,9 +182,12 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 		}
 		return nil, wasDeleted(r.id)
 	}
-	w, err := s.index.get([]byte(o.key))
-	if err != nil {
-		return nil, err
+	var w *row
+	if !s.newest.admit(r.id) {
+		var err error
+		if w, err = s.index.get([]byte(o.key)); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case w == nil:
@@ -234,6 +237,8 @@ func (s *Store) admitDelete(p *pg, o *op) (*op, error) {
 		if before.rec.kind == kindTombstone && before.rec.epoch >= r.epoch {
 			return before, nil
 		}
+	} else if s.newest.admit(r.id) {
+		// There is nothing to look for.
 	} else if w, err := s.index.get([]byte(o.key)); err != nil {
 		return nil, err
 	} else if w != nil && w.kind == kindTombstone && w.epoch >= r.epoch {

@@ -17,7 +17,7 @@ type op struct {
 	pg      *pg
 	cost    int64 // taken from the queue's budget
 
-	// fresh: the index had no row of the key when it was asked at the admission,
+	// fresh: the index had no row of the key at the admission,
 	// and nothing else of the key was under way. Invariant: it is still so when
 	// the writer comes to it, since all that follows stands behind it.
 	fresh bool

@@ -651,5 +651,6 @@ func (r *recovery) resume() error {
 		}
 	}
 	r.s.marked = m
+	r.s.newest = newest{known: r.s.index.session, counters: map[dfs.SessionID]uint64{}}
 	return r.s.files.mark.both(m.encode())
 }

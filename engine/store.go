@@ -48,6 +48,8 @@ type Store struct {
 	pgs    map[dfs.PGID]*pg
 	floors map[dfs.PGID]dfs.Epoch // SetTombstoneFloor
 
+	newest newest
+
 	durableSeq atomic.Uint64 // every record up to it is on the disk
 	full       atomic.Bool   // another segment would take from the reserve
 	exhausted  atomic.Bool   // not even the reserve has room for another segment
@@ -74,6 +76,7 @@ type Store struct {
 	prepared      chan struct{} // to the writer: the preparer has looked
 	preparedMoved chan struct{} // to the compactor: likewise
 	keeperWake    chan struct{} // to the keeper: something was written
+	keeperArmed   atomic.Bool   // it will look in a moment, and need not be woken
 	dead          deadList
 	ledger        ledger
 

@@ -54,9 +54,10 @@ func (a *anchor) needs(g *segment) bool {
 	return g.number == a[movedStream].segment || g.stream == logStream && g.number >= a[logStream].segment
 }
 
-const anchorLen = 12 + int(streams)*32
+// anchorLen: version, mark, positions, highest session.
+const anchorLen = 12 + int(streams)*32 + 8
 
-func (a *anchor) encode(mark uint64) []byte {
+func (a *anchor) encode(mark uint64, session dfs.SessionID) []byte {
 	b := binary.BigEndian
 	p := append(make([]byte, 0, anchorLen), formatVersion, 0, 0, 0)
 	p = b.AppendUint64(p, mark)
@@ -66,22 +67,22 @@ func (a *anchor) encode(mark uint64) []byte {
 		p = b.AppendUint64(p, uint64(x.end))
 		p = b.AppendUint64(p, x.count)
 	}
-	return p
+	return b.AppendUint64(p, uint64(session))
 }
 
-func decodeAnchor(p []byte) (a anchor, mark uint64, err error) {
+func decodeAnchor(p []byte) (a anchor, mark uint64, session dfs.SessionID, err error) {
 	if len(p) > 0 && p[0] != formatVersion {
-		return anchor{}, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
+		return anchor{}, 0, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
 	}
 	if len(p) != anchorLen {
-		return anchor{}, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
+		return anchor{}, 0, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
 	}
 	b := binary.BigEndian
 	for i := range a {
 		q := p[12+i*32:]
 		a[i] = position{b.Uint64(q), int64(b.Uint64(q[8:])), int64(b.Uint64(q[16:])), b.Uint64(q[24:])}
 	}
-	return a, b.Uint64(p[4:]), nil
+	return a, b.Uint64(p[4:]), dfs.SessionID(b.Uint64(p[anchorLen-8:])), nil
 }
 
 // appender appends batches to the active segment of one stream. Its fields

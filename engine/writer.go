@@ -209,7 +209,9 @@ func (w *writer) batch(ops []*op) {
 	if l.ops != nil {
 		w.land(l, len(w.landing) == 0 && !s.queue.waiting())
 	}
-	signal(s.keeperWake)
+	if !s.keeperArmed.Load() {
+		signal(s.keeperWake)
+	}
 }
 
 // land puts a batch into the index: now, or while the next one is written.
