@@ -87,7 +87,7 @@ func fences(e dfs.Epoch) []PGEpoch {
 }
 
 func blockID(n uint64) dfs.BlockID {
-	return dfs.BlockID{PG: dfs.PGID(n%4 + 1), Ino: dfs.MakeIno(1, n/16+2), Session: 7, Counter: n}
+	return dfs.BlockID{PG: dfs.PGID(n%4 + 1), Ino: dfs.MakeIno(1, n/16+2), Session: dfs.SessionID(7 + n/32), Counter: n}
 }
 
 // content is the payload of block n: size bytes that nothing else has.

@@ -503,7 +503,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"drop tombstone", Hooks{DropTombstone: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for seed := range uint64(20) {
+			for seed := range uint64(200) {
 				var err error
 				bubble.Test(t, func(t *testing.T) { err = newWorld(seed, c.hooks).run(3000) })
 				if err != nil {
