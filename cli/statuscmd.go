@@ -24,6 +24,10 @@ const (
 
 	// lookTimeout bounds one look of --watch and --wait: an election takes less.
 	lookTimeout = 5 * time.Second
+
+	// statusTimeout bounds a single look, unless --timeout says something else: who
+	// asks for the status of a sick cluster is not to be left waiting.
+	statusTimeout = 15 * time.Second
 )
 
 // statusFlags are the flags of status.
@@ -61,7 +65,15 @@ under the current map, and none is suspected. --timeout bounds the wait; there i
 				f.limit = cfg.Timeout
 			}
 			if f.wait == "" && !f.watch {
-				return a.withClient(cmd.Context(), func(c *client.Client) error { return a.status(cmd.Context(), c, f) })
+				if f.limit == 0 {
+					cfg.Timeout = min(cfg.Timeout, statusTimeout)
+				}
+				c, done, err := a.connectTo(cmd.Context(), cfg)
+				if err != nil {
+					return err
+				}
+				defer done()
+				return a.status(cmd.Context(), c, f)
 			}
 			cfg.Timeout = min(cfg.Timeout, lookTimeout)
 			p := &poll{a: a, look: func(ctx context.Context) (*client.Client, func(), error) { return a.connectTo(ctx, cfg) }}
