@@ -166,6 +166,16 @@ func (l *damageList) mended(key string) bool {
 	return ok
 }
 
+// forget takes back what add has noted.
+func (l *damageList) forget(d Damage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := string(blockKey(d.ID, d.Shard))
+	if have, ok := l.named[key]; ok && have.Segment == d.Segment && have.Offset == d.Offset {
+		delete(l.named, key)
+	}
+}
+
 func (l *damageList) all() (list []Damage, unnamed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -187,6 +187,11 @@ func (w *row) alone(exists func(uint64) bool) bool {
 	return len(w.holders) < maxHolders && !slices.ContainsFunc(w.holders, exists)
 }
 
+// at reports whether there is a row, and it names the record that another names.
+func (w *row) at(other *row) bool {
+	return w != nil && w.segment == other.segment && w.offset == other.offset
+}
+
 // recordLen is the bytes that the record takes in its segment.
 func (w *row) recordLen() int64 {
 	chunks := 0

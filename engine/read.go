@@ -100,16 +100,17 @@ func (s *Store) Get(ctx context.Context, id dfs.BlockID, shard uint8, offset, le
 		if w.flags&rowLost != 0 {
 			return nil, dfs.Errorf(dfs.Corrupt, "read block", "%s: its record is damaged", id)
 		}
+		var r *Read
 		g := s.segs.get(w.segment)
-		if g == nil && last != nil && last.segment == w.segment && last.offset == w.offset {
-			return nil, s.readFailed(id, shard, w, dfs.Errorf(dfs.Corrupt, "read block", "%s is missing", segmentName(w.segment)))
+		switch {
+		case g != nil:
+			r, err = s.readRow(g, id, shard, w, offset, length)
+		case last != nil && last.at(w):
+			err = s.readFailed(id, shard, w, dfs.Errorf(dfs.Corrupt, "read block", "%s is missing", segmentName(w.segment)))
 		}
-		if last = w; g == nil {
-			continue // given up since the index was asked: ask again
-		}
-		r, err := s.readRow(g, id, shard, w, offset, length)
-		if dfs.KindOf(err) == dfs.NotExist {
-			continue // likewise
+		if g == nil && err == nil || dfs.KindOf(err) == dfs.NotExist {
+			last = w
+			continue // it has moved since the index was asked: ask again
 		}
 		return r, err
 	}
@@ -128,7 +129,7 @@ func (s *Store) present(id dfs.BlockID, shard uint8) (*row, error) {
 }
 
 // readRow reads and checks chunks, and with the first of them the header that
-// lies before it. NotExist: the segment was given up.
+// lies before it. NotExist: the index names another place by now.
 func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset, length uint32) (*Read, error) {
 	first, end := w.info.Range(offset, length)
 	at, n := w.payloadAt(), 0
@@ -170,8 +171,11 @@ func (s *Store) readRow(g *segment, id dfs.BlockID, shard uint8, w *row, offset,
 	r.Undecided, r.Trashed = w.flags&rowUndecided != 0, w.flags&rowTrashed != 0
 	if head > 0 {
 		if r.Hint, err = s.readHint(buf[:head], id, shard, w); err != nil {
-			r.HeaderLost = true
-			_ = s.readFailed(id, shard, w, err) // the bytes are served all the same
+			if err = s.readFailed(id, shard, w, err); dfs.KindOf(err) == dfs.NotExist {
+				r.Release()
+				return nil, err
+			}
+			r.HeaderLost = true // the bytes are served all the same
 		}
 	}
 	return r, nil
@@ -213,11 +217,19 @@ func checkPayload(file io.ReaderAt, r *record) error {
 	return checkChunks(r.id, r.shard, 0, r.info.Chunks, p)
 }
 
-// readFailed notes a bad copy, so that a refill's put may replace it.
+// readFailed notes a bad copy, so that a refill's put may replace it, and returns
+// err. NotExist: nothing is noted, since another copy has taken its place.
 func (s *Store) readFailed(id dfs.BlockID, shard uint8, w *row, err error) error {
-	s.damage.add(Damage{
+	d := Damage{
 		ID: id, Shard: shard, Named: true, Segment: w.segment, Offset: w.offset, Length: w.recordLen(), Reason: err.Error(),
-	})
+	}
+	s.damage.add(d)
+	// The index is asked afterwards: who replaces a copy strikes it off the list
+	// when the index names the other, and has either seen this entry or is seen here.
+	if now, ierr := s.index.get(blockKey(id, shard)); ierr == nil && !now.at(w) {
+		s.damage.forget(d)
+		return dfs.Errorf(dfs.NotExist, "read block", "%s is not in %s any more", id, segmentName(w.segment))
+	}
 	signal(s.damageFound)
 	signal(s.keeperWake)
 	s.log.Error("a block is damaged", "block", id, "shard", shard, "segment", segmentName(w.segment), "offset", w.offset, "cause", err)

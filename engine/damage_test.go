@@ -1,0 +1,73 @@
+package engine
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dfsd/dfs"
+	"dfsd/sim/bubble"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// TestLateFailureOfARead: a read of a bad copy that ends after the copy was
+// replaced has nothing to say of the good one. It would be listed as damaged for
+// ever, since what is listed is not read by the scrub, and nothing replaces it.
+func TestLateFailureOfARead(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		replace func(t *testing.T, s *Store)
+		want    dfs.Kind // of the late read; Other: it has the bytes
+	}{
+		{"repaired", func(t *testing.T, s *Store) { mustPut(t, s, 1, 3000, 1) }, dfs.Other},
+		{"deleted", func(t *testing.T, s *Store) { mustDelete(t, s, 1, 1) }, dfs.NotExist},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				var bad atomic.Int64 // reads of segments that are still to fail
+				held := make(chan struct{})
+				o := testOptions(errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+					if op.Kind != errorfs.OpFileReadAt || !strings.HasSuffix(op.Path, segmentSuffix) {
+						return nil
+					}
+					switch n := bad.Add(-1); {
+					case n == 1: // the first is slow
+						<-held
+						return errFault
+					case n == 0:
+						return errFault
+					}
+					return nil
+				})))
+				s := openPGs(t, o, 1)
+				mustPut(t, s, 1, 3000, 1)
+				time.Sleep(time.Minute) // the scrub has read it
+				bad.Store(2)
+				late := make(chan error)
+				go func() {
+					_, err := read(t, s, 1)
+					late <- err
+				}()
+				synctest.Wait()
+				_, err := read(t, s, 1)
+				wantKind(t, err, dfs.Corrupt)
+				c.replace(t, s)
+				if list := s.Damage(); len(list) != 0 {
+					t.Fatalf("%+v", list)
+				}
+				close(held)
+				if err := <-late; dfs.KindOf(err) != c.want {
+					t.Errorf("the late read: %v", err)
+				}
+				if list := s.Damage(); len(list) != 0 {
+					t.Errorf("what was replaced is listed: %+v", list)
+				}
+				mustClose(t, s)
+			})
+		})
+	}
+}
