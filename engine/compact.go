@@ -299,6 +299,12 @@ func (m *move) readHeader(o *op, w *row, p []byte) error {
 // flush makes the copies durable and has the index name them.
 func (m *move) flush(ctx context.Context) error {
 	defer m.drain()
+	if len(m.ops)+len(m.drop) == 0 {
+		return nil
+	}
+	if m.c.s.index.gate.starved.Load() { // rows would pile up in memory, and nothing can be given up
+		return dfs.Errorf(dfs.NoSpace, "copy blocks", "%s: no space left for the index", m.c.s.opts.Dir)
+	}
 	if len(m.ops) > 0 {
 		if err := m.write(ctx); err != nil {
 			return err

@@ -111,3 +111,51 @@ func TestReserveKeepsRoomForTheIndex(t *testing.T) {
 		mustClose(t, s)
 	})
 }
+
+// TestCloseWithoutRoomForTheIndex: compaction does not go on filling memory with
+// rows that cannot be written. It would wait for room in the end, and Close for it.
+func TestCloseWithoutRoomForTheIndex(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := &faultFS{MemFS: vfs.NewMem(), word: tableSuffix, op: "fill", err: syscall.ENOSPC}
+		o := testOptions(fs)
+		o.CompactAge, o.CompactRate, o.MemTableSize = 10*time.Second, 1<<40, 64<<10
+		s := openPGs(t, o, 1)
+		const n = 6_000
+		for i := range uint64(n) {
+			mustPut(t, s, i, 100, 1)
+		}
+		for i := range uint64(n) {
+			if i%4 == 0 {
+				mustDelete(t, s, i, 1)
+			}
+		}
+		if err := s.checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		fs.armed.Store(true)
+		time.Sleep(time.Minute)
+		done := make(chan error, 1)
+		go func() { done <- s.Close() }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("the store does not close")
+		}
+		fs.armed.Store(false)
+		if t.Failed() {
+			<-done
+		}
+		s = openPGs(t, o, 1)
+		for i := range uint64(n) {
+			if i%4 != 0 {
+				wantBlock(t, s, i, 100)
+			} else if _, err := read(t, s, i); dfs.KindOf(err) != dfs.NotExist {
+				t.Errorf("block %d: %v", i, err)
+			}
+		}
+		mustClose(t, s)
+	})
+}
