@@ -164,11 +164,19 @@ type move struct {
 
 // run copies what is needed.
 func (m *move) run(ctx context.Context) error {
-	entries, err := m.open()
+	file, err := m.from.acquire()
+	if err != nil {
+		if dfs.KindOf(err) != dfs.NotExist { // else it was given up since it was chosen
+			m.c.s.log.Error("a segment cannot be opened", "segment", m.from.path, "cause", err)
+		}
+		return nil // what is needed of it stays where it is
+	}
+	m.file = file
+	defer m.close()
+	entries, err := m.list()
 	if err != nil {
 		return err
 	}
-	defer m.close()
 	// Puts first: a tombstone may be dropped when no put is left behind.
 	for _, kind := range []recordKind{kindPut, kindTombstone} {
 		for _, e := range entries {
@@ -186,28 +194,20 @@ func (m *move) run(ctx context.Context) error {
 	return nil
 }
 
-// open lists the records of the segment.
-func (m *move) open() ([]footerEntry, error) {
-	file, err := m.from.acquire()
-	if err != nil {
-		return nil, err
-	}
-	m.file = file
-	foot, err := readFooter(file, m.c.s.mark, m.from.number, m.from.size)
+// list lists the records of the segment.
+func (m *move) list() ([]footerEntry, error) {
+	foot, err := readFooter(m.file, m.c.s.mark, m.from.number, m.from.size)
 	if err == nil && foot != nil {
 		return foot.entries, nil
 	}
 	var entries []footerEntry
-	sc := &segmentScan{file: file, mark: m.c.s.mark, segment: m.from.number, size: m.from.size, closed: true}
+	sc := &segmentScan{file: m.file, mark: m.c.s.mark, segment: m.from.number, size: m.from.size, closed: true}
 	_, err = sc.run(func(b group) error {
 		for i := range b.records {
 			entries = append(entries, entryOf(&b.records[i]))
 		}
 		return nil
 	})
-	if err != nil {
-		m.from.release()
-	}
 	return entries, err
 }
 

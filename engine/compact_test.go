@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // fillAndThin stores blocks 0 to n-1 of 10,000 bytes and deletes all but each
@@ -526,4 +529,59 @@ func TestNothingFreshIsGivenUp(t *testing.T) {
 		t.Error(err)
 	}
 	mustClose(t, s)
+}
+
+// TestCompactionOfWhatIsGone: a segment may be given up between the choice and
+// the work, since all that was needed of it was deleted; and one that cannot be
+// opened now is left alone for a while. Neither fails the store.
+func TestCompactionOfWhatIsGone(t *testing.T) {
+	for _, given := range []bool{true, false} {
+		t.Run(fmt.Sprintf("given up %v", given), func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				var armed atomic.Bool
+				o := testOptions(errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+					if armed.Load() && op.Kind == errorfs.OpOpen && strings.HasSuffix(op.Path, segmentName(1)) {
+						return syscall.EMFILE
+					}
+					return nil
+				})))
+				o.CompactAge = 24 * time.Hour // the store's own compactor has nothing to do
+				s := openPGs(t, o, 1)
+				const n, first = 20, 7 // blocks, and how many of them are in segment 1
+				for i := range uint64(n) {
+					mustPut(t, s, i, 30_000, 1)
+				}
+				gone := uint64(first - 1)
+				if given {
+					gone++
+				}
+				g := s.segs.get(1)
+				for i := range gone {
+					mustDelete(t, s, i, 1)
+				}
+				time.Sleep(time.Minute)
+				if (s.segs.get(1) == nil) != given {
+					t.Fatalf("given up: %v", !given)
+				}
+				if !given {
+					if closed, err := g.closeFile(); !closed || err != nil {
+						t.Fatal(closed, err)
+					}
+				}
+				armed.Store(true)
+				c := newCompactor(appender{s: s, stream: movedStream})
+				if err := c.compact(t.Context(), g, true); err != nil {
+					t.Errorf("the store would fail: %v", err)
+				}
+				if left := time.Now().Before(g.stuckUntil()); left == given {
+					t.Errorf("it is left alone: %v", left)
+				}
+				armed.Store(false)
+				for i := gone; i < n; i++ {
+					wantBlock(t, s, i, 30_000)
+				}
+				mustClose(t, s)
+			})
+		})
+	}
 }
