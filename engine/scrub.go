@@ -234,9 +234,12 @@ func (x *scrubber) record(ctx context.Context, key []byte, w *row) error {
 		}
 	}
 	bad := s.checkRecord(id, shard, w, n)
-	if bad == nil {
+	switch {
+	case bad == nil:
 		x.now.read += uint64(n)
 		return nil
+	case dfs.KindOf(bad) == dfs.Unavailable:
+		return bad
 	}
 	if now, err := s.index.get(key); err != nil {
 		return err
@@ -253,7 +256,8 @@ func (x *scrubber) record(ctx context.Context, key []byte, w *row) error {
 	return nil
 }
 
-// checkRecord reads n bytes of a record, all of it, from the disk.
+// checkRecord reads n bytes of a record, all of it, from the disk. Unavailable:
+// its segment is there and cannot be opened, which says nothing of the record.
 func (s *Store) checkRecord(id dfs.BlockID, shard uint8, w *row, n int) error {
 	g := s.segs.get(w.segment)
 	if g == nil {
@@ -261,7 +265,10 @@ func (s *Store) checkRecord(id dfs.BlockID, shard uint8, w *row, n int) error {
 	}
 	file, err := g.acquire()
 	if err != nil {
-		return err
+		if isNotExist(err) || dfs.KindOf(err) == dfs.NotExist {
+			return err
+		}
+		return &dfs.Error{Kind: dfs.Unavailable, Op: "read record", Object: id.String(), Err: err}
 	}
 	defer g.release()
 	b := s.bufs.get(n)

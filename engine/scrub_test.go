@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -8,6 +11,7 @@ import (
 	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 func scrubOptions(fs vfs.FS) Options {
@@ -143,6 +147,45 @@ func TestScrubGoesOn(t *testing.T) {
 		time.Sleep(time.Minute)
 		if done := s.Scrub(); done.Pass != before.Pass+1 {
 			t.Errorf("%+v: the pass does not end", done)
+		}
+		mustClose(t, s)
+	})
+}
+
+// TestScrubWithoutFiles: a process that can open no more files learns nothing of
+// the records in segments that are closed. The scrub goes on when it can.
+func TestScrubWithoutFiles(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var armed atomic.Bool
+		var hits atomic.Int64
+		o := scrubOptions(errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if armed.Load() && op.Kind == errorfs.OpOpen && strings.HasSuffix(op.Path, segmentName(1)) {
+				hits.Add(1)
+				return syscall.EMFILE
+			}
+			return nil
+		})))
+		s := openPGs(t, o, 1)
+		for n := range uint64(20) {
+			mustPut(t, s, n, 30_000, 1)
+		}
+		mustDelete(t, s, 0, 1)
+		if closed, err := s.segs.get(1).closeFile(); !closed || err != nil {
+			t.Fatal(closed, err)
+		}
+		armed.Store(true)
+		pass := s.Scrub().Pass
+		time.Sleep(2 * time.Hour)
+		if n := hits.Load(); n == 0 || n > 200 {
+			t.Errorf("it was opened %d times", n)
+		}
+		if list := s.Damage(); len(list) != 0 || s.Stats().ScrubFound != 0 {
+			t.Errorf("sound blocks are listed: %+v", list)
+		}
+		armed.Store(false)
+		time.Sleep(2 * time.Hour)
+		if now := s.Scrub(); now.Pass <= pass || now.Found != 0 {
+			t.Errorf("%+v, before it was pass %d", now, pass)
 		}
 		mustClose(t, s)
 	})
