@@ -24,7 +24,7 @@ import (
 type faultFS struct {
 	*vfs.MemFS
 	word  string
-	op    string // write, sync or read
+	op    string // open, write, sync or read
 	err   error  // what a hit returns
 	armed atomic.Bool
 	hits  atomic.Int64
@@ -53,6 +53,9 @@ func (f *faultFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error)
 }
 
 func (f *faultFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	if err := f.hit("open", name); err != nil {
+		return nil, err
+	}
 	file, err := f.MemFS.OpenReadWrite(name, c, o...)
 	return f.wrap(name, file, err)
 }

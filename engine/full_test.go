@@ -159,3 +159,38 @@ func TestCloseWithoutRoomForTheIndex(t *testing.T) {
 		mustClose(t, s)
 	})
 }
+
+// TestNoRoomForTheLedger: segments that are dead wait until there is room for a
+// line about them, and the store takes writes.
+func TestNoRoomForTheLedger(t *testing.T) {
+	for _, op := range []string{"write", "open"} {
+		t.Run(op, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				fs := &faultFS{MemFS: vfs.NewMem(), word: "/" + ledgerName, op: op, err: syscall.ENOSPC}
+				o := testOptions(fs)
+				s := openPGs(t, o, 1)
+				fs.armed.Store(true)
+				for n := range uint64(60) {
+					mustPut(t, s, n, 10_000, 1)
+				}
+				for n := range uint64(60) {
+					mustDelete(t, s, n, 1)
+				}
+				time.Sleep(time.Minute)
+				if st := s.Stats(); st.Err != nil || st.SegmentsGiven != 0 {
+					t.Errorf("%+v", st)
+				}
+				if n := fs.hits.Load(); n == 0 || n > 300 {
+					t.Errorf("it was tried %d times", n)
+				}
+				mustPut(t, s, 100, 10_000, 1)
+				fs.armed.Store(false)
+				time.Sleep(5 * time.Second)
+				if st := s.Stats(); st.SegmentsGiven == 0 {
+					t.Errorf("with room again: %+v", st)
+				}
+				mustClose(t, s)
+			})
+		})
+	}
+}

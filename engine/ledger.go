@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"dfsd/dfs"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -34,7 +36,7 @@ type ledgerLine struct {
 	Seq     uint64    `json:"seq"`   // the last durable record of the log then
 }
 
-// add appends lines, durably.
+// add appends lines, durably. NoSpace: there is no room for them now.
 func (l *ledger) add(lines []ledgerLine) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -50,7 +52,7 @@ func (l *ledger) add(lines []ledgerLine) error {
 		p = append(append(p, text...), '\n')
 	}
 	if _, err := l.file.WriteAt(p, l.end); err != nil {
-		return err
+		return ledgerFull(err)
 	}
 	if err := l.file.Sync(); err != nil {
 		return err
@@ -69,13 +71,13 @@ func (l *ledger) openLocked() error {
 	if l.file != nil {
 		f := l.file
 		l.file = nil
-		if err := cmp.Or(f.Close(), l.fs.Rename(l.path, l.path+".old"), syncDir(l.fs, dir)); err != nil {
+		if err := cmp.Or(f.Close(), ledgerFull(l.fs.Rename(l.path, l.path+".old")), syncDir(l.fs, dir)); err != nil {
 			return err
 		}
 	}
 	f, err := l.fs.OpenReadWrite(l.path, vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return err
+		return ledgerFull(err)
 	}
 	info, err := f.Stat()
 	if err != nil {
@@ -84,11 +86,20 @@ func (l *ledger) openLocked() error {
 	l.file, l.end = f, info.Size()
 	if l.end > 0 {
 		if _, err := f.WriteAt([]byte{'\n'}, l.end); err != nil {
-			return err
+			return ledgerFull(err)
 		}
 		l.end++
 	}
 	return syncDir(l.fs, dir)
+}
+
+// ledgerFull says of a full disk that it may be waited for: segments stay a little
+// longer, and nothing has been promised. What was written in part is written over.
+func ledgerFull(err error) error {
+	if err != nil && vfs.IsNoSpaceError(err) {
+		return &dfs.Error{Kind: dfs.NoSpace, Op: "write", Object: ledgerName, Err: err}
+	}
+	return err
 }
 
 func (l *ledger) close() {
