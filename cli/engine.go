@@ -483,6 +483,9 @@ interrupted by Ctrl-C once it has begun; when it is killed, the next start of th
 
 // complainOfDamage prints what a rebuild found damaged. Its error says so.
 func (a *app) complainOfDamage(r *engine.Rebuilt) error {
+	for _, x := range r.Missing {
+		fmt.Fprintf(a.proc.Err, "wrong: %s\n", missingText(x))
+	}
 	for _, d := range r.Damage {
 		what := ""
 		if d.Named {
@@ -497,6 +500,14 @@ func (a *app) complainOfDamage(r *engine.Rebuilt) error {
 		return fmt.Errorf("the index is made, and records are lost that nobody can name: the cluster will fill the store again")
 	}
 	return nil
+}
+
+// missingText names segments that are lost.
+func missingText(x [2]uint64) string {
+	if x[0] == x[1] {
+		return fmt.Sprintf("segment %d is missing", x[0])
+	}
+	return fmt.Sprintf("segments %d to %d are missing", x[0], x[1])
 }
 
 func places(n int) string {
@@ -515,6 +526,7 @@ type engineRebuilt struct {
 	Bytes      uint64         `json:"bytes"`
 	LastSeq    uint64         `json:"last_seq"`
 	Unnamed    bool           `json:"damaged_unnamed"`
+	Missing    [][2]uint64    `json:"missing"` // first and last number of each range
 	Damage     []engineDamage `json:"damage"`
 	Seconds    float64        `json:"seconds"`
 }
@@ -530,7 +542,7 @@ type engineDamage struct {
 
 func toEngineRebuilt(r *engine.Rebuilt, took time.Duration) *engineRebuilt {
 	out := &engineRebuilt{
-		jsonVersion, r.Blocks, r.Tombstones, r.Segments, r.Bytes, r.LastSeq, r.Unnamed, []engineDamage{}, took.Seconds(),
+		jsonVersion, r.Blocks, r.Tombstones, r.Segments, r.Bytes, r.LastSeq, r.Unnamed, append([][2]uint64{}, r.Missing...), []engineDamage{}, took.Seconds(),
 	}
 	for _, d := range r.Damage {
 		e := engineDamage{Segment: d.Segment, Offset: d.Offset, Length: d.Length, Text: d.Reason}

@@ -209,7 +209,7 @@ func format(o *Options) error {
 	}
 	for _, n := range names {
 		switch n {
-		case lockName, holderName, epochName, markName, scrubName, ledgerName, segmentsName, newStoreName, "lost+found":
+		case lockName, holderName, epochName, markName, scrubName, segmentsName, newStoreName, "lost+found":
 		default:
 			return dfs.Errorf(dfs.Invalid, "", "it is not empty (%s) and holds no store; give an empty directory", n)
 		}

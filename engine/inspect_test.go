@@ -114,6 +114,11 @@ func (in *inspected) live(d *datadriven.TestData, fs *vfs.MemFS) {
 			for s.Stats().Compactions == 0 || s.dead.count() == 0 {
 				time.Sleep(10 * time.Millisecond)
 			}
+		} else if line == "give-up" { // and keep the files for use again
+			for s.Stats().Ready < readySegments {
+				time.Sleep(time.Millisecond)
+			}
+			in.must(s.giveUp())
 		} else if line == "acknowledge" {
 			in.must(s.AcknowledgeDamage())
 		} else if line != "" {

@@ -21,7 +21,8 @@ type Rebuilt struct {
 	Bytes      uint64 // of log that went into the index
 	LastSeq    uint64
 	Damage     []Damage
-	Unnamed    bool // records are lost that nobody can name: the store waits for the cluster to fill it again
+	Missing    [][2]uint64 // segments that are lost: first and last number of each range
+	Unnamed    bool        // records are lost that nobody can name: the store waits for the cluster to fill it again
 }
 
 // RebuildIndex throws the index of a store away and makes it anew from the
@@ -66,7 +67,7 @@ func rebuildIndex(ctx context.Context, o Options, progress func(done, total int6
 	}
 	w.release()
 	c.release()
-	built := &Rebuilt{Segments: len(*s.segs.byNumber.Load()), Bytes: uint64(s.counters.sinceCheckpoint.Load()), LastSeq: s.durableSeq.Load()}
+	built := &Rebuilt{Segments: len(*s.segs.byNumber.Load()), Bytes: uint64(s.counters.sinceCheckpoint.Load()), LastSeq: s.durableSeq.Load(), Missing: s.missing}
 	for _, u := range s.index.usageOf() {
 		built.Blocks += u.puts
 		built.Tombstones += u.tombstones

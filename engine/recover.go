@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"dfsd/dfs"
 
@@ -24,6 +25,10 @@ type recovery struct {
 	tails   [streams]tail
 
 	misnamed []*segment // files in use with another segment's header
+
+	files numbers // that have a file which stays
+	told  numbers // of segments that were said to be missing
+	found accounted
 }
 
 // tail is what recovery learns of one stream.
@@ -48,7 +53,7 @@ func (s *Store) recoverLog() (*writer, *compactor, error) {
 	for st := range streams {
 		r.tails[st].appender = appender{s: s, stream: st}
 	}
-	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.scan, r.judge, r.resume} {
+	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.checkNumbers, r.scan, r.judge, r.resume, r.account} {
 		if err := step(); err != nil {
 			return nil, nil, r.giveBack(err)
 		}
@@ -70,7 +75,7 @@ func (r *recovery) giveBack(err error) error {
 	return err
 }
 
-// readFiles opens STORE, EPOCH and MARK.
+// readFiles opens STORE, EPOCH and MARK, and reads LEDGER.
 func (r *recovery) readFiles() error {
 	s, fs := r.s, r.s.opts.FS
 	var p []byte
@@ -102,7 +107,7 @@ func (r *recovery) readFiles() error {
 	if r.mark, r.markOK = decodeMark(p); !r.markOK {
 		r.lose("the mark is lost")
 	}
-	return nil
+	return s.ledger.load()
 }
 
 // openOrMake opens a slot file; a missing one is made, and its payload is nil.
@@ -140,7 +145,9 @@ func (r *recovery) listSegments() error {
 	slices.Sort(names)
 	table := map[uint64]*segment{}
 	s.segs.byNumber.Store(&table)
-	s.segs.next = r.mark.highest() + 1
+	known := &s.ledger.known
+	s.segs.next = max(r.mark.highest(), known.Gone.highest(), known.Lost.highest()) + 1
+	var files [][2]uint64
 	for _, name := range names {
 		n, ok := parseSegmentName(name)
 		if !ok {
@@ -153,7 +160,14 @@ func (r *recovery) listSegments() error {
 		if err = cmp.Or(err, closeErr); err != nil {
 			return dfs.Wrap("open segment", g.path, err)
 		}
+		if what == fileUnfinished {
+			if err := fs.Remove(g.path); err != nil {
+				return err
+			}
+			continue
+		}
 		s.segs.next = max(s.segs.next, n+1)
+		files = append(files, [2]uint64{n, n})
 		switch what {
 		case fileInUse:
 			table[n] = g
@@ -161,18 +175,17 @@ func (r *recovery) listSegments() error {
 		case fileReady:
 			s.segs.ready = append(s.segs.ready, g)
 			s.segs.note(n)
-		case fileUnfinished:
-			if err := fs.Remove(g.path); err != nil {
-				return err
-			}
 		case fileMisnamed:
 			s.log.Error("a segment file has another segment's header: left alone", "segment", g.path)
-			r.misnamed = append(r.misnamed, g)
+			if !r.unused(n) {
+				r.misnamed = append(r.misnamed, g)
+			}
 		}
 	}
+	r.files = joined(files)
 	for st, m := range r.mark {
-		if r.markOK && m.segment != 0 && table[m.segment] == nil {
-			r.lose("segment " + segmentName(m.segment) + " is missing")
+		if r.markOK && m.segment != 0 && table[m.segment] == nil && !known.Lost.has(m.segment) {
+			r.miss(m.segment)
 		}
 		r.tails[st].mark = m.segment
 	}
@@ -196,6 +209,9 @@ const (
 	fileMisnamed            // its header names another segment, and it is in use
 )
 
+// unused reports whether a segment with that number was never written to.
+func (r *recovery) unused(n uint64) bool { return r.markOK && n > r.mark.highest() }
+
 // inspect reads a segment's header and sets its size.
 func (r *recovery) inspect(g *segment) (fileKind, error) {
 	file, err := g.acquire()
@@ -211,7 +227,7 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 	var p [segmentHeaderLen]byte
 	n, _ := file.ReadAt(p[:], 0)
 	h, err := decodeSegmentHeader(p[:n])
-	unused := r.markOK && g.number > r.mark.highest()
+	unused := r.unused(g.number)
 	switch {
 	case dfs.KindOf(err) == dfs.Unsupported:
 		return 0, err
@@ -222,6 +238,8 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 		return fileInUse, r.identify(g, file)
 	case h.mark != r.s.mark:
 		return 0, dfs.Errorf(dfs.Invalid, "check", "it belongs to the store with mark %016x, this one has %016x: move it away", h.mark, r.s.mark)
+	case unused && strayed(h.segment, r.unused, &r.s.ledger.known):
+		return fileMisnamed, nil
 	case unused && (h.segment != g.number || h.size != g.size || g.size != r.s.opts.SegmentSize):
 		return fileUnfinished, nil
 	case h.segment != g.number:
@@ -231,6 +249,13 @@ func (r *recovery) inspect(g *segment) (fileKind, error) {
 	}
 	g.size = max(g.size, h.size)
 	return fileInUse, r.identify(g, file)
+}
+
+// strayed reports whether the file of a segment that was never written to, whose
+// header names segment n, has that one's records: it was not given up, so that the
+// file was not taken to be used again.
+func strayed(n uint64, unused func(uint64) bool, known *accounted) bool {
+	return !unused(n) && !known.Gone.has(n)
 }
 
 // identify finds out whose batches a segment has and where they end. One
@@ -385,10 +410,72 @@ func (r *recovery) hasBatch(st stream, a position) (bool, error) {
 func (r *recovery) checkUsage() error {
 	for _, n := range slices.Sorted(maps.Keys(r.s.index.usageOf())) {
 		if r.s.segs.get(n) == nil {
-			r.lose("segment " + segmentName(n) + " is missing")
+			r.miss(n)
 		}
 	}
 	return nil
+}
+
+// miss notes that a segment is missing of which something is needed.
+func (r *recovery) miss(n uint64) {
+	if r.told.has(n) {
+		return
+	}
+	r.told = r.told.union(numbers{{n, n}})
+	r.lose("segment " + segmentName(n) + " is missing")
+}
+
+// checkNumbers looks for numbers that have neither a file nor a place in the
+// ledger. The index knows of those below its anchor whether something of them is
+// needed; an index that was lost does not, and then what lay there is lost, or the
+// ledger itself is: to fill a store again that needs it not costs less than a block.
+func (r *recovery) checkNumbers() error {
+	s := r.s
+	known := &s.ledger.known
+	var missing numbers
+	if s.segs.next > 1 {
+		missing = numbers{{1, s.segs.next - 1}}
+	}
+	missing = missing.without(r.files).without(known.Gone).without(known.Lost)
+	harmless := missing
+	for st, m := range r.mark {
+		from, to := uint64(1), m.segment
+		if !r.rebuild {
+			from = max(from, s.index.position()[st].segment)
+		}
+		if !r.markOK {
+			to = s.segs.next
+		}
+		if from <= to {
+			harmless = harmless.without(numbers{{from, to}})
+		}
+	}
+	lost := missing.without(harmless)
+	for _, x := range lost.without(r.told) {
+		r.lose("segment " + numbers{x}.String() + " is missing, and no line of " + ledgerName + " says that it was given up")
+	}
+	var named [][2]uint64
+	for n := range s.index.usageOf() {
+		named = append(named, [2]uint64{n, n})
+	}
+	// What rows name is said until none does.
+	r.found = accounted{Gone: harmless.without(joined(named)), Lost: lost.without(joined(named))}
+	s.missing = lost.union(r.told)
+	return nil
+}
+
+// account has the ledger know what was found of numbers without a file, when the
+// verdict is on the disk. Where there is no space the next start finds it again.
+func (r *recovery) account() error {
+	if len(r.found.Gone)+len(r.found.Lost)+len(r.s.ledger.bad) == 0 {
+		return nil // else a sound ledger takes the place of the damaged one
+	}
+	err := r.s.ledger.add([]ledgerLine{{Time: time.Now().UTC(), accounted: r.found}})
+	if vfs.IsNoSpaceError(err) {
+		r.s.log.Warn("no space for a line of the ledger", "dir", r.s.opts.Dir)
+		return nil
+	}
+	return err
 }
 
 // scan reads the segments above the anchor, and each stream's last one in any

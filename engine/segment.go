@@ -148,7 +148,7 @@ type segments struct {
 	// mu guards what follows and every replacement of byNumber.
 	mu     sync.Mutex
 	ready  []*segment          // in the order of their numbers, which is the order of their use
-	next   uint64              // the next number. Invariant: above every number in the directory
+	next   uint64              // the next number. Invariant: above that of every file, but one that could not be finished
 	onDisk map[uint64]struct{} // the numbers under which a file may be there, after a crash too
 }
 
@@ -194,6 +194,7 @@ func (t *segments) addReady(g *segment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ready = append(t.ready, g)
+	t.next = g.number + 1
 }
 
 func (t *segments) counts() (inUse, ready int) {
@@ -202,14 +203,13 @@ func (t *segments) counts() (inUse, ready int) {
 	return len(*t.byNumber.Load()), len(t.ready)
 }
 
-// nextNumber draws a number that may be used for a file from now on.
+// nextNumber is the number of the segment that is made next: the same until one
+// is ready, so that no number is left out. A file may have it from now on.
 func (t *segments) nextNumber() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.next
-	t.next++
-	t.onDisk[n] = struct{}{}
-	return n
+	t.onDisk[t.next] = struct{}{}
+	return t.next
 }
 
 // note says that there is a file with that number.

@@ -79,6 +79,7 @@ type Store struct {
 	keeperArmed   atomic.Bool   // it will look in a moment, and need not be woken
 	dead          deadList
 	ledger        ledger
+	missing       numbers // segments that the start did not find; set by open
 
 	giveUpTurn sync.Mutex // held by who gives segments up
 

@@ -24,6 +24,7 @@ type survey struct {
 	epochOK bool
 	marks   markRecord
 	marksOK bool
+	known   accounted // LEDGER
 
 	segments    []segmentFile   // by number
 	last        [streams]uint64 // the segment that each stream goes on in
@@ -98,7 +99,7 @@ func look(fs vfs.FS, dir string) (*survey, error) {
 
 // read reads the small files and the headers of some of the segments.
 func (v *survey) read(names []string) error {
-	for _, step := range []func() error{v.readIdentity, v.readEpoch, v.readMark, v.readScrub} {
+	for _, step := range []func() error{v.readIdentity, v.readEpoch, v.readMark, v.readScrub, v.readLedger} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -153,6 +154,23 @@ func (v *survey) readScrub() error {
 	}
 	_, err := v.readSlots(scrubName, scrubMagic)
 	return err
+}
+
+// readLedger checks the lines of the ledger.
+func (v *survey) readLedger() error {
+	l := &ledger{fs: v.fs, path: v.path(ledgerName)}
+	if err := l.load(); err != nil {
+		return err
+	}
+	v.known = l.known
+	for i, n := range l.bad {
+		if l.torn && i == len(l.bad)-1 {
+			v.found.note("%s: line %d was not finished, so that its segments were not given up: the next start begins a new file", ledgerName, n)
+		} else {
+			v.found.fault(Fault{File: ledgerName, Known: true, Text: fmt.Sprintf("line %d is damaged: a segment that it was about counts as lost unless the index knows better; the next start begins a new file", n)})
+		}
+	}
+	return nil
 }
 
 // readSlots returns the newest sound payload of a slot file, nil when there is
@@ -314,9 +332,12 @@ func (v *survey) readHeader(f *segmentFile) (segmentHeader, error) {
 	return h, nil
 }
 
+// unused reports whether a segment with that number was never written to.
+func (v *survey) unused(n uint64) bool { return v.marksOK && n > v.marks.highest() }
+
 // classify says what a file is, by the rules of a start.
 func (v *survey) classify(f *segmentFile, h segmentHeader) {
-	unused := v.marksOK && f.number > v.marks.highest()
+	unused := v.unused(f.number)
 	at := Fault{File: v.segmentFile(f.number), Segment: f.number, Length: pageSize}
 	switch {
 	case f.err != nil && unused:
@@ -327,7 +348,7 @@ func (v *survey) classify(f *segmentFile, h segmentHeader) {
 	case h.mark != v.mark:
 		f.state = SegmentForeign
 		at.Text = fmt.Sprintf("the segment belongs to the store with mark %016x, this one has %016x: move it away", h.mark, v.mark)
-	case unused && (h.segment != f.number || h.size != f.size):
+	case unused && h.segment == f.number && h.size != f.size, unused && h.segment != f.number && !strayed(h.segment, v.unused, &v.known):
 		f.state = SegmentUnfinished
 	case h.segment != f.number:
 		f.state = SegmentMisnamed

@@ -1,0 +1,247 @@
+package engine
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// gappedStore is a directory in which segment 1 was given up, and 2 to 5 have
+// blocks that are needed.
+func gappedStore(t *testing.T) *vfs.MemFS {
+	t.Helper()
+	fs := vfs.NewCrashableMem()
+	o := testOptions(fs)
+	s := openPGs(t, o, 1)
+	for n := range uint64(28) {
+		mustPut(t, s, n, 40_000, 1)
+	}
+	for n := range uint64(6) {
+		mustDelete(t, s, n, 1)
+	}
+	if err := s.giveUp(); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, s)
+	_ = fs.Remove(dir + "segments/" + segmentName(1)) // if it was kept for use again
+	if err := syncDir(fs, dir+"segments"); err != nil {
+		t.Fatal(err)
+	}
+	return fs
+}
+
+// TestLostSegmentIsNoticed: a segment that is missing without a line in the
+// ledger makes the store incomplete, also when no index says that anything of it
+// was needed. What was given up is not missing.
+func TestLostSegmentIsNoticed(t *testing.T) {
+	built := gappedStore(t)
+	for _, c := range []struct {
+		name    string
+		spoil   []string
+		missing uint64 // 0: nothing is noticed
+	}{
+		{"nothing", nil, 0},
+		{"the index", []string{indexName}, 0},
+		{"the mark and the index", []string{markName, indexName}, 0},
+		{"a segment and the index", []string{"segments/" + segmentName(3), indexName}, 3},
+		{"the ledger", []string{ledgerName}, 0},
+		{"the ledger and the index", []string{ledgerName, indexName}, 1},
+		{"an unused segment and the index", []string{"segments/" + segmentName(7), indexName}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fs := cloneAll(built)
+			for _, name := range c.spoil {
+				if err := fs.RemoveAll(dir + name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, err := verifyDir(fs, "/disk/store")
+			if err != nil {
+				t.Fatal(err)
+			}
+			named := false
+			for _, f := range r.Faults {
+				named = named || strings.Contains(f.Text, segmentName(max(c.missing, 1))) && strings.Contains(f.Text, "missing")
+			}
+			if named != (c.missing != 0) {
+				t.Errorf("verify says %v", r.Faults)
+			}
+			markLost := strings.HasPrefix(c.name, "the mark")
+			s := mustOpen(t, testOptions(fs))
+			if s.DamagedUnnamed() != (c.missing != 0 || markLost) {
+				t.Errorf("incomplete: %v", s.DamagedUnnamed())
+			}
+			if err := s.AcknowledgeDamage(); err != nil {
+				t.Fatal(err)
+			}
+			closeSpoiled(t, s)
+			for range 2 { // what was said once is not said again, with this index or another
+				s = mustOpen(t, testOptions(fs))
+				if s.DamagedUnnamed() {
+					t.Error("it is incomplete again")
+				}
+				mustClose(t, s)
+				if err := fs.RemoveAll(dir + indexName); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestRebuiltIndexKnowsLostSegments: RebuildIndex says which are missing.
+func TestRebuiltIndexKnowsLostSegments(t *testing.T) {
+	fs := gappedStore(t)
+	if err := fs.Remove(dir + "segments/" + segmentName(3)); err != nil {
+		t.Fatal(err)
+	}
+	r, err := RebuildIndex(t.Context(), testOptions(fs), nil)
+	if err != nil || !r.Unnamed || len(r.Missing) != 1 || r.Missing[0] != [2]uint64{3, 3} {
+		t.Errorf("rebuilt as %+v: %v", r, err)
+	}
+}
+
+// TestLostSegmentAboveTheAnchor: the index that is there does not know what was
+// in it.
+func TestLostSegmentAboveTheAnchor(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := openPGs(t, testOptions(fs), 1)
+	mustPut(t, s, 0, 100, 1)
+	if err := s.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(1); n < 28; n++ {
+		mustPut(t, s, n, 40_000, 1)
+	}
+	crashed := fs.CrashClone(vfs.CrashCloneCfg{})
+	closeSpoiled(t, s)
+	if err := crashed.Remove(dir + "segments/" + segmentName(3)); err != nil {
+		t.Fatal(err)
+	}
+	s = mustOpen(t, testOptions(crashed))
+	defer closeSpoiled(t, s)
+	if !s.DamagedUnnamed() {
+		t.Error("not noticed")
+	}
+}
+
+// TestLedger: its lines outlive torn writes, rot and becoming too many.
+func TestLedger(t *testing.T) {
+	const path = "/LEDGER"
+	fs := vfs.NewMem()
+	open := func() *ledger {
+		l := &ledger{fs: fs, path: path}
+		if err := l.load(); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	add := func(l *ledger, from, to uint64) {
+		t.Helper()
+		for n := from; n <= to; n++ {
+			if err := l.add([]ledgerLine{{Segment: segmentName(n), Stream: "log"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(l *ledger, gone ...[2]uint64) {
+		t.Helper()
+		if !slices.Equal(l.known.Gone, gone) {
+			t.Errorf("gone are %v, want %v", l.known.Gone, gone)
+		}
+	}
+	l := open()
+	add(l, 3, 4)
+	add(l, 7, 7)
+	want(l, [2]uint64{3, 4}, [2]uint64{7, 7})
+	l.close()
+	l = open()
+	want(l, [2]uint64{3, 4}, [2]uint64{7, 7})
+	l.close()
+
+	p, err := fs.UnsafeGetFileDataBuffer(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sound := string(p)
+	write := func(text string) {
+		f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	write(sound[:len(sound)-9]) // the last line is torn
+	l = open()
+	want(l, [2]uint64{3, 4})
+	add(l, 9, 9)
+	l.close()
+	l = open()
+	want(l, [2]uint64{3, 4}, [2]uint64{9, 9})
+	if len(l.bad) > 0 {
+		t.Errorf("bad lines %v", l.bad)
+	}
+	l.close()
+
+	for at := range sound { // a flipped bit makes no other line
+		flipped := []byte(sound)
+		flipped[at] ^= 1
+		write(string(flipped))
+		_ = fs.Remove(path + ".old")
+		l = open()
+		if l.known.Gone.has(2) || l.known.Gone.has(5) || l.known.Gone.has(6) || len(l.bad) == 0 {
+			t.Fatalf("byte %d: %v, bad %v", at, l.known.Gone, l.bad)
+		}
+		l.close()
+	}
+
+	write(sound)
+	l = open()
+	l.max = 1000
+	add(l, 10, 200)
+	want(l, [2]uint64{3, 4}, [2]uint64{7, 7}, [2]uint64{10, 200})
+	l.close()
+	if info, err := fs.Stat(path); err != nil || info.Size() > 2000 {
+		t.Errorf("%v bytes, %v", info.Size(), err)
+	}
+	if err := fs.Remove(path + ".old"); err != nil {
+		t.Fatal(err)
+	}
+	l = open()
+	want(l, [2]uint64{3, 4}, [2]uint64{7, 7}, [2]uint64{10, 200})
+	l.close()
+}
+
+// TestNumberRanges against a plain set.
+func TestNumberRanges(t *testing.T) {
+	var r numbers
+	set := map[uint64]bool{}
+	for i := range uint64(200) {
+		from := i * 37 % 101
+		to := from + i%4
+		r = r.union(numbers{{from, to}})
+		for n := from; n <= to; n++ {
+			set[n] = true
+		}
+		hole := numbers{{i * 13 % 89, i*13%89 + i%3}}
+		r = r.without(hole)
+		for n := hole[0][0]; n <= hole[0][1]; n++ {
+			delete(set, n)
+		}
+		for n := range uint64(120) {
+			if r.has(n) != set[n] {
+				t.Fatalf("step %d: %v has %d: %v", i, r, n, r.has(n))
+			}
+		}
+		for j := 1; j < len(r); j++ {
+			if r[j][0] <= r[j-1][1]+1 {
+				t.Fatalf("%v is not sorted and joined", r)
+			}
+		}
+	}
+}
