@@ -115,7 +115,7 @@ func FuzzRows(f *testing.F) {
 // FuzzSlots opens a file of any bytes as STORE, EPOCH and MARK: what is taken
 // from it was checked, and is what a second look takes.
 func FuzzSlots(f *testing.F) {
-	for _, payload := range [][]byte{(&identityRecord{mark: 1, lineage: dfs.Lineage{Offered: []uint64{2}}}).encode(), (&epochRecord{3, 4}).encode(), (&markRecord{}).encode()} {
+	for _, payload := range [][]byte{(&identityRecord{mark: 1, lineage: dfs.Lineage{Offered: []uint64{2}}, hole: hole{3, 4}}).encode(), (&epochRecord{3, 4}).encode(), (&markRecord{}).encode()} {
 		fs := vfs.NewMem()
 		s, err := createSlots(fs, "x", markMagic, payload)
 		if err != nil {

@@ -34,23 +34,54 @@ type identityRecord struct {
 	node       dfs.NodeID
 	store      dfs.StoreID
 	lineage    dfs.Lineage
+	hole       hole
 }
 
-// identityLen is the length of a record without offered starts.
+// hole is a gap in the sequence numbers of the log: records that were durable once
+// and were lost with the end of the log, at the last time that this was found. The
+// cluster is told of it once, and no number is given out again.
+type hole struct {
+	after uint64 // the last record before it
+	last  uint64 // the last one lost; 0: there is no hole
+}
+
+// passed is the number after which a log goes on whose last record is this.
+func (h hole) passed(last uint64) uint64 {
+	if last >= h.after && last < h.last {
+		return h.last
+	}
+	return last
+}
+
+// The flags of an identity record.
+const (
+	identityRolledBack = 1
+	identityHole       = 2 // the hole follows
+)
+
+// identityLen is the length of a record without hole and offered starts.
 const identityLen = 48
+
+const holeLen = 16
 
 func (r *identityRecord) encode() []byte {
 	b := binary.BigEndian
-	p := b.AppendUint64(make([]byte, 0, identityLen+8*len(r.lineage.Offered)), r.mark)
+	p := b.AppendUint64(make([]byte, 0, identityLen+holeLen+8*len(r.lineage.Offered)), r.mark)
 	p = b.AppendUint64(p, r.lineage.Accepted)
 	p = append(p, r.cluster[:]...)
 	p = b.AppendUint32(p, uint32(r.node))
 	p = b.AppendUint32(p, uint32(r.store))
 	flags := uint64(0)
 	if r.rolledBack {
-		flags = 1
+		flags = identityRolledBack
 	}
-	p = b.AppendUint64(p, flags)
+	if r.hole.last != 0 {
+		p = b.AppendUint64(p, flags|identityHole)
+		p = b.AppendUint64(p, r.hole.after)
+		p = b.AppendUint64(p, r.hole.last)
+	} else {
+		p = b.AppendUint64(p, flags)
+	}
 	for _, start := range r.lineage.Offered {
 		p = b.AppendUint64(p, start)
 	}
@@ -58,17 +89,28 @@ func (r *identityRecord) encode() []byte {
 }
 
 func decodeIdentity(p []byte) (identityRecord, error) {
-	if len(p) < identityLen || len(p)%8 != 0 || len(p) > identityLen+8*dfs.MaxOffered {
+	if len(p) < identityLen || len(p)%8 != 0 || len(p) > identityLen+holeLen+8*dfs.MaxOffered {
 		return identityRecord{}, dfs.Errorf(dfs.Corrupt, "read identity", "%d bytes", len(p))
 	}
 	b := binary.BigEndian
+	flags := b.Uint64(p[40:])
 	r := identityRecord{
 		mark: b.Uint64(p), node: dfs.NodeID(b.Uint32(p[32:])), store: dfs.StoreID(b.Uint32(p[36:])),
-		rolledBack: b.Uint64(p[40:])&1 != 0,
+		rolledBack: flags&identityRolledBack != 0,
 	}
 	copy(r.cluster[:], p[16:32])
 	r.lineage.Accepted = b.Uint64(p[8:])
-	for p = p[identityLen:]; len(p) > 0; p = p[8:] {
+	p = p[identityLen:]
+	if flags&identityHole != 0 {
+		if len(p) < holeLen {
+			return identityRecord{}, dfs.Errorf(dfs.Corrupt, "read identity", "%d bytes", identityLen+len(p))
+		}
+		if r.hole = (hole{b.Uint64(p), b.Uint64(p[8:])}); r.hole.after >= r.hole.last {
+			return identityRecord{}, dfs.Errorf(dfs.Corrupt, "read identity", "a hole from %d to %d", r.hole.after, r.hole.last)
+		}
+		p = p[holeLen:]
+	}
+	for ; len(p) > 0; p = p[8:] {
 		r.lineage.Offered = append(r.lineage.Offered, b.Uint64(p))
 	}
 	return r, nil

@@ -578,11 +578,11 @@ func (r *recovery) checkOpenEnd(t *tail, b group) {
 	if len(b.records) == 0 || t.openEnd == 0 {
 		return
 	}
-	first := b.first
+	first, last := b.first, t.count
 	if t.stream == logStream {
-		first = b.records[0].seq
+		first, last = b.records[0].seq, r.s.ident.hole.passed(last)
 	}
-	if first != t.count+1 {
+	if first != t.count+1 && first != last+1 {
 		r.lose("the end of segment " + segmentName(t.openEnd) + " is damaged")
 	}
 	t.openEnd = 0
@@ -694,22 +694,28 @@ func (r *recovery) applyLostOne(c *change, g *segment, e footerEntry) error {
 // read of it may be in the page cache only.
 func (r *recovery) judge() error {
 	s := r.s
+	next := s.ident
 	for st := range r.tails {
 		t := &r.tails[st]
-		known := max(r.mark[st].count, r.dropped[st].count)
+		known, end := max(r.mark[st].count, r.dropped[st].count), t.count
 		if t.stream == logStream {
-			known = max(known, r.epoch.seq)
+			known, end = max(known, r.epoch.seq), next.hole.passed(end)
 		}
-		if t.count < known {
+		if end < known {
 			r.lose(fmt.Sprintf("the %v stream ends at record %d, and %d was durable once", t.stream, t.count, known))
-			t.count = known
 		}
+		if t.stream == movedStream {
+			continue // its numbers only say what follows what
+		}
+		if end < known {
+			next.hole = hole{t.count, max(known, next.hole.last)}
+		}
+		t.count = next.hole.passed(t.count)
 	}
 	s.durableSeq.Store(r.tails[logStream].count)
 	if err := cmp.Or(s.damage.load(s.index), s.loadFloors()); err != nil {
 		return err
 	}
-	next := s.ident
 	next.rolledBack = next.rolledBack || r.suspect
 	if err := s.writeIdent(next); err != nil {
 		return err

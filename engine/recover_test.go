@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -316,6 +317,69 @@ func TestRolledBack(t *testing.T) {
 			if s.DamagedUnnamed() {
 				t.Error("damage came back after it was acknowledged")
 			}
+			closeSpoiled(t, s)
+		})
+	}
+}
+
+// TestRolledBackOnce: what was acknowledged does not come back with a restart before
+// the next record, nor with a new epoch, and no number of a lost record is given out
+// again. Another loss is another.
+func TestRolledBackOnce(t *testing.T) {
+	for _, names := range [][]string{{segmentsName}, {segmentsName, indexName}} {
+		t.Run(fmt.Sprint(names), func(t *testing.T) {
+			fs := vfs.NewCrashableMem()
+			o := numberedOptions(fs)
+			s := openPGs(t, o, 1)
+			mustPut(t, s, 1, 5000, 1)
+			mustClose(t, s)
+			old := cloneAll(fs)
+			s = openPGs(t, o, 1)
+			for n := range uint64(10) {
+				mustPut(t, s, 200+n, 9000, 1)
+			}
+			mustClose(t, s)
+			back := func() {
+				for _, name := range names {
+					if err := fs.RemoveAll(dir + name); err != nil {
+						t.Fatal(err)
+					}
+					if ok, err := vfs.Clone(old, fs, dir+name, dir+name); !ok || err != nil {
+						t.Fatal(ok, err)
+					}
+				}
+			}
+			reopen := func(lost bool) {
+				t.Helper()
+				s = mustOpen(t, o)
+				if s.DamagedUnnamed() != lost {
+					t.Errorf("incomplete: %v", s.DamagedUnnamed())
+				}
+			}
+			back()
+			reopen(true)
+			if err := s.AcknowledgeDamage(); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, s)
+			reopen(false)
+			if err := s.SetEpochs(2, fences(2)); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, s)
+			reopen(false)
+			if last := s.Stats().LastSeq; last != 11 {
+				t.Errorf("the last record is %d, 11 was durable once", last)
+			}
+			if err := s.SetEpochs(2, fences(2)); err != nil {
+				t.Fatal(err)
+			}
+			mustPut(t, s, 300, 9000, 2)
+			mustClose(t, s)
+			reopen(false)
+			mustClose(t, s)
+			back()
+			reopen(true)
 			closeSpoiled(t, s)
 		})
 	}

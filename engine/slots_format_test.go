@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"encoding/hex"
+	"reflect"
 	"testing"
 
 	"dfsd/dfs"
@@ -17,6 +18,11 @@ func TestSlotBytes(t *testing.T) {
 		mark: 0x1122334455667788, rolledBack: true, lineage: dfs.Lineage{Accepted: 3, Offered: []uint64{0xaa, 0xbb}},
 		cluster: dfs.ClusterID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, node: 4, store: 5,
 	}
+	holed := identity
+	holed.hole = hole{after: 6, last: 9}
+	if got, err := decodeIdentity(holed.encode()); err != nil || !reflect.DeepEqual(got, holed) {
+		t.Errorf("%+v is read as %+v: %v", holed, got, err)
+	}
 	for _, c := range []struct {
 		name    string
 		magic   uint32
@@ -25,6 +31,8 @@ func TestSlotBytes(t *testing.T) {
 	}{
 		{storeName, storeMagic, identity.encode(),
 			"44535452010000400000000000000002000000005479e41511223344556677880000000000000003000102030405060708090a0b0c0d0e0f0000000400000005000000000000000100000000000000aa00000000000000bb"},
+		{storeName, storeMagic, holed.encode(),
+			"445354520100005000000000000000020000000092c733e911223344556677880000000000000003000102030405060708090a0b0c0d0e0f000000040000000500000000000000030000000000000006000000000000000900000000000000aa00000000000000bb"},
 		{epochName, epochMagic, (&epochRecord{epoch: 6, seq: 7}).encode(),
 			"44455043010000100000000000000002000000008cefd66100000000000000060000000000000007"},
 		{markName, markMagic, (&markRecord{{segment: 9, offset: 0x4000, count: 7}, {segment: 8, offset: 0x2000, count: 3}}).encode(),
