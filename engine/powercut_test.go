@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ import (
 
 // cutSeeds file systems lose their power cutsEach times, one after the other.
 const (
-	cutSeeds = 14
+	cutSeeds = 18
 	cutsEach = 2
 )
 
@@ -101,10 +102,13 @@ type cutPlan struct {
 	Hooks   Hooks
 
 	Segment, Checkpoint int64
+	Age                 time.Duration // of what is compacted
+	Dead                int           // percent, from which on it is
 
 	tiny    bool
 	disk    int64
 	options string
+	awaits  byte          // the kind of lines that moment counts; 0: any
 	moment  int           // lines of the ledger until the cut
 	phase   time.Duration // and so much later
 	linger  time.Duration // from the cut to the end of the process
@@ -114,7 +118,8 @@ func planCut(seed uint64) cutPlan {
 	rng := rand.New(rand.NewPCG(seed, 4))
 	p := cutPlan{
 		Seed: seed, Writers: []int{1, 4, 16, 48}[rng.IntN(4)], MaxSize: []int{4 << 10, 20 << 10, 150 << 10}[rng.IntN(3)],
-		Deletes: []int{10, 40, 49}[rng.IntN(3)], Segment: []int64{256 << 10, 512 << 10, 1 << 20}[rng.IntN(3)],
+		Deletes: []int{25, 40, 49}[rng.IntN(3)], Segment: []int64{256 << 10, 512 << 10, 1 << 20}[rng.IntN(3)],
+		Age: []time.Duration{time.Millisecond, 500 * time.Millisecond}[rng.IntN(2)], Dead: []int{5, 30}[rng.IntN(2)],
 		disk: 192 << 20, options: []string{"", "data=writeback", "commit=1"}[rng.IntN(3)],
 	}
 	p.Checkpoint = p.Segment * int64(1+rng.IntN(4))
@@ -124,20 +129,25 @@ func planCut(seed uint64) cutPlan {
 	return p
 }
 
-// nextCut draws what differs from cut to cut.
+// nextCut draws what differs from cut to cut: every second one comes while a
+// segment is compacted, given up or used again.
 func (p *cutPlan) nextCut(rng *rand.Rand) {
-	p.moment = 1 + rng.IntN(1<<(6+rng.IntN(8)))
+	p.awaits, p.moment = 0, 1+rng.IntN(1<<(6+rng.IntN(8)))
 	if p.tiny {
 		p.moment = 3000 + rng.IntN(5000)
+	}
+	if rng.IntN(2) == 0 {
+		p.awaits, p.moment = []byte{copying, givingUp, recycling}[rng.IntN(3)], 1+rng.IntN(4)
 	}
 	p.phase = time.Duration(rng.IntN(3000)) * time.Microsecond
 	p.linger = []time.Duration{0, 2 * time.Millisecond, 100 * time.Millisecond}[rng.IntN(3)]
 }
 
-func (p *cutPlan) open() (*Store, error) {
+func (p *cutPlan) open(fs vfs.FS) (*Store, error) {
 	return Open(Options{
-		FS: vfs.Default, Dir: filepath.Join(p.Dir, "store"), NewMark: rand.Uint64, PID: os.Getpid(), SegmentSize: p.Segment,
-		CheckpointBytes: p.Checkpoint, CacheSize: 1 << 20, MemTableSize: 128 << 10, MaxQueueBytes: 8 << 20, Hooks: p.Hooks,
+		FS: fs, Dir: filepath.Join(p.Dir, "store"), NewMark: rand.Uint64, PID: os.Getpid(), SegmentSize: p.Segment,
+		CheckpointBytes: p.Checkpoint, CacheSize: 1 << 20, MemTableSize: 128 << 10, MaxQueueBytes: 8 << 20,
+		CompactAge: p.Age, DeadPercent: p.Dead, Hooks: p.Hooks,
 	})
 }
 
@@ -156,7 +166,48 @@ const (
 	deleteDone  = 'D'
 	refused     = 'n' // for want of space: nothing was done
 	epochDone   = 'E'
+	copying     = 'c' // a batch of copies
+	givingUp    = 'g' // segments, by a line in the store's own ledger
+	recycling   = 'R' // a segment
 )
+
+// cutFS says what the store is about to do by itself.
+type cutFS struct {
+	vfs.FS
+	note func(what byte, n uint64)
+}
+
+func (fs cutFS) Rename(from, to string) error {
+	if n, ok := parseSegmentName(fs.PathBase(to)); ok {
+		fs.note(recycling, n)
+	}
+	return fs.FS.Rename(from, to)
+}
+
+func (fs cutFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := fs.FS.OpenReadWrite(name, c, o...)
+	n, ok := parseSegmentName(fs.PathBase(name))
+	if err != nil || !ok && fs.PathBase(name) != ledgerName {
+		return f, err
+	}
+	return cutFile{f, fs, n}, nil
+}
+
+// cutFile is a segment's, or, with number 0, the ledger.
+type cutFile struct {
+	vfs.File
+	fs     cutFS
+	number uint64
+}
+
+func (f cutFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.number == 0 {
+		f.fs.note(givingUp, 0)
+	} else if len(p) >= batchHeaderLen && binary.BigEndian.Uint32(p) == batchMagic && stream(p[5]) == movedStream {
+		f.fs.note(copying, f.number)
+	}
+	return f.File.WriteAt(p, off)
+}
 
 // cutStore is the process that is killed: many writers that put blocks and
 // delete them again, until the store fails. It ends when it is killed.
@@ -172,7 +223,7 @@ func cutStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s, err := plan.open()
+	s, err := plan.open(cutFS{vfs.Default, note})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,6 +290,9 @@ type cutWorld struct {
 	counts map[string]int
 }
 
+// cutLines are the names of what a store does by itself.
+var cutLines = map[byte]string{copying: "batch of copies", givingUp: "given up", recycling: "used again"}
+
 // read takes over one line of the ledger.
 func (w *cutWorld) read(line string) error {
 	var what byte
@@ -249,6 +303,9 @@ func (w *cutWorld) read(line string) error {
 	b := w.blocks[n]
 	switch what {
 	case lineReady:
+		return nil
+	case copying, givingUp, recycling:
+		w.counts[cutLines[what]]++
 		return nil
 	case epochDone:
 		w.plan.Epoch = dfs.Epoch(n)
@@ -291,22 +348,36 @@ func (w *cutWorld) life(t *testing.T) (err error) {
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
-	var lines []string // complete when reached is closed for good
+	var lines []string // complete when ended is closed
 	reached, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
+		left := w.plan.moment
 		for sc := bufio.NewScanner(r); sc.Scan(); {
-			if lines = append(lines, sc.Text()); len(lines) == w.plan.moment {
+			lines = append(lines, sc.Text())
+			if w.plan.awaits != 0 && lines[len(lines)-1][0] != w.plan.awaits {
+				continue
+			}
+			if left--; left == 0 {
 				close(reached)
 			}
 		}
 	}()
+	patience := 2 * time.Minute
+	if w.plan.awaits != 0 { // there may be nothing to compact
+		patience = 5 * time.Second
+	}
 	select {
 	case <-reached:
+		if w.plan.awaits != 0 {
+			w.counts["cut at: "+cutLines[w.plan.awaits]]++
+		}
 	case <-ended:
 		err = errors.New("the store ended by itself")
-	case <-time.After(2 * time.Minute):
-		err = errors.New("the store hangs")
+	case <-time.After(patience):
+		if w.plan.awaits == 0 {
+			err = errors.New("the store hangs")
+		}
 	}
 	if err == nil {
 		time.Sleep(w.plan.phase)
@@ -330,7 +401,7 @@ func (w *cutWorld) life(t *testing.T) (err error) {
 // compare opens the store and checks every block, and takes over what became
 // of operations that were cut short.
 func (w *cutWorld) compare() (err error) {
-	s, err := w.plan.open()
+	s, err := w.plan.open(vfs.Default)
 	if err != nil {
 		return err
 	}
@@ -398,8 +469,6 @@ func (w *cutWorld) compare() (err error) {
 		}
 		w.counts["compared"]++
 	}
-	inUse, ready := s.segs.counts()
-	w.counts["given up"] += int(s.segs.nextNumber()) - 1 - inUse - ready
 	return nil
 }
 
@@ -452,7 +521,10 @@ func cutHost(t *testing.T) {
 		}
 	}
 	t.Logf("%d file systems: %v", cutSeeds, total)
-	for _, k := range []string{"cut", "put", "delete", "epoch", "refused", "compared", "given up", "cut short, not done"} {
+	for _, k := range []string{
+		"cut", "put", "delete", "epoch", "refused", "compared", "cut short, not done", "batch of copies", "given up", "used again",
+		"cut at: batch of copies", "cut at: given up", "cut at: used again",
+	} {
 		if total[k] == 0 {
 			t.Errorf("no %s", k)
 		}
