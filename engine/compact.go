@@ -82,7 +82,7 @@ func (c *compactor) round(ctx context.Context) time.Duration {
 			return compactPause
 		}
 		switch err := c.compact(ctx, g, urgent); {
-		case dfs.KindOf(err) == dfs.NoSpace:
+		case dfs.KindOf(err) == dfs.NoSpace: // for copies, or for the index
 			return fullRetry
 		case err != nil && ctx.Err() == nil:
 			c.s.fail(err)
@@ -131,7 +131,7 @@ func (s *Store) spaceIsShort() bool {
 }
 
 // compact copies what is needed out of a segment and gives it up. NoSpace:
-// there is no segment to copy to.
+// there is no segment to copy to, or no room for the index.
 func (c *compactor) compact(ctx context.Context, g *segment, urgent bool) error {
 	m := &move{c: c, from: g, urgent: urgent}
 	if err := m.run(ctx); err != nil {
@@ -302,8 +302,8 @@ func (m *move) flush(ctx context.Context) error {
 	if len(m.ops)+len(m.drop) == 0 {
 		return nil
 	}
-	if m.c.s.index.gate.starved.Load() { // rows would pile up in memory, and nothing can be given up
-		return dfs.Errorf(dfs.NoSpace, "copy blocks", "%s: no space left for the index", m.c.s.opts.Dir)
+	if err := m.c.s.index.room(); err != nil { // and nothing can be given up
+		return err
 	}
 	if len(m.ops) > 0 {
 		if err := m.write(ctx); err != nil {

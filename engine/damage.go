@@ -121,6 +121,9 @@ func (l *damageList) takeFresh() []Damage {
 // keepDamage has the index remember what reads have found, so that it is
 // repaired even if nobody reads it again.
 func (s *Store) keepDamage() error {
+	if err := s.index.room(); err != nil {
+		return err
+	}
 	list := s.damage.takeFresh()
 	if len(list) == 0 {
 		return nil
@@ -236,8 +239,8 @@ func (s *Store) ackRows() error {
 	if err := s.failure(); err != nil {
 		return err
 	}
-	s.index.turn.Lock()
-	defer s.index.turn.Unlock()
+	s.index.turn <- struct{}{}
+	defer func() { <-s.index.turn }()
 	b := s.index.db.NewBatch()
 	err := s.index.scan([]byte{damagePrefix}, []byte{damagePrefix + 1}, func(k, v []byte) error {
 		if v[0]&(damageNamed|damageAcked) != 0 {

@@ -12,7 +12,8 @@ import (
 // epochs below floor: every member of the PG has them, and one that ever comes
 // back from before the floor asks the owners of its old blocks. A floor only
 // rises. It is a permission and no fact: a store that lost it, with its index,
-// keeps tombstones longer. Invalid: the PG is 0.
+// keeps tombstones longer. Invalid: the PG is 0. NoSpace: there is no room for
+// the index.
 func (s *Store) SetTombstoneFloor(pg dfs.PGID, floor dfs.Epoch) error {
 	if err := s.enter(); err != nil {
 		return err
@@ -21,21 +22,24 @@ func (s *Store) SetTombstoneFloor(pg dfs.PGID, floor dfs.Epoch) error {
 	if pg == 0 {
 		return dfs.Errorf(dfs.Invalid, "set tombstone floor", "%s", pg)
 	}
-	if err := s.failure(); err != nil {
+	s.epochTurn <- struct{}{}
+	defer func() { <-s.epochTurn }()
+	if err := s.failure(); err != nil || floor <= s.floor(pg) {
 		return err
 	}
-	s.pgMu.Lock()
-	defer s.pgMu.Unlock()
-	if floor <= s.floors[pg] {
-		return nil
+	if err := s.index.room(); err != nil {
+		return err
 	}
 	err := s.index.update(func(c *change) error {
 		return c.b.Set(floorKey(pg), binary.BigEndian.AppendUint64(nil, uint64(floor)), pebble.NoSync)
 	})
-	if err == nil {
-		s.floors[pg] = floor
+	if err != nil {
+		return err
 	}
-	return err
+	s.pgMu.Lock()
+	defer s.pgMu.Unlock()
+	s.floors[pg] = floor
+	return nil
 }
 
 // floor is the epoch below which tombstones of a PG may be dropped; 0: none may.

@@ -13,10 +13,10 @@ import (
 // checkStore is Verify for a store that is open, while nothing is changed or
 // given up: it returns the first fault that the store does not know of.
 func checkStore(s *Store) error {
-	s.giveUpTurn.Lock()
-	defer s.giveUpTurn.Unlock()
-	s.index.turn.Lock()
-	defer s.index.turn.Unlock()
+	s.giveUpTurn <- struct{}{}
+	defer func() { <-s.giveUpTurn }()
+	s.index.turn <- struct{}{}
+	defer func() { <-s.index.turn }()
 	// Other files may be made or used again meanwhile.
 	v := &survey{fs: s.opts.FS, dir: s.opts.Dir}
 	var names []string

@@ -31,9 +31,10 @@ type index struct {
 
 	memTableSize int
 
-	// turn is held by who changes the index, from the first look at the rows that
-	// the change depends on until it is visible. It guards what follows.
-	turn      sync.Mutex
+	// turn holds a token of who changes the index, from the first look at the rows
+	// that the change depends on until it is visible. It guards what follows. A
+	// channel and not a mutex: the holder waits for the disk.
+	turn      chan struct{}
 	unflushed int           // bytes of changes since makeRoom last looked
 	session   dfs.SessionID // the highest of all blocks that were ever here
 
@@ -75,14 +76,13 @@ func openIndex(o indexOptions) (*index, error) {
 	cache := pebble.NewCache(o.cacheSize)
 	po := &pebble.Options{
 		FS: gateFS{o.fs, g}, Cache: cache, MemTableSize: o.memTableSize, DisableWAL: true,
-		// Changes wait before it comes to this (makeRoom).
-		MemTableStopWritesThreshold: memTables + 2,
-		L0StopWritesThreshold:       2 * l0Tables,
+		// Changes wait in makeRoom and never in Pebble, which would let them wait for ever.
+		MemTableStopWritesThreshold: math.MaxInt32,
+		L0StopWritesThreshold:       math.MaxInt32,
 		FormatMajorVersion:          pebble.FormatNewest, Logger: pebbleLog{o.log, g}, EventListener: g.listener(o.corrupt),
 	}
 	if o.still {
 		po.DisableAutomaticCompactions = true
-		po.L0StopWritesThreshold = math.MaxInt32
 	}
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10) // most puts ask for a block that is not there
@@ -96,7 +96,7 @@ func openIndex(o indexOptions) (*index, error) {
 		return nil, dfs.Wrap("open", o.dir, cmp.Or(g.check(), err))
 	}
 	g.opened.Store(true)
-	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, memTableSize: int(o.memTableSize), exists: o.exists, usage: map[uint64]usage{}}
+	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, memTableSize: int(o.memTableSize), exists: o.exists, turn: make(chan struct{}, 1), usage: map[uint64]usage{}}
 	if err := cmp.Or(g.check(), ix.load()); err != nil {
 		return nil, cmp.Or(err, ix.close())
 	}
@@ -201,7 +201,6 @@ func (ix *index) get(key []byte) (*row, error) {
 // checkpoint makes the index's present state durable. NoSpace: there is no room
 // for it now.
 func (ix *index) checkpoint() error {
-	full := dfs.Errorf(dfs.NoSpace, "write index", "no space left on the disk")
 	if err := ix.gate.check(); err != nil {
 		return err
 	}
@@ -209,8 +208,8 @@ func (ix *index) checkpoint() error {
 	case <-ix.gate.hungry: // of an earlier time
 	default:
 	}
-	if ix.gate.starved.Load() {
-		return full
+	if err := ix.room(); err != nil {
+		return err
 	}
 	done, err := ix.db.AsyncFlush()
 	if err != nil {
@@ -220,7 +219,7 @@ func (ix *index) checkpoint() error {
 	case <-done:
 	case <-ix.gate.shut:
 	case <-ix.gate.hungry:
-		return full
+		return noRoomForIndex()
 	}
 	return ix.gate.check()
 }
@@ -263,8 +262,8 @@ type change struct {
 // all. Every other change waits. It is visible to readers when update returns,
 // and durable with the next checkpoint.
 func (ix *index) update(fn func(*change) error) error {
-	ix.turn.Lock()
-	defer ix.turn.Unlock()
+	ix.turn <- struct{}{}
+	defer func() { <-ix.turn }()
 	c := &change{ix: ix, b: ix.db.NewBatch(), rows: map[string]*row{}, usage: map[uint64]usage{}, session: ix.session}
 	err := fn(c)
 	if err == nil {
@@ -273,16 +272,30 @@ func (ix *index) update(fn func(*change) error) error {
 	return cmp.Or(err, c.b.Close())
 }
 
-// makeRoom waits until a change of n bytes finds room in memory. Pebble would
-// wait too, and for ever where no table can be written; this ends when the gate
-// is shut. Looking costs more than a change, so a part of a memtable goes by
-// between two looks.
+// room reports NoSpace while no table can be written. Who would begin something
+// that ends in a change asks first: the rows would pile up in memory.
+func (ix *index) room() error {
+	if ix.gate.starved.Load() {
+		return noRoomForIndex()
+	}
+	return nil
+}
+
+func noRoomForIndex() error {
+	return dfs.Errorf(dfs.NoSpace, "write index", "no space left on the disk")
+}
+
+// makeRoom waits until a change of n bytes finds room in memory, or the disk is
+// full: what was begun before that was known is on the disk already, and cannot
+// be refused any more; since nothing else is begun, there is little of it. The
+// wait ends too when the gate is shut. Looking costs more than a change, so a part
+// of a memtable goes by between two looks.
 func (ix *index) makeRoom(n int) error {
 	if ix.unflushed += n; ix.unflushed < ix.memTableSize/4 {
 		return nil
 	}
 	ix.unflushed = 0
-	for {
+	for ix.room() == nil {
 		if m := ix.db.Metrics(); m.MemTable.Size <= uint64(memTables*ix.memTableSize) && m.Levels[0].Sublevels <= l0Tables {
 			return nil
 		}
@@ -292,6 +305,7 @@ func (ix *index) makeRoom(n int) error {
 			return ix.gate.check()
 		}
 	}
+	return nil
 }
 
 func (c *change) row(key []byte) (*row, error) {

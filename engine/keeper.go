@@ -144,8 +144,8 @@ func (s *Store) isReadOnly() bool { return s.readOnly.Load() || s.index.gate.sta
 // otherwise a crash could bring an index back that points into them, or cut what
 // replaced them as a torn tail.
 func (s *Store) giveUp() error {
-	s.giveUpTurn.Lock()
-	defer s.giveUpTurn.Unlock()
+	s.giveUpTurn <- struct{}{}
+	defer func() { <-s.giveUpTurn }()
 	// Which are sealed is asked first: nothing comes into a sealed segment any more,
 	// so that counters read later miss nothing. Compaction may fill and seal one
 	// between two looks, and counters read before would call it empty.

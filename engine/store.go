@@ -40,7 +40,7 @@ type Store struct {
 	ident   identityRecord
 	start   uint64 // random number of this start; set by open
 
-	epochTurn chan struct{} // holds a token while SetEpochs runs
+	epochTurn chan struct{} // holds a token while SetEpochs or SetTombstoneFloor runs
 	mapEpoch  atomic.Uint64
 
 	// pgMu guards pgs and floors. Entries stay for ever: their number is that of the PGs.
@@ -81,7 +81,7 @@ type Store struct {
 	ledger        ledger
 	missing       numbers // segments that the start did not find; set by open
 
-	giveUpTurn sync.Mutex // held by who gives segments up
+	giveUpTurn chan struct{} // holds a token of who gives segments up
 
 	// scrubMu guards scrubbed.
 	scrubMu  sync.Mutex
@@ -141,7 +141,7 @@ func Open(opts Options) (*Store, error) {
 func attempt(opts *Options) (*Store, *writer, *compactor, error) {
 	s := &Store{
 		opts: *opts, log: opts.Logger, queue: newQueue(opts.MaxQueueBytes), pgs: map[dfs.PGID]*pg{},
-		epochTurn: make(chan struct{}, 1), markTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
+		epochTurn: make(chan struct{}, 1), markTurn: make(chan struct{}, 1), giveUpTurn: make(chan struct{}, 1), failed: make(chan struct{}), prepareWake: make(chan struct{}, 1),
 		prepared: make(chan struct{}, 1), preparedMoved: make(chan struct{}, 1), damageFound: make(chan struct{}, 1), keeperWake: make(chan struct{}, 1), idle: make(chan struct{}, 1),
 		keeperDone: make(chan struct{}), verifyDone: make(chan struct{}), compactorDone: make(chan struct{}), scrubberDone: make(chan struct{}), preparerDone: make(chan struct{}), writerDone: make(chan struct{}),
 	}

@@ -179,8 +179,8 @@ func (s *Store) become(keys []Key, fn func(state uint8) uint8) error {
 		if err := s.failure(); err != nil {
 			return err
 		}
-		if s.index.gate.starved.Load() { // its rows would pile up in memory
-			return dfs.Errorf(dfs.NoSpace, "change state of blocks", "%s: no space left for the index", s.opts.Dir)
+		if err := s.index.room(); err != nil {
+			return dfs.Wrap("change state of blocks", s.opts.Dir, err)
 		}
 		n := min(len(keys), setBatch)
 		err := s.index.update(func(c *change) error {

@@ -104,8 +104,8 @@ func (w *writer) write(ops []*op) {
 			w.answer(ops, err)
 			return
 		}
-		if w.s.index.gate.starved.Load() { // its rows would pile up in memory
-			w.answer(ops, dfs.Errorf(dfs.NoSpace, "write block", "%s: no space left for the index", w.s.opts.Dir))
+		if err := w.s.index.room(); err != nil {
+			w.answer(ops, dfs.Wrap("write block", w.s.opts.Dir, err))
 			return
 		}
 		n := w.taken(ops)
