@@ -194,3 +194,32 @@ func TestNoRoomForTheLedger(t *testing.T) {
 		})
 	}
 }
+
+// TestReadOnlyIsTakenBack: a put may be refused by what the preparer has seen
+// before space came back. The preparer looks once more then, or nobody would.
+func TestReadOnlyIsTakenBack(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := openPGs(t, testOptions(vfs.NewMem()), 1)
+		n := uint64(0)       // blocks of nearly whole pages: compaction has nothing to win
+		for ; n < 100; n++ { // more than the segments of a store in which nothing can be freed
+			mustPut(t, s, n, 12_000, 1)
+		}
+		time.Sleep(time.Minute)
+		s.segs.mu.Lock()
+		s.segs.ready = s.segs.ready[:keepForDeletes+keepForMoves] // as if they had not been ready yet
+		s.segs.mu.Unlock()
+		s.full.Store(true)
+		for ; ; n++ {
+			if err := s.Put(t.Context(), putRequest(n, 12_000, 1)); err != nil {
+				wantKind(t, err, dfs.NoSpace)
+				break
+			}
+		}
+		time.Sleep(time.Minute)
+		if st := s.Stats(); st.State != StateOK {
+			t.Errorf("%+v", st)
+		}
+		mustPut(t, s, n, 12_000, 1)
+		mustClose(t, s)
+	})
+}

@@ -163,6 +163,7 @@ func (w *writer) nextSegment(kind recordKind) error {
 		if full && (kind == kindPut || exhausted) {
 			if kind == kindPut {
 				s.readOnly.Store(true)
+				signal(s.prepareWake) // it may have found space since full was read, and takes readOnly back
 			}
 			return dfs.Errorf(dfs.NoSpace, "write block", "%s: no space left above the reserve", s.opts.Dir)
 		}
