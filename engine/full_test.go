@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -9,6 +12,7 @@ import (
 	"dfsd/sim/bubble"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // TestNoRoomForTheIndex: something else has filled the disk to the last byte,
@@ -222,4 +226,67 @@ func TestReadOnlyIsTakenBack(t *testing.T) {
 		mustPut(t, s, n, 12_000, 1)
 		mustClose(t, s)
 	})
+}
+
+// TestSegmentsWithoutRoom: no file and no number is left behind by segments that
+// could not be made, neither anew nor out of dead ones.
+func TestSegmentsWithoutRoom(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ops  []errorfs.OpKind
+	}{
+		{"created", []errorfs.OpKind{errorfs.OpCreate, errorfs.OpRename}},
+		{"written", []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpRename}},
+		{"used again", []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpFileWriteAt}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				var armed atomic.Bool
+				fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+					unused := op.Kind != errorfs.OpFileWriteAt || op.Offset == 0 // of a segment: its header
+					if armed.Load() && unused && slices.Contains(c.ops, op.Kind) && strings.HasSuffix(op.Path, segmentSuffix) {
+						return syscall.ENOSPC
+					}
+					return nil
+				}))
+				s := openPGs(t, testOptions(fs), 1)
+				for n := range uint64(60) {
+					mustPut(t, s, n, 10_000, 1)
+				}
+				time.Sleep(time.Second)
+				armed.Store(true)
+				for n := range uint64(60) {
+					mustDelete(t, s, n, 1)
+				}
+				time.Sleep(10 * time.Minute)
+				if s.Stats().SegmentsGiven == 0 {
+					t.Fatalf("%+v", s.Stats())
+				}
+				check := func() {
+					t.Helper()
+					names, err := fs.List(dir + segmentsName)
+					if err != nil {
+						t.Fatal(err)
+					}
+					inUse, ready := s.segs.counts()
+					if n := inUse + ready + s.dead.count(); len(names) != n || len(s.segs.onDisk) != n {
+						t.Errorf("%d files and %d numbers, for %d segments in use, %d ready and %d dead", len(names), len(s.segs.onDisk), inUse, ready, s.dead.count())
+					}
+				}
+				check()
+				armed.Store(false)
+				time.Sleep(5 * time.Second)
+				check()
+				for n := range uint64(60) {
+					mustPut(t, s, 100+n, 10_000, 1)
+				}
+				mustClose(t, s)
+				s = openPGs(t, testOptions(fs), 1)
+				if s.DamagedUnnamed() {
+					t.Error("something is taken for lost")
+				}
+				mustClose(t, s)
+			})
+		})
+	}
 }

@@ -169,15 +169,19 @@ func (s *Store) newSegment() *segment {
 // change no metadata.
 func (s *Store) fill(ctx context.Context) (_ *segment, err error) {
 	g, fs := s.newSegment(), s.opts.FS
+	defer func() {
+		if err == nil {
+			return
+		}
+		// On a full disk it is tried every second: each number is forgotten again.
+		if rerr := fs.Remove(g.path); (rerr == nil || isNotExist(rerr)) && syncDir(fs, s.path(segmentsName)) == nil {
+			s.segs.forget(g.number)
+		}
+	}()
 	f, err := fs.Create(g.path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = fs.Remove(g.path)
-		}
-	}()
 	h := segmentHeader{mark: s.mark, segment: g.number, size: g.size}
 	if err := cmp.Or(fillFile(f, h.page(), g.size, func() error { return s.fillRest(ctx) }), f.Close()); err != nil {
 		return nil, err
@@ -244,11 +248,22 @@ func PrepareFile(fs vfs.FS, name string, size int64) (vfs.File, error) {
 // recycle makes a dead segment's file a ready segment. The new name is durable
 // before the header is touched: a crash in between leaves a file above the
 // mark whose header names another segment, which the next start removes.
-func (s *Store) recycle(dead *segment) (*segment, error) {
+//
+// Where there is no room even for that, the file is removed.
+func (s *Store) recycle(dead *segment) (_ *segment, err error) {
 	g, fs := s.newSegment(), s.opts.FS
+	now := dead // whose name the file has
+	defer func() {
+		if err != nil && vfs.IsNoSpaceError(err) {
+			_, _ = now.closeFile()
+			s.removeSegment(now)
+		}
+	}()
 	if err := fs.Rename(dead.path, g.path); err != nil {
+		s.segs.forget(g.number)
 		return nil, err
 	}
+	now = g
 	if err := syncDir(fs, s.path(segmentsName)); err != nil {
 		return nil, err
 	}
