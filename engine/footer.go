@@ -97,7 +97,7 @@ func readTrailer(r io.ReaderAt, mark, segment uint64, size int64) (*trailer, err
 		return nil, err
 	}
 	b := binary.BigEndian
-	if b.Uint32(t[:]) != footerMagic || b.Uint32(t[60:]) != checksum(t[:60]) || b.Uint64(t[8:]) != mark || b.Uint64(t[16:]) != segment {
+	if !trailerSound(t[:]) || b.Uint64(t[8:]) != mark || b.Uint64(t[16:]) != segment {
 		return nil, nil
 	}
 	if t[4] != formatVersion {
@@ -112,6 +112,12 @@ func readTrailer(r io.ReaderAt, mark, segment uint64, size int64) (*trailer, err
 		return nil, nil
 	}
 	return &trailer{stream: stream(t[5]), start: start, end: end, entries: int(n), sum: b.Uint32(t[36:])}, nil
+}
+
+// trailerSound reports whether a trailer is what was written, for whatever segment.
+func trailerSound(t []byte) bool {
+	b := binary.BigEndian
+	return b.Uint32(t) == footerMagic && b.Uint32(t[60:]) == checksum(t[:60])
 }
 
 // readFooter returns a segment's footer, nil when it has none that is sound.

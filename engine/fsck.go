@@ -26,6 +26,7 @@ type fsck struct {
 	ctx      context.Context
 	v        *survey
 	ix       *index // nil: a start is refused, and only the segments are looked at
+	rebuilt  bool   // ix was made anew from the segments just now, and knows no more than they say
 	open     bool   // the store is open
 	report   *Report
 	progress func(done, total int64)
@@ -69,7 +70,7 @@ func (in *Inspection) verify(ctx context.Context, progress func(done, total int6
 		return nil, r.err
 	}
 	if r.store != nil {
-		c.ix, c.floors = r.store.index, r.store.floors
+		c.ix, c.rebuilt, c.floors = r.store.index, r.store.rebuilt, r.store.floors
 	}
 	return c.report, c.run()
 }
@@ -97,7 +98,26 @@ func (c *fsck) run() error {
 		}
 	}
 	c.report.settle(c.ix != nil)
+	c.excuse()
 	return nil
+}
+
+// excuse makes notes of faults in segments of which nothing is needed any more:
+// the next time that the store looks it gives them up. What is about a block, and
+// what the store has listed as damage, stays a fault.
+func (c *fsck) excuse() {
+	if c.ix == nil || c.rebuilt {
+		return
+	}
+	use, at := c.ix.usageOf(), c.ix.position()
+	c.report.Faults = slices.DeleteFunc(c.report.Faults, func(x Fault) bool {
+		f := c.v.segment(x.Segment)
+		if x.Named || x.Known || f == nil || !use[f.number].empty() || c.v.goesOn(f) || at.needs(&segment{number: f.number, stream: f.stream}) {
+			return false
+		}
+		c.report.note("%s: nothing in the segment is needed any more", x.String())
+		return true
+	})
 }
 
 // checkSegments reads every segment.
@@ -363,7 +383,10 @@ func (s *segmentCheck) footer(res *scanResult, last bool) error {
 		switch damaged := trailerLeft(s.file, place{s.v.mark, s.f.number, 0}, s.f.size); {
 		case damaged && last:
 			s.report.note("%s: the footer was not finished: the next start goes on in the segment", s.name)
-		case damaged || !last && s.gaps == 0 && len(s.entries) > 0:
+		case !damaged && (last || s.gaps > 0 || len(s.entries) == 0):
+		case !damaged && s.allRead() && neverFooted(s.file, s.f.size):
+			s.report.note("%s: it has no footer, as after a loss of the end of the log: all that is needed of it was read", s.name)
+		default:
 			s.wrong(Fault{Offset: s.f.size - pageSize, Length: pageSize, Text: "the footer is damaged or missing"})
 		}
 		return nil
@@ -386,6 +409,22 @@ func (s *segmentCheck) footer(res *scanResult, last bool) error {
 		}
 	}
 	return nil
+}
+
+// allRead reports whether every row that names the segment has its record, by an
+// index that does not come from the segments just now.
+func (s *segmentCheck) allRead() bool {
+	return s.ix != nil && !s.rebuilt && s.matched[s.f.number] == s.rows[s.f.number]
+}
+
+// neverFooted reports whether no footer was written at the end of a file: it has
+// zeros there, or the whole trailer of an earlier life.
+func neverFooted(file io.ReaderAt, size int64) bool {
+	var t [trailerLen]byte
+	if _, err := file.ReadAt(t[:], size-trailerLen); err != nil {
+		return false
+	}
+	return allZero(t[:]) || trailerSound(t[:])
 }
 
 // trailerLeft reports whether a file ends with what looks like the end of a

@@ -460,7 +460,7 @@ func (r *recovery) checkNumbers() error {
 	}
 	// What rows name is said until none does.
 	r.found = accounted{Gone: harmless.without(joined(named)), Lost: lost.without(joined(named))}
-	s.missing = lost.union(r.told)
+	s.missing, s.rebuilt = lost.union(r.told), r.rebuild
 	return nil
 }
 

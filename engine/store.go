@@ -80,6 +80,7 @@ type Store struct {
 	dead          deadList
 	ledger        ledger
 	missing       numbers // segments that the start did not find; set by open
+	rebuilt       bool    // the start made the index anew; set by open
 
 	giveUpTurn chan struct{} // holds a token of who gives segments up
 
