@@ -15,6 +15,7 @@ import (
 	"dfsd/dfs"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
 )
 
 // Store is one open data directory. All methods may be called at the same
@@ -217,18 +218,48 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if err == nil || errors.Is(err, iofs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		return lock, err
 	}
+	holder := "another process"
+	if pid := lockHolder(fs, dir, errors.Is(err, syscall.EAGAIN)); pid != "" {
+		holder = "process " + pid
+	}
 	if errors.Is(err, syscall.EAGAIN) {
 		err = nil // somebody has it, and that is all it says
 	}
-	holder := "another process"
-	if f, err := fs.Open(fs.PathJoin(dir, holderName)); err == nil {
-		p, _ := io.ReadAll(io.LimitReader(f, 32))
-		_ = f.Close()
-		if len(p) > 0 {
-			holder = "process " + string(p)
+	return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "lock", Text: "the directory is in use by " + holder, Err: err}
+}
+
+// lockHolder is the PID of the process that has a directory's lock, "" when it is not
+// known. The kernel knows it, also of an offline tool, which writes no HOLDER; but of
+// no process in another PID namespace. It is asked only when another process has
+// the lock: to close the file would give up this one's.
+func lockHolder(fs vfs.FS, dir string, another bool) string {
+	if another {
+		if pid := kernelHolder(fs, fs.PathJoin(dir, lockName)); pid > 0 {
+			return strconv.Itoa(pid)
 		}
 	}
-	return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "lock", Text: "the directory is in use by " + holder, Err: err}
+	f, err := fs.Open(fs.PathJoin(dir, holderName))
+	if err != nil {
+		return ""
+	}
+	p, _ := io.ReadAll(io.LimitReader(f, 32))
+	_ = f.Close()
+	return string(p)
+}
+
+// kernelHolder is the PID of the process that has a file's lock; 0 when the file
+// system or the kernel cannot say.
+func kernelHolder(fs vfs.FS, name string) int {
+	f, err := fs.Open(name)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	l := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if f.Fd() == vfs.InvalidFd || unix.FcntlFlock(f.Fd(), unix.F_GETLK, &l) != nil {
+		return 0
+	}
+	return int(l.Pid)
 }
 
 // abandon closes what a failed open had opened.
