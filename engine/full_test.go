@@ -290,3 +290,58 @@ func TestSegmentsWithoutRoom(t *testing.T) {
 		})
 	}
 }
+
+// TestRecyclingWithoutSpace: a dead segment's file that cannot be used again, as
+// its directory finds no room, is given back: it does not lie there unknown.
+func TestRecyclingWithoutSpace(t *testing.T) {
+	for _, kind := range []errorfs.OpKind{errorfs.OpRename, errorfs.OpFileSync, errorfs.OpFileWriteAt} {
+		bubble.Test(t, func(t *testing.T) {
+			var renamed, hits atomic.Int64
+			mem := vfs.NewMem()
+			o := testOptions(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				inSegments := strings.Contains(op.Path, segmentsName)
+				if op.Kind == errorfs.OpRename && inSegments {
+					renamed.Store(1)
+				}
+				if op.Kind == kind && inSegments && renamed.CompareAndSwap(1, 2) {
+					hits.Add(1)
+					return syscall.ENOSPC
+				}
+				return nil
+			})))
+			s := openPGs(t, o, 1)
+			put := func(n uint64) {
+				for range 5 {
+					err := s.Put(t.Context(), putRequest(n, 30_000, 1))
+					if err == nil {
+						return
+					}
+					wantKind(t, err, dfs.NoSpace)
+					time.Sleep(2 * fullRetry)
+				}
+				t.Errorf("block %d is refused for good", n)
+			}
+			for n := range uint64(60) {
+				put(n)
+				deleteInTime(t, s, n)
+			}
+			time.Sleep(10 * time.Second)
+			for n := range uint64(40) {
+				put(100 + n)
+			}
+			time.Sleep(10 * time.Second)
+			names, err := mem.List(dir + segmentsName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inUse, ready := s.segs.counts()
+			if known := inUse + ready + s.dead.count(); hits.Load() == 0 || len(names) != known {
+				t.Errorf("operation %d failed %d times: %d files, %d are known", kind, hits.Load(), len(names), known)
+			}
+			for n := range uint64(40) {
+				wantBlock(t, s, 100+n, 30_000)
+			}
+			mustClose(t, s)
+		})
+	}
+}

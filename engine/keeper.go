@@ -45,7 +45,10 @@ func (s *Store) keep(ctx context.Context) {
 
 // tend is one round of the keeper.
 func (s *Store) tend() error {
-	if err := cmp.Or(s.syncMark(), s.keepDamage()); err != nil {
+	if err := s.syncMark(); err != nil {
+		return err
+	}
+	if err := s.keepDamage(); err != nil {
 		return err
 	}
 	if s.counters.sinceCheckpoint.Load() >= s.opts.CheckpointBytes {
@@ -165,7 +168,10 @@ func (s *Store) giveUp() error {
 		return nil
 	}
 	slices.SortFunc(gone, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })
-	if err := cmp.Or(s.syncMark(), s.checkpoint()); err != nil {
+	if err := s.syncMark(); err != nil {
+		return err
+	}
+	if err := s.checkpoint(); err != nil {
 		return err
 	}
 	lines := make([]ledgerLine, len(gone))

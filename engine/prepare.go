@@ -224,7 +224,10 @@ func fillFile(f vfs.File, first []byte, size int64, rest func() error) error {
 		if err != nil {
 			return err
 		}
-		if err := cmp.Or(f.SyncData(), rest()); err != nil {
+		if err := f.SyncData(); err != nil {
+			return err // without a rest: the store fails at once
+		}
+		if err := rest(); err != nil {
 			return err
 		}
 		at += int64(n)
