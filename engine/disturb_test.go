@@ -23,9 +23,10 @@ type faults struct {
 	// mu guards what follows.
 	mu     sync.Mutex
 	what   faultKind
-	left   int  // operations of this kind until the error; 0: none is coming
-	sticky bool // all that come after it fail too
-	came   bool // since it was armed
+	left   int        // operations of this kind until the error; 0: none is coming
+	sticky bool       // all that come after it fail too
+	came   bool       // since it was armed
+	op     errorfs.Op // the last one that failed
 }
 
 // faultKind is a kind of operations that may fail.
@@ -74,8 +75,8 @@ func (f *faults) MaybeError(op errorfs.Op) error {
 	if !f.sticky {
 		f.left = 0
 	}
-	f.came = true
-	if f.what.name == "segment read" {
+	f.came, f.op = true, op
+	if f.what.reads() && strings.HasSuffix(op.Path, segmentSuffix) {
 		f.misread.Store(true)
 	}
 	f.fired.Add(1)
