@@ -141,7 +141,7 @@ func (c *compactor) compact(ctx context.Context, g *segment, urgent bool) error 
 	s.counters.compactions.Add(1)
 	// Also when what is needed was not even found, as its segment cannot be read.
 	if u := s.index.usageOf()[g.number]; m.stuck > 0 || !u.empty() {
-		s.log.Warn("a segment cannot be compacted before its damaged blocks are repaired", "segment", g.path, "blocks", m.stuck)
+		s.log.Warn("a segment cannot be compacted: it has blocks that must stay, or be repaired first", "segment", g.path, "blocks", m.stuck)
 		g.setStuck(time.Now().Add(stuckPause))
 	}
 	return s.giveUp()
@@ -153,7 +153,7 @@ type move struct {
 	from   *segment
 	file   io.ReaderAt
 	urgent bool
-	stuck  int // records that are needed and cannot be read
+	stuck  int // records that are needed and cannot be read, or fit no other segment
 
 	ops   []*op   // the batch
 	was   []int64 // where each was in the segment
@@ -238,6 +238,11 @@ func (m *move) add(ctx context.Context, e footerEntry) error {
 	if e.kind == kindTombstone && m.stuck == 0 && w.epoch < s.floor(e.id.PG) && w.alone(s.segs.mayExist) {
 		m.drop = append(m.drop, o)
 		return m.flushIfLong(ctx)
+	}
+	if roomFor(int(w.recordLen())) > s.opts.SegmentSize {
+		s.log.Warn("a block that was stored with larger segments fits none of the present size: it stays where it is", "block", e.id, "segment", m.from.path)
+		m.stuck++
+		return nil
 	}
 	// The rest of a segment is filled before the next one is begun.
 	if length := int(w.recordLen()); len(m.ops) > 0 && !m.c.fits(m.bytes+length, len(m.ops)+1) {

@@ -585,3 +585,49 @@ func TestCompactionOfWhatIsGone(t *testing.T) {
 		})
 	}
 }
+
+// TestBlocksTooLargeForNewSegments: a block that was stored under a larger
+// segment size, and fits no segment of the present one, stays where it is: what is near it is copied all the same.
+func TestBlocksTooLargeForNewSegments(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := testOptions(fs)
+		o.SegmentSize = 1 << 20
+		s := openPGs(t, o, 1)
+		for n := range uint64(10) {
+			mustPut(t, s, n, 300_000, 1)
+		}
+		mustDelete(t, s, 1, 1)
+		mustDelete(t, s, 2, 1)
+		mustClose(t, s)
+		o.SegmentSize = 256 << 10
+		s = openPGs(t, o, 1)
+		for n := range uint64(60) {
+			mustPut(t, s, 100+n, 10_000, 1)
+		}
+		time.Sleep(time.Minute)
+		for n := range uint64(60) {
+			mustDelete(t, s, 100+n, 1)
+		}
+		time.Sleep(time.Minute)
+		if st := s.Stats(); st.Compactions == 0 {
+			t.Errorf("%+v", st)
+		}
+		for n := range uint64(10) {
+			if n != 1 && n != 2 {
+				wantBlock(t, s, n, 300_000)
+			}
+		}
+		mustClose(t, s)
+		if err := fs.RemoveAll(dir + indexName); err != nil {
+			t.Fatal(err)
+		}
+		s = openPGs(t, o, 1)
+		for n := range uint64(10) {
+			if n != 1 && n != 2 {
+				wantBlock(t, s, n, 300_000)
+			}
+		}
+		mustClose(t, s)
+	})
+}

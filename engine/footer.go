@@ -47,6 +47,11 @@ func entryOf(r *record) footerEntry {
 // footerLen is the bytes that n entries and the trailer take, in whole pages.
 func footerLen(n int) int64 { return int64(alignUp(n*footerEntryLen+trailerLen, pageSize)) }
 
+// roomFor is the least size of a segment that can hold a record of so many bytes.
+func roomFor(length int) int64 {
+	return pageSize + int64(alignUp(batchHeaderLen+length, pageSize)) + footerLen(1)
+}
+
 // encodeFooter returns the last footerLen(len(entries)) bytes of a segment.
 func encodeFooter(entries []footerEntry, end int64, st stream, h segmentHeader) []byte {
 	p := make([]byte, footerLen(len(entries)))

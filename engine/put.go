@@ -59,7 +59,7 @@ func (s *Store) Put(ctx context.Context, req PutRequest) error {
 			r.flags |= flagDecided
 		}
 	}
-	if int64(alignUp(batchHeaderLen+r.length(), pageSize))+pageSize+footerLen(1) > s.opts.SegmentSize-s.opts.SegmentSize/tombstoneRoom {
+	if roomFor(r.length()) > s.opts.SegmentSize-s.opts.SegmentSize/tombstoneRoom {
 		return dfs.Errorf(dfs.TooLarge, "write block", "%s: %d bytes do not fit a segment of %d", req.ID, len(req.Payload), s.opts.SegmentSize)
 	}
 	if s.isReadOnly() {
