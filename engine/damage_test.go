@@ -71,3 +71,36 @@ func TestLateFailureOfARead(t *testing.T) {
 		})
 	}
 }
+
+// TestDamageBeyondTheList: more may be damaged than the list has room for. What
+// the index alone knows of is replaced too, and not only said to be stored.
+func TestDamageBeyondTheList(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := testOptions(fs)
+		s := openPGs(t, o, 1)
+		mustPut(t, s, 1, 3000, 1)
+		time.Sleep(time.Minute)
+		w, err := s.index.get(blockKey(blockID(1), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flip(t, fs, dir+segmentsName+"/"+segmentName(w.segment), w.payloadAt()+17)
+		_, err = read(t, s, 1)
+		wantKind(t, err, dfs.Corrupt)
+		time.Sleep(time.Second) // the index knows
+		closeSpoiled(t, s)
+
+		s = openPGs(t, o, 1)
+		s.damage.mu.Lock()
+		clear(s.damage.named) // as if maxDamage others had been loaded before it
+		s.damage.mu.Unlock()
+		r := putRequest(1, 3000, 1)
+		r.Refill = true
+		if err := s.Put(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		wantBlock(t, s, 1, 3000)
+		mustClose(t, s)
+	})
+}
