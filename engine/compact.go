@@ -38,7 +38,7 @@ const (
 // which much is dead, so that these can be given up.
 //
 //	choose the segment with the most dead bytes
-//	copy what is needed: one write, one sync a batch, read back, compare
+//	copy what is needed: one write, one sync a batch, read back from the disk, compare
 //	flip the index: a row that still names the original names the copy
 //	give the segment up: mark and index are synced, a line is in the ledger,
 //	                     the last reader has left
@@ -359,7 +359,7 @@ func (m *move) write(ctx context.Context) error {
 	if cap(c.back) < len(buf) {
 		c.back = make([]byte, len(buf))
 	}
-	if _, err := c.file.ReadAt(c.back[:len(buf)], c.end); err != nil {
+	if err := readBack(c.file, c.back[:len(buf)], c.end); err != nil {
 		return err
 	}
 	if !bytes.Equal(buf, c.back[:len(buf)]) {

@@ -211,7 +211,7 @@ func (s *Store) readHeader(p []byte, id dfs.BlockID, shard uint8, w *row) (recor
 // checkPayload reads a record's payload and checks it.
 func checkPayload(file io.ReaderAt, r *record) error {
 	p := make([]byte, r.stored)
-	if _, err := file.ReadAt(p, r.offset+int64(r.headerLen())); err != nil {
+	if err := readBack(file, p, r.offset+int64(r.headerLen())); err != nil {
 		return err
 	}
 	return checkChunks(r.id, r.shard, 0, r.info.Chunks, p)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"io"
 	"math"
 	"time"
 
@@ -160,6 +161,22 @@ func (a *appender) release() {
 // or with an error.
 type vectored interface {
 	WriteAtV(pieces [][]byte, off int64) (int, error)
+}
+
+// uncached is what a file may do besides: forget what the system keeps of a range
+// in memory, so that the next read of it asks the disk. REQUIRES: it was synced.
+type uncached interface {
+	DropCache(off, length int64)
+}
+
+// readBack reads what was just synced: from the disk where the file can do so,
+// from memory, which would hide what went wrong below it, where it cannot.
+func readBack(file io.ReaderAt, p []byte, off int64) error {
+	if f, ok := file.(uncached); ok {
+		f.DropCache(off, int64(len(p)))
+	}
+	_, err := file.ReadAt(p, off)
+	return err
 }
 
 // encode lays the records out as one batch in one piece.

@@ -9,7 +9,8 @@ import (
 )
 
 // Disk is the file system of this machine. What its files can do beside those of
-// package vfs is to write several pieces at once.
+// package vfs is to write several pieces at once, and to be read past the page
+// cache.
 func Disk() vfs.FS { return disk{vfs.Default} }
 
 type disk struct{ vfs.FS }
@@ -25,6 +26,18 @@ func (d disk) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.Op
 func (d disk) Unwrap() vfs.FS { return d.FS }
 
 type diskFile struct{ vfs.File }
+
+// maxFolio is a multiple of what the page cache keeps in one piece, and forgets as
+// a whole or not at all. Each lies at a multiple of its size.
+const maxFolio = 2 << 20
+
+// DropCache has the kernel forget a range, and what lies in one piece with it, so
+// that the next read comes from the disk. A piece of which something is not synced
+// stays: nothing but the place of a read depends on it.
+func (f diskFile) DropCache(off, length int64) {
+	begin, end := off/maxFolio*maxFolio, (off+length+maxFolio-1)/maxFolio*maxFolio
+	_ = unix.Fadvise(int(f.Fd()), begin, end-begin, unix.FADV_DONTNEED)
+}
 
 // WriteAtV writes the pieces end to end, all of them or with an error.
 func (f diskFile) WriteAtV(pieces [][]byte, off int64) (written int, err error) {

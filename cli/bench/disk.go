@@ -146,6 +146,11 @@ func (f *diskFile) WriteAtV(pieces [][]byte, at int64) (int, error) {
 	return f.wrote(f.File.(vectored).WriteAtV(pieces, at))
 }
 
+// DropCache likewise.
+func (f *diskFile) DropCache(off, length int64) {
+	f.File.(interface{ DropCache(off, length int64) }).DropCache(off, length)
+}
+
 type vectored interface {
 	WriteAtV(pieces [][]byte, off int64) (int, error)
 }
