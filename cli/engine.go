@@ -202,6 +202,9 @@ func printEngineStats(w io.Writer, o *engine.Overview) error {
 	if len(o.Damage) > 0 {
 		fmt.Fprintf(w, "damaged     %s\n", plural(len(o.Damage), "place"))
 	}
+	if o.Unnamed {
+		fmt.Fprintln(w, "incomplete  records are lost that nobody can name: once started the store is filled again")
+	}
 	for _, n := range o.Notes {
 		fmt.Fprintf(w, "note        %s\n", printable(n))
 	}
@@ -476,8 +479,9 @@ func (a *app) engineRebuild() *cobra.Command {
 		return cmpErr(err, a.complainOfDamage(r))
 	})
 	cmd.Long = `Make the index of a store anew from its segments, as a start does that finds it damaged. The index is
-derived: nothing is lost by this, and what is damaged in the segments is found anew. It is not to be
-interrupted by Ctrl-C once it has begun; when it is killed, the next start of the store goes on.`
+derived: nothing is lost by this, and what is damaged in the segments, or which of them is missing, is found
+anew: a segment file that was moved away is to be put back first. It is not to be interrupted by Ctrl-C once
+it has begun; when it is killed, the next start of the store goes on.`
 	return cmd
 }
 

@@ -66,6 +66,11 @@ func TestEngineVerbs(t *testing.T) {
 		}
 	}
 	sound := func(*testing.T, string) {}
+	lost := func(t *testing.T, dir string) {
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, "index")), os.Remove(filepath.Join(dir, "segments/0000000000000002.seg"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	const first = "segments/0000000000000001.seg"
 	for _, c := range []struct {
 		name   string
@@ -94,6 +99,13 @@ func TestEngineVerbs(t *testing.T) {
 		{"rebuild header", spoil(first, 36_950), "rebuild-index DIR", 1, []string{"19 blocks, 1 tombstone"},
 			[]string{"wrong: segment 1 at 36928: block 2/1:2/5/1: the record's header is damaged\n", "dfsd: engine rebuild-index DIR: the index is made, and 1 place in the segments is damaged\n"}},
 		{"ls slot", spoil("STORE", 30), "ls DIR", 1, []string{"2/1:2/5/1 "}, []string{"wrong: STORE at 0: slot 0 is damaged\n", "dfsd: engine ls DIR: 1 thing is wrong\n"}},
+		{"dump nothing as an object", sound, "dump --json DIR 99", 1, []string{`"errors":[{"path":"DIR","error":"it has no segment 99"}]}`}, []string{"it has no segment 99; see dfsd engine stats"}},
+		{"stats of a lost segment", lost, "stats DIR", 1, []string{"incomplete  records are lost that nobody can name: once started the store is filled again\n"}, []string{"wrong: a start says: store is incomplete"}},
+		{"verify a lost segment", lost, "verify --json DIR", 1, []string{`{"file":"segments/0000000000000002.seg","segment":2,"offset":0,"length":0,"known":false,"text":"the segment is missing"}`},
+			[]string{"dfsd: engine verify DIR: 3 things are wrong\n"}},
+		{"rebuild with a lost segment", lost, "rebuild-index DIR", 1, []string{"12 blocks, 1 tombstone from 2 segments"},
+			[]string{"wrong: segment 2 is missing\n", "dfsd: engine rebuild-index DIR: the index is made, and records are lost that nobody can name: the cluster will fill the store again\n"}},
+		{"rebuild with a lost segment as an object", lost, "rebuild-index --json DIR", 1, []string{`"damaged_unnamed":true,"missing":[[2,2]],"damage":[]`}, []string{"wrong: segment 2 is missing\n"}},
 		{"no store", func(t *testing.T, dir string) {
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)
@@ -105,7 +117,7 @@ func TestEngineVerbs(t *testing.T) {
 			c.spoil(t, dir)
 			args := strings.Fields("engine " + strings.Replace(c.args, "DIR", dir, 1))
 			code, stdout, stderr := run(t.Context(), Process{}, args...)
-			stderr = strings.ReplaceAll(stderr, dir, "DIR")
+			stdout, stderr = strings.ReplaceAll(stdout, dir, "DIR"), strings.ReplaceAll(stderr, dir, "DIR")
 			wrong := code != c.code || len(c.stderr) == 0 && stderr != ""
 			for _, part := range c.stdout {
 				wrong = wrong || !strings.Contains(stdout, part)

@@ -25,7 +25,11 @@ func (a *app) engineDump() *cobra.Command {
 			d := newDumper(a.proc.Out, segment, asJSON)
 			err := in.Dump(ctx, segment, d.piece)
 			if dfs.KindOf(err) == dfs.NotExist {
-				err = withHint(fmt.Errorf("it has no segment %d", segment), "see dfsd engine stats")
+				err = fmt.Errorf("it has no segment %d", segment)
+				d.fail(dir, err)
+				err = withHint(err, "see dfsd engine stats")
+			} else if err != nil {
+				d.fail(dir, err)
 			}
 			err = cmpErr(err, d.end())
 			if err == nil && d.wrong > 0 {
@@ -77,6 +81,13 @@ func (d *dumper) end() error {
 		return d.list.end()
 	}
 	return d.w.Flush()
+}
+
+// fail has an object say why it is not whole.
+func (d *dumper) fail(dir string, err error) {
+	if d.list != nil {
+		d.list.fail(dir, err)
+	}
 }
 
 func (d *dumper) piece(p engine.Piece) error {

@@ -25,9 +25,10 @@ import (
 type fsck struct {
 	ctx      context.Context
 	v        *survey
-	ix       *index // nil: a start is refused, and only the segments are looked at
-	rebuilt  bool   // ix was made anew from the segments just now, and knows no more than they say
-	open     bool   // the store is open
+	ix       *index  // nil: a start is refused, and only the segments are looked at
+	rebuilt  bool    // ix was made anew from the segments just now, and knows no more than they say
+	missing  numbers // segments that the start missed
+	open     bool    // the store is open
 	report   *Report
 	progress func(done, total int64)
 
@@ -70,7 +71,7 @@ func (in *Inspection) verify(ctx context.Context, progress func(done, total int6
 		return nil, r.err
 	}
 	if r.store != nil {
-		c.ix, c.rebuilt, c.floors = r.store.index, r.store.rebuilt, r.store.floors
+		c.ix, c.rebuilt, c.floors, c.missing = r.store.index, r.store.rebuilt, r.store.floors, r.store.missing
 	}
 	return c.report, c.run()
 }

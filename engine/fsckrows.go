@@ -184,6 +184,17 @@ func (c *fsck) findMissing() error {
 		defer file.Close()
 		suspect[n] = &segmentScan{file: file, mark: c.v.mark, segment: n, size: f.size, limit: f.size}
 	}
+	var named [][2]uint64
+	for n := range c.rows {
+		named = append(named, [2]uint64{n, n})
+	}
+	for _, x := range c.missing.without(joined(named)) {
+		f := Fault{File: c.v.segmentFile(x[0]), Segment: x[0], Text: "the segment is missing"}
+		if x[1] > x[0] {
+			f.Text = fmt.Sprintf("the segments from here to %s are missing", segmentName(x[1]))
+		}
+		c.report.fault(f)
+	}
 	for key, d := range c.noted {
 		c.known(d, Fault{File: c.v.segmentFile(key.segment), Segment: key.segment, Offset: key.offset, Length: d.Length, Text: d.Reason, gap: true})
 	}
