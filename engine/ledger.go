@@ -139,7 +139,7 @@ func (l *ledger) add(lines []ledgerLine) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.openLocked(); err != nil {
-		return ledgerFull(err)
+		return err
 	}
 	next := l.known
 	var p []byte
@@ -181,7 +181,7 @@ func (l *ledger) openLocked() error {
 	}
 	f, err := l.fs.OpenReadWrite(l.path, vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return err
+		return ledgerFull(err)
 	}
 	l.file = f
 	return syncDir(l.fs, l.fs.PathDir(l.path)) // it may be in the page cache only
@@ -202,18 +202,23 @@ func (l *ledger) beginLocked() error {
 	}
 	f, err := l.fs.Create(l.path+".new", vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return err
+		return ledgerFull(err)
 	}
-	_, err = f.Write(first)
-	if err = cmp.Or(err, f.Sync(), f.Close()); err != nil {
+	if _, err := f.Write(first); err != nil {
+		return cmp.Or(ledgerFull(err), f.Close())
+	}
+	if err := cmp.Or(f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if _, err := l.fs.Stat(l.path); err == nil {
 		if err := l.fs.Rename(l.path, l.path+".old"); err != nil {
-			return err
+			return ledgerFull(err)
 		}
 	}
-	if err := cmp.Or(l.fs.Rename(l.path+".new", l.path), syncDir(l.fs, l.fs.PathDir(l.path))); err != nil {
+	if err := l.fs.Rename(l.path+".new", l.path); err != nil {
+		return ledgerFull(err)
+	}
+	if err := syncDir(l.fs, l.fs.PathDir(l.path)); err != nil {
 		return err
 	}
 	l.bad, l.torn, l.whole, l.begun, l.end = nil, false, true, int64(len(first)), int64(len(first))
@@ -222,6 +227,7 @@ func (l *ledger) beginLocked() error {
 
 // ledgerFull says of a full disk that it may be waited for: segments stay a little
 // longer, and nothing has been promised. What was written in part is written over.
+// A sync that fails is another matter, whatever it says.
 func ledgerFull(err error) error {
 	if err != nil && vfs.IsNoSpaceError(err) {
 		return &dfs.Error{Kind: dfs.NoSpace, Op: "write", Object: ledgerName, Err: err}
