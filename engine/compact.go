@@ -158,8 +158,8 @@ type move struct {
 	ops   []*op   // the batch
 	was   []int64 // where each was in the segment
 	bytes int
-	free  []func() // of the payloads
-	drop  []*op    // tombstones that nobody needs any more
+	room  []byte // of the payloads, which are cut from it
+	drop  []*op  // tombstones that nobody needs any more
 }
 
 // run copies what is needed.
@@ -218,10 +218,7 @@ func (m *move) close() {
 
 // drain forgets the batch.
 func (m *move) drain() {
-	for _, free := range m.free {
-		free()
-	}
-	m.ops, m.was, m.free, m.drop, m.bytes = m.ops[:0], m.was[:0], m.free[:0], m.drop[:0], 0
+	m.ops, m.was, m.room, m.drop, m.bytes = m.ops[:0], m.was[:0], m.room[:0], m.drop[:0], 0
 }
 
 // add takes a record into the batch if it is needed.
@@ -274,9 +271,12 @@ func (m *move) read(o *op, w *row) bool {
 		return false
 	}
 	head := recordHeaderLen + len(w.info.Chunks)*chunkLen
-	b := s.bufs.get(head + int(w.stored))
-	m.free = append(m.free, b.release)
-	buf := b.room[:head+int(w.stored)]
+	begin, n := len(m.room), head+int(w.stored)
+	if cap(m.room)-begin < n { // what was cut from the old one stays there
+		begin, m.room = 0, make([]byte, 0, max(n, min(2*moveBytes, int(m.from.size))))
+	}
+	m.room = m.room[:begin+n]
+	buf := m.room[begin : begin+n : begin+n]
 	_, err := m.file.ReadAt(buf, w.offset)
 	if err != nil {
 		err = &dfs.Error{Kind: dfs.Corrupt, Op: "read block", Object: o.rec.id.String(), Err: err}
@@ -284,6 +284,7 @@ func (m *move) read(o *op, w *row) bool {
 		err = m.readHeader(o, w, buf[:head])
 	}
 	if err != nil {
+		m.room = m.room[:begin]
 		_ = s.readFailed(o.rec.id, o.rec.shard, w, err)
 		return false
 	}

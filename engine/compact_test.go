@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -627,6 +628,33 @@ func TestBlocksTooLargeForNewSegments(t *testing.T) {
 			if n != 1 && n != 2 {
 				wantBlock(t, s, n, 300_000)
 			}
+		}
+		mustClose(t, s)
+	})
+}
+
+// TestCompactionOfSmallBlocks: a batch of copies takes the memory of its bytes,
+// however many blocks they are of.
+func TestCompactionOfSmallBlocks(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := openPGs(t, testOptions(vfs.NewMem()), 1)
+		putTogether(t, s, 0, 100)
+		for n := range uint64(20) {
+			mustPut(t, s, 1000+n, 30_000, 1)
+			mustDelete(t, s, 1000+n, 1)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		time.Sleep(5 * time.Second)
+		runtime.ReadMemStats(&after)
+		if st := s.Stats(); st.MovedRecords < 100 {
+			t.Fatalf("%+v", st)
+		}
+		if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 5 {
+			t.Errorf("100 blocks of 900 bytes took %d MiB", n)
+		}
+		for n := range uint64(100) {
+			wantBlock(t, s, n, 900)
 		}
 		mustClose(t, s)
 	})

@@ -279,8 +279,13 @@ func (f *faults) bearable() bool {
 	case errorfs.OpRemove, errorfs.OpRemoveAll, errorfs.OpFilePreallocate, errorfs.OpLock: // without its lock the index is made anew
 		return true
 	}
-	if vfs.IsNoSpaceError(f.what.err) && (strings.HasSuffix(f.op.Path, tableSuffix) || strings.HasSuffix(f.op.Path, segmentSuffix)) {
-		return true
+	if vfs.IsNoSpaceError(f.what.err) {
+		switch {
+		case strings.HasSuffix(f.op.Path, tableSuffix), strings.HasSuffix(f.op.Path, segmentSuffix):
+			return true
+		case strings.Contains(f.op.Path, "/"+ledgerName) && f.op.Kind != errorfs.OpFileSync:
+			return true // dead segments stay a little longer
+		}
 	}
 	// A dead segment that is not removed is tried again by the next start.
 	return f.op.Kind.ReadOrWrite() == errorfs.OpIsRead || f.op.Kind == errorfs.OpFileSync && strings.HasSuffix(f.op.Path, segmentsName)
