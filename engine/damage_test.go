@@ -104,3 +104,57 @@ func TestDamageBeyondTheList(t *testing.T) {
 		mustClose(t, s)
 	})
 }
+
+// TestRefillOfAMissingSegment: blocks whose segment file is gone are lost, though
+// the index knows them: good bytes that come for them are stored.
+func TestRefillOfAMissingSegment(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		o := numberedOptions(fs)
+		s := openPGs(t, o, 1)
+		const n = 30
+		for i := range uint64(n) {
+			mustPut(t, s, i, 30_000, 1)
+		}
+		mustDelete(t, s, 0, 1)
+		mustClose(t, s)
+		if err := fs.Remove(dir + segmentsName + "/" + segmentName(1)); err != nil {
+			t.Fatal(err)
+		}
+		s = openPGs(t, o, 1)
+		if !s.DamagedUnnamed() {
+			t.Error("the store takes itself for complete")
+		}
+		lost := 0
+		for i := uint64(1); i < n; i++ {
+			e, err := s.Stat(blockID(i), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := putRequest(i, 30_000, 1)
+			r.Refill = true
+			if err := s.Put(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			if e.Lost {
+				lost++
+			}
+			wantBlock(t, s, i, 30_000)
+		}
+		if blocks := s.Stats().Blocks; lost < 5 || lost > 10 || blocks != n-1 {
+			t.Errorf("%d blocks were lost, and there are %d", lost, blocks)
+		}
+		if e, err := s.Stat(blockID(0), 0); err != nil || !e.Tombstone || e.Lost {
+			t.Errorf("%+v, %v", e, err)
+		}
+		if err := s.AcknowledgeDamage(); err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, s)
+		s = openPGs(t, o, 1)
+		if s.DamagedUnnamed() {
+			t.Error("it was filled again, and is incomplete")
+		}
+		mustClose(t, s)
+	})
+}

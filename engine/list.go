@@ -39,14 +39,31 @@ func (s *Store) Stat(id dfs.BlockID, shard uint8) (Entry, error) {
 		return Entry{}, err
 	}
 	defer s.exit()
-	w, err := s.index.get(blockKey(id, shard))
-	if err != nil {
-		return Entry{}, err
+	var last *row
+	for {
+		w, err := s.index.get(blockKey(id, shard))
+		if err != nil {
+			return Entry{}, err
+		}
+		if w == nil {
+			return Entry{}, &dfs.Error{Kind: dfs.NotExist, Op: "stat block", Object: id.String()}
+		}
+		e := w.entry(id, shard)
+		if !s.fileMissing(w) {
+			return e, nil
+		}
+		if last != nil && last.at(w) {
+			e.Lost = true
+			return e, nil
+		}
+		last = w // its segment may have been given up since the index was asked
 	}
-	if w == nil {
-		return Entry{}, &dfs.Error{Kind: dfs.NotExist, Op: "stat block", Object: id.String()}
-	}
-	return w.entry(id, shard), nil
+}
+
+// fileMissing reports whether the segment of a block's row has no file. A
+// tombstone is whole without its record.
+func (s *Store) fileMissing(w *row) bool {
+	return w.kind == kindPut && s.segs.get(w.segment) == nil
 }
 
 func (w *row) entry(id dfs.BlockID, shard uint8) Entry {

@@ -198,7 +198,7 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 		return nil, wasDeleted(r.id)
 	case !w.sameBytes(&r.info):
 		return nil, s.conflict(r.id)
-	case w.flags&(rowLost|rowDamaged) == 0 && !s.damage.has(o.key):
+	case w.flags&(rowLost|rowDamaged) == 0 && !s.damage.has(o.key) && !s.fileMissing(w):
 		return nil, nil
 	default:
 		// The same bytes in place of a copy that is known to be bad. The block
