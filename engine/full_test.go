@@ -124,7 +124,7 @@ func TestCloseWithoutRoomForTheIndex(t *testing.T) {
 		o := testOptions(fs)
 		o.CompactAge, o.CompactRate, o.MemTableSize = 10*time.Second, 1<<40, 64<<10
 		s := openPGs(t, o, 1)
-		const n = 6_000
+		const n = 3_500
 		for i := range uint64(n) {
 			mustPut(t, s, i, 100, 1)
 		}
