@@ -81,12 +81,13 @@ func (l *damageList) load(ix *index) error {
 		switch {
 		case err != nil:
 			return err
-		case len(l.named)+len(l.unnamed) >= maxDamage:
-			l.overflow = l.overflow || !acked
-		case d.Named:
+		case d.Named && len(l.named) < maxDamage:
 			l.named[string(blockKey(d.ID, d.Shard))] = d
-		case !acked:
+		case d.Named: // its row says so too, and the scrub comes to it
+		case !acked && len(l.unnamed) < maxDamage:
 			l.unnamed = append(l.unnamed, d)
+		case !acked:
+			l.overflow = true
 		}
 		return nil
 	})

@@ -158,3 +158,51 @@ func TestRefillOfAMissingSegment(t *testing.T) {
 		mustClose(t, s)
 	})
 }
+
+// TestMoreNamedDamageThanTheList: blocks that are known to be lost are named, however
+// many they are: the store is complete but for these, after each start, and the
+// scrub brings those to the list that found no place on it.
+func TestMoreNamedDamageThanTheList(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		o := scrubOptions(vfs.NewMem())
+		s := openPGs(t, o, 1)
+		mustPut(t, s, 1, 3000, 1)
+		err := s.index.update(func(c *change) error {
+			for n := uint64(2); n < maxDamage+12; n++ {
+				id := blockID(n)
+				w := &row{kind: kindPut, flags: rowLost | rowUndecided, seq: n, epoch: 1, segment: 1, offset: int64(n) << 20}
+				if err := c.apply(id, 0, w, false); err != nil {
+					return err
+				}
+				if err := c.noteDamage(Damage{ID: id, Named: true, Segment: 1, Offset: w.offset, Reason: "lost"}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		closeSpoiled(t, s)
+		s = openPGs(t, o, 1)
+		if s.DamagedUnnamed() {
+			t.Error("all of it is named")
+		}
+		if n := len(s.Damage()); n != maxDamage {
+			t.Fatalf("%d are listed", n)
+		}
+		for _, d := range s.Damage()[:100] {
+			if err := s.Delete(t.Context(), DeleteRequest{ID: d.ID, Epoch: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(3 * time.Hour)
+		if n := len(s.Damage()); n != maxDamage+10-100 {
+			t.Errorf("%d are listed", n)
+		}
+		closeSpoiled(t, s)
+	})
+}

@@ -224,8 +224,12 @@ func (x *scrubber) record(ctx context.Context, key []byte, w *row) error {
 	if err != nil {
 		return err
 	}
-	if w.flags&rowLost != 0 || s.damage.has(string(key)) {
+	if s.damage.has(string(key)) {
 		return nil // it is known
+	}
+	if w.flags&rowLost != 0 { // it found no place on the list before
+		_ = s.readFailed(id, shard, w, dfs.Errorf(dfs.Corrupt, "read record", "it is lost"))
+		return nil
 	}
 	n := recordHeaderLen + len(w.info.Chunks)*chunkLen + int(w.stored)
 	for left := n; left > 0; left -= scrubLeast {

@@ -85,7 +85,7 @@ func (st *store) read(ctx context.Context, id dfs.BlockID, offset, length uint32
 	}
 	if dfs.KindOf(err) == dfs.Corrupt || err == nil && r.HeaderLost {
 		st.s.count.corrupt.Add(1) // the engine has logged it
-		st.s.refill.mend(st, id)
+		st.mends.mend(id)
 	}
 	return r, err
 }

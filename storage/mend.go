@@ -20,33 +20,30 @@ const (
 	mendPause = 30 * time.Second
 )
 
-// mend is a block that is damaged.
-type mend struct {
-	store *store
-	id    dfs.BlockID
+// mends are the damaged blocks of a store to repair.
+type mends struct {
+	queue chan dfs.BlockID
+
+	mu    sync.Mutex                // guards what follows
+	tried map[dfs.BlockID]time.Time // when it was queued last. Invariant: at most maxMends
 }
 
-// mends are the damaged blocks to repair.
-type mends struct {
-	queue chan mend
-
-	mu    sync.Mutex         // guards what follows
-	tried map[mend]time.Time // when it was queued last. Invariant: at most maxMends
+func newMends() mends {
+	return mends{queue: make(chan dfs.BlockID, maxMends), tried: map[dfs.BlockID]time.Time{}}
 }
 
 // mend has a damaged block replaced by a good copy, soon.
-func (r *refiller) mend(st *store, id dfs.BlockID) {
-	x, now := mend{st, id}, time.Now()
-	m := &r.mends
+func (m *mends) mend(id dfs.BlockID) {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.tried, func(_ mend, t time.Time) bool { return now.Sub(t) >= mendPause })
-	if _, lately := m.tried[x]; lately || len(m.tried) >= maxMends {
+	maps.DeleteFunc(m.tried, func(_ dfs.BlockID, t time.Time) bool { return now.Sub(t) >= mendPause })
+	if _, lately := m.tried[id]; lately || len(m.tried) >= maxMends {
 		return
 	}
 	select {
-	case m.queue <- x:
-		m.tried[x] = now
+	case m.queue <- id:
+		m.tried[id] = now
 	default: // many wait already
 	}
 }
@@ -58,7 +55,7 @@ func (st *store) mendDamage() {
 	for {
 		for _, d := range st.Damage() {
 			if d.Named && d.Shard == 0 {
-				st.s.refill.mend(st, d.ID)
+				st.mends.mend(d.ID)
 			}
 		}
 		pause := time.NewTimer(mendPause)
@@ -73,45 +70,46 @@ func (st *store) mendDamage() {
 	}
 }
 
-// mendLoop replaces damaged blocks one by one.
-func (r *refiller) mendLoop() {
+// mendLoop replaces damaged blocks one by one. Each store has its own, so that a
+// disk that hangs keeps no other from being repaired.
+func (st *store) mendLoop() {
 	for {
 		select {
-		case x := <-r.mends.queue:
-			if err := r.repair(x); err != nil && r.s.ctx.Err() == nil {
-				x.store.log().Error("a damaged block is not repaired", "pg", x.id.PG, "block", x.id, "cause", err)
+		case id := <-st.mends.queue:
+			if err := st.repair(id); err != nil && st.s.ctx.Err() == nil {
+				st.log().Error("a damaged block is not repaired", "pg", id.PG, "block", id, "cause", err)
 			}
-		case <-r.s.ctx.Done():
+		case <-st.s.ctx.Done():
 			return
 		}
 	}
 }
 
 // repair pulls a good copy and reads it back.
-func (r *refiller) repair(x mend) error {
-	if r.check(x) == nil {
+func (st *store) repair(id dfs.BlockID) error {
+	if st.check(id) == nil {
 		return nil // by an earlier one
 	}
-	if err := r.pullBlock(r.s.ctx, x.store, engine.Entry{ID: x.id}); err != nil {
+	if err := st.s.refill.pullBlock(st.s.ctx, st, engine.Entry{ID: id}); err != nil {
 		return err
 	}
-	if err := r.check(x); err != nil {
+	if err := st.check(id); err != nil {
 		return err
 	}
-	r.s.count.repaired.Add(1)
-	x.store.log().Info("a damaged block is repaired", "pg", x.id.PG, "block", x.id)
+	st.s.count.repaired.Add(1)
+	st.log().Info("a damaged block is repaired", "pg", id.PG, "block", id)
 	return nil
 }
 
 // check reads the whole block.
-func (r *refiller) check(x mend) error {
-	rd, err := x.store.get(r.s.ctx, x.id, 0, dfs.MaxBlockSize)
+func (st *store) check(id dfs.BlockID) error {
+	rd, err := st.get(st.s.ctx, id, 0, dfs.MaxBlockSize)
 	if err != nil {
 		return err
 	}
 	defer rd.Release()
 	if rd.HeaderLost {
-		return dfs.Errorf(dfs.Corrupt, "read block", "%v: its record's header is damaged", x.id)
+		return dfs.Errorf(dfs.Corrupt, "read block", "%v: its record's header is damaged", id)
 	}
 	return nil
 }

@@ -44,8 +44,7 @@ type refiller struct {
 	memory *semaphore.Weighted // bytes of blocks that are being pulled, refillMemory
 	wake   chan struct{}       // maps, refills or pauses have changed
 	done   chan struct{}       // there is something to report
-	mends  mends
-	pulls  sync.WaitGroup // passes under way
+	pulls  sync.WaitGroup      // passes under way
 
 	mu   sync.Mutex // guards what follows
 	jobs map[refillKey]*refill
@@ -85,13 +84,12 @@ const (
 func newRefiller(s *Service, limit *rate.Limiter) *refiller {
 	return &refiller{
 		s: s, limit: limit, memory: semaphore.NewWeighted(refillMemory), wake: make(chan struct{}, 1), done: make(chan struct{}, 1),
-		mends: mends{queue: make(chan mend, maxMends), tried: map[mend]time.Time{}}, jobs: map[refillKey]*refill{},
+		jobs: map[refillKey]*refill{},
 	}
 }
 
 // run schedules the refills until the service ends.
 func (r *refiller) run() {
-	r.pulls.Go(r.mendLoop)
 	defer r.pulls.Wait()
 	for {
 		r.derive()

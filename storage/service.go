@@ -187,6 +187,7 @@ func (s *Service) run() {
 	for _, st := range s.stores {
 		s.wg.Go(st.follow)
 		s.wg.Go(st.mendDamage)
+		s.wg.Go(st.mendLoop)
 		s.wg.Go(st.collect)
 	}
 	s.wg.Go(s.maps.poll)

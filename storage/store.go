@@ -36,6 +36,8 @@ type store struct {
 	sample   atomic.Pointer[sample]
 	writing  waits
 	reading  waits
+
+	mends mends
 }
 
 // sample is how a store was at a moment.
@@ -46,7 +48,7 @@ type sample struct {
 }
 
 func newStore(s *Service, e *engine.Store) *store {
-	st := &store{Store: e, s: s, applied: newLatest(), entered: make(chan struct{}, 1), measured: make(chan struct{}), offered: make(chan struct{})}
+	st := &store{Store: e, s: s, applied: newLatest(), entered: make(chan struct{}, 1), measured: make(chan struct{}), offered: make(chan struct{}), mends: newMends()}
 	st.id.Store(uint32(e.Identity().Store))
 	return st
 }
