@@ -11,9 +11,10 @@ import (
 // SetTombstoneFloor allows compaction to drop the tombstones of a PG with
 // epochs below floor: every member of the PG has them, and one that ever comes
 // back from before the floor asks the owners of its old blocks. A floor only
-// rises. It is a permission and no fact: a store that lost it, with its index,
-// keeps tombstones longer. Invalid: the PG is 0. NoSpace: there is no room for
-// the index.
+// rises: an earlier one changes nothing, and costs nothing. It is a permission and
+// no fact: a store that lost it, with its index, keeps tombstones longer. Errors:
+// Invalid when the PG is 0; NoSpace when there is none for the index;
+// Unavailable.
 func (s *Store) SetTombstoneFloor(pg dfs.PGID, floor dfs.Epoch) error {
 	if err := s.enter(); err != nil {
 		return err
@@ -22,10 +23,13 @@ func (s *Store) SetTombstoneFloor(pg dfs.PGID, floor dfs.Epoch) error {
 	if pg == 0 {
 		return dfs.Errorf(dfs.Invalid, "set tombstone floor", "%s", pg)
 	}
-	s.epochTurn <- struct{}{}
-	defer func() { <-s.epochTurn }()
 	if err := s.failure(); err != nil || floor <= s.floor(pg) {
 		return err
+	}
+	s.epochTurn <- struct{}{}
+	defer func() { <-s.epochTurn }()
+	if floor <= s.floor(pg) {
+		return nil
 	}
 	if err := s.index.room(); err != nil {
 		return err

@@ -649,7 +649,13 @@ func (r *recovery) applyRecord(c *change, file vfs.File, rec *record) error {
 			return c.hold(rec.id, rec.shard, old, rec.segment)
 		}
 	}
-	return c.apply(rec.id, rec.shard, rowOf(rec), r.s.opts.Hooks.DropTombstone)
+	w := rowOf(rec)
+	if rec.kind == kindPut && rec.flags&flagMoved != 0 && !r.rebuild {
+		// It says what its block was when it was read, and Doubt may have come between
+		// that and the copy: the index knows better.
+		w.flags |= rowUndecided
+	}
+	return c.apply(rec.id, rec.shard, w, r.s.opts.Hooks.DropTombstone)
 }
 
 // applyLost keeps what a footer knows of records that cannot be read: a

@@ -21,6 +21,8 @@ import (
 //	                  ▼      │
 //	                  trashed ──EmptyTrash──▶ tombstone
 //
+// Doubt makes decided blocks undecided: those of a member whose deletes nobody can
+// tell of any more.
 // A put by a refill begins where its source says. A delete ends every state. All
 // of it lives in the index and is as durable as that: what a crash or the loss
 // of the index takes back is found out once more.
@@ -240,4 +242,53 @@ func PastSession(id dfs.SessionID) []byte {
 // delete ends them. What is not here, or decided already, stays as it is.
 func (s *Store) Decide(keys []Key) error {
 	return s.become(keys, func(uint8) uint8 { return 0 })
+}
+
+// Doubt makes the decided blocks of a PG with epochs below before undecided again,
+// and returns how many there were. It returns when that is durable: the index has
+// no log of its own, so that a crash before would take it back.
+func (s *Store) Doubt(pg dfs.PGID, before dfs.Epoch) (doubted int, err error) {
+	blocks, doubted, err := s.doubt(pg, before)
+	if err != nil || blocks == 0 {
+		return doubted, err
+	}
+	// Also when all were undecided: an earlier call may have come as far as here.
+	if err := s.enter(); err != nil {
+		return doubted, err
+	}
+	defer s.exit()
+	return doubted, s.checkpoint()
+}
+
+// doubt is Doubt without its end. It counts the blocks that it saw, too.
+func (s *Store) doubt(pg dfs.PGID, before dfs.Epoch) (blocks, doubted int, err error) {
+	var cursor []byte
+	for {
+		page, next, err := s.ScanEpochs(pg, 0, before, cursor, setBatch)
+		if err != nil {
+			return blocks, doubted, err
+		}
+		var keys []Key
+		for i := range page {
+			if e := &page[i]; !e.Tombstone {
+				blocks++
+				if !e.Undecided && !e.Trashed {
+					keys = append(keys, e.Key())
+				}
+			}
+		}
+		err = s.become(keys, func(state uint8) uint8 {
+			if state == 0 {
+				return rowUndecided
+			}
+			return state
+		})
+		if err != nil {
+			return blocks, doubted, err
+		}
+		doubted += len(keys)
+		if cursor = next; next == nil {
+			return blocks, doubted, nil
+		}
+	}
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,5 +244,150 @@ func TestCopiesSayThatTheirBlockIsDecided(t *testing.T) {
 		}
 		slices.Sort(lost)
 		wantSets(t, s, lost, nil)
+	})
+}
+
+// TestDoubtIsDurable: blocks of a member that came back are asked about once more,
+// whatever happens once Doubt has returned, and a crash before it did takes all of
+// it back, so that it must be called again.
+func TestDoubtIsDurable(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := openPGs(t, testOptions(fs), 3)
+	for n := range uint64(6) {
+		mustPut(t, s, n, 500, 3)
+	}
+	for n, epoch := range []dfs.Epoch{1, 2, 3} {
+		r := putRequest(uint64(10+n), 500, epoch)
+		r.Refill, r.Decided = true, true
+		do(t, s.Put(t.Context(), r))
+	}
+	mustDelete(t, s, 0, 3)
+	do(t, s.Trash(keysOf(1)))
+	do(t, s.Decide(keysOf(3, 4, 5)))
+	pgs := map[dfs.PGID]bool{}
+	for _, k := range keysOf(0, 1, 2, 3, 4, 5, 10, 11, 12) {
+		pgs[k.ID.PG] = true
+	}
+	doubt := func(fn func(pg dfs.PGID) (int, error)) (doubted int) {
+		t.Helper()
+		for pg := range pgs {
+			n, err := fn(pg)
+			do(t, err)
+			doubted += n
+		}
+		return doubted
+	}
+	crash := func() {
+		t.Helper()
+		clone := fs.CrashClone(vfs.CrashCloneCfg{})
+		mustClose(t, s)
+		fs = clone
+		s = openPGs(t, testOptions(fs), 3)
+	}
+	do(t, s.checkpoint())
+	wantSets(t, s, []uint64{2}, []uint64{1})
+
+	// A crash in the middle.
+	if n := doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(pg, 3); return n, err }); n != 2 {
+		t.Errorf("%d blocks doubted", n)
+	}
+	wantSets(t, s, []uint64{2, 10, 11}, []uint64{1})
+	crash()
+	wantSets(t, s, []uint64{2}, []uint64{1})
+
+	// Each epoch below the given one, and no other state but decided.
+	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(pg, 3) }); n != 2 {
+		t.Errorf("%d blocks doubted", n)
+	}
+	crash()
+	wantSets(t, s, []uint64{2, 10, 11}, []uint64{1})
+
+	// What an earlier call has left undecided, and not made durable, is made so.
+	doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(pg, 4); return n, err })
+	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(pg, 4) }); n != 0 {
+		t.Errorf("%d blocks doubted twice", n)
+	}
+	crash()
+	wantSets(t, s, []uint64{2, 3, 4, 5, 10, 11, 12}, []uint64{1})
+	if n, err := s.Doubt(77, 4); n != 0 || err != nil {
+		t.Errorf("of an unknown group: %d, %v", n, err)
+	}
+	mustClose(t, s)
+}
+
+// holdFS holds back a data sync of a segment while it has a channel to wait for, and
+// keeps what a power cut right after that sync would leave.
+type holdFS struct {
+	*vfs.MemFS
+	hold  atomic.Pointer[chan struct{}]
+	after atomic.Pointer[vfs.MemFS]
+}
+
+type heldFile struct {
+	vfs.File
+	fs *holdFS
+}
+
+func (f *holdFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	file, err := f.MemFS.OpenReadWrite(name, c, opts...)
+	if _, ok := parseSegmentName(f.PathBase(name)); !ok || err != nil {
+		return file, err
+	}
+	return heldFile{file, f}, nil
+}
+
+func (f heldFile) SyncData() error {
+	c := f.fs.hold.Load()
+	if c != nil {
+		<-*c
+	}
+	err := f.File.SyncData()
+	if c != nil {
+		f.fs.after.CompareAndSwap(nil, f.fs.CrashClone(vfs.CrashCloneCfg{}))
+	}
+	return err
+}
+
+// TestACopyDecidesNothing: compaction has read a block that was decided, and its copy
+// says so; then the block is doubted, and the index names the copy. A crash that
+// finds the copy behind the last checkpoint does not decide the block.
+func TestACopyDecidesNothing(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		fs := &holdFS{MemFS: vfs.NewCrashableMem()}
+		o := testOptions(fs)
+		o.CompactAge = time.Minute
+		s := openPGs(t, o, 1)
+		var keep []uint64
+		for n := range uint64(200) {
+			mustPut(t, s, n, 8<<10, 1)
+			if n%20 == 0 {
+				do(t, s.Decide(keysOf(n)))
+				keep = append(keep, n)
+			} else {
+				mustDelete(t, s, n, 1)
+			}
+		}
+		time.Sleep(30 * time.Second)
+		free := make(chan struct{})
+		fs.hold.Store(&free)
+		time.Sleep(time.Minute)
+		for _, p := range fences(1) {
+			_, err := s.Doubt(p.PG, 2)
+			do(t, err)
+		}
+		if st := s.Stats(); st.MovedRecords != 0 {
+			t.Fatalf("%d records were moved before", st.MovedRecords)
+		}
+		fs.hold.Store(nil)
+		close(free)
+		synctest.Wait()
+		wantSets(t, s, keep, nil)
+		if st := s.Stats(); st.MovedRecords == 0 {
+			t.Fatal("no record was moved")
+		}
+		mustClose(t, s)
+		s = openPGs(t, testOptions(fs.after.Load()), 1)
+		defer mustClose(t, s)
+		wantSets(t, s, keep, nil)
 	})
 }
