@@ -177,6 +177,9 @@ type pgStatus struct {
 	Proposed []uint32   `json:"proposed"` // the acting set to come; empty: none
 	Complete []uint32   `json:"complete"` // the stores of the acting set that have everything
 	Members  []pgMember `json:"members"`
+
+	// Tombstones of earlier epochs may be dropped; 0 and 1: none.
+	TombstoneFloor uint64 `json:"tombstone_floor"`
 }
 
 type pgMember struct {
@@ -216,7 +219,7 @@ func (s *status) pg(pg *dfs.PG) pgStatus {
 	out := pgStatus{
 		PG: uint32(pg.ID), Class: pg.Class.String(), State: s.pgState(pg), Writable: pg.Writable(), Epoch: uint64(pg.Active.Epoch),
 		Target: numbers(pg.Target), Acting: numbers(pg.Active.Stores), Proposed: numbers(pg.Proposed.Stores), Complete: numbers(pg.Complete()),
-		Members: []pgMember{},
+		Members: []pgMember{}, TombstoneFloor: uint64(pg.TombstoneFloor()),
 	}
 	for _, m := range pg.Members {
 		st := s.m.Store(m.Store)
@@ -287,6 +290,7 @@ func newPG(a *app) *cobra.Command {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprint(t, "PG\tCLASS\tSTATE\tEPOCH\tTARGET\tACTING\tCOMPLETE\tPROPOSED\n")
 		printPG(t, p)
+		fmt.Fprintf(t, "\ntombstone floor: epoch %d\n", p.TombstoneFloor)
 		fmt.Fprint(t, "\nSTORE\tNODE\tSTATE\tACTING\tCOMPLETE\tTHROUGH EPOCH\tJOINED AT EPOCH\n")
 		for _, m := range p.Members {
 			fmt.Fprintf(t, "s%d\t%s\t%s\t%s\t%s\t%d\t%d\n", m.Store, m.Node, m.State, yesNo(m.Acting), yesNo(m.Complete), m.CompleteThrough, m.Joined)

@@ -154,6 +154,44 @@ func (p *PG) Full() bool {
 		slices.Equal(p.Active.Stores, p.Target) && len(p.Complete()) == p.Active.Size()
 }
 
+// TombstoneFloor is the epoch below which tombstones of the PG need not be kept by
+// anybody any more; 0 and 1: all are kept. It follows from the map alone:
+//
+//	floor = 1 + the least c of all members, also of those that do not act
+//
+// A store may act on the highest floor that it ever learned, since:
+//
+//   - A delete ends when all acting members have acknowledged it under the active
+//     epoch E. Those that are complete then have c = E, or go on to a later one;
+//     those that refill hold it too. A member with c < E holds the floor at
+//     c + 1 <= E until it has pulled the tombstones above c, or is no member
+//     any more. A delete that only some have acknowledged stays in the delete queue,
+//     and goes to all under the epoch that is active then.
+//   - So a member with 0 < c has c + 1 >= every floor there ever was: what it lacks
+//     is still there to be pulled. c falls to 0 only, and a store that comes back
+//     after it was forgotten begins with 0. That one asks the owners about every
+//     block that it has from before (storage/refill.go).
+//   - While it refills, deletes come to it under the epoch j at which it joined, or a
+//     later one. No floor is above j by then: the acting set had an earlier
+//     epoch before. So these tombstones stay until its refill is over, and no block
+//     that is on its way from a source gets past them.
+//   - A put that was long under way and comes after the tombstone is gone leaves an
+//     undecided block, which is asked about. Block IDs are never used twice, so
+//     whatever comes back is space and never wrong bytes.
+//
+// The epoch of a tombstone may thus be that of the present acting set: a cluster in
+// which nothing fails drops them, too.
+func (p *PG) TombstoneFloor() Epoch {
+	if p.Active.Epoch == 0 || p.Class.Erasure() {
+		return 0
+	}
+	least := p.Active.Epoch
+	for _, m := range p.Members {
+		least = min(least, m.Complete)
+	}
+	return least + 1
+}
+
 // Clone returns a deep copy.
 func (p *PG) Clone() *PG {
 	c := *p

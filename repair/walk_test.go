@@ -19,6 +19,10 @@ type walk struct {
 	fault fault
 
 	acked   []block
+	deletes []*deletion            // the delete queue
+	gone    map[block]bool         // whose delete everybody who acted has acknowledged
+	floors  map[dfs.PGID]dfs.Epoch // the highest there ever was
+	dropped int                    // tombstones
 	nextID  int
 	clients []*dfs.Map // what clients know: newer or older maps
 	writes  []*write
@@ -39,11 +43,21 @@ const (
 	ignoreEpoch           // stores take writes of superseded epochs
 	countActing           // Rules.CountActingAsComplete
 	earlyReport           // a refill is reported before it has copied all
+	trustOld              // who is complete through nothing keeps its old blocks without asking
+	floorOfActing         // the tombstone floor does not heed members that are away or refill
 )
 
 type write struct {
 	b    block
 	left []dfs.StoreID
+}
+
+// deletion is a row of the delete queue. It goes to all acting members under one
+// epoch, and when one does not take it, to all of them anew.
+type deletion struct {
+	b     block
+	epoch dfs.Epoch
+	left  []dfs.StoreID
 }
 
 type copying struct {
@@ -52,7 +66,10 @@ type copying struct {
 	source dfs.StoreID
 	joined dfs.Epoch
 	mark   uint64
+	tombs  map[block]dfs.Epoch
 	left   []block
+	taken  bool // the first of left has come from the source, and is on its way to the disk
+	doubt  bool // as the source said of it
 }
 
 type report struct {
@@ -64,7 +81,10 @@ type report struct {
 
 func newWalk(seed uint64, f fault) *walk {
 	rng := rand.New(rand.NewPCG(seed, 3))
-	k := &walk{world: newWorld(dfs.Replicated(1+rng.IntN(4)), 1+rng.IntN(4)), rng: rng, fault: f}
+	k := &walk{
+		world: newWorld(dfs.Replicated(1+rng.IntN(4)), 1+rng.IntN(4)), rng: rng, fault: f,
+		gone: map[block]bool{}, floors: map[dfs.PGID]dfs.Epoch{},
+	}
 	k.set.Rules.CountActingAsComplete = f == countActing
 	if rng.IntN(2) == 0 {
 		k.set.MaxMoves, k.set.MaxRefills = 1, 2
@@ -87,8 +107,16 @@ func pick[T any](rng *rand.Rand, list []T) (v T, ok bool) {
 
 // step does one random thing.
 func (k *walk) step() error {
-	before, acked := k.m, len(k.acked)
-	switch n := k.rng.IntN(100); {
+	before, acked, gone := k.m, len(k.acked), len(k.gone)
+	switch n := k.rng.IntN(120); {
+	case n >= 114:
+		k.compact()
+	case n >= 112:
+		k.ask()
+	case n >= 103:
+		k.advanceDelete()
+	case n >= 100:
+		k.startDelete()
 	case n < 8:
 		k.startWrite()
 	case n < 34:
@@ -106,13 +134,136 @@ func (k *walk) step() error {
 	default:
 		k.now = k.now.Add(time.Duration(k.rng.IntN(8)) * time.Minute)
 	}
-	if k.m == before && len(k.acked) == acked {
+	if k.m == before && len(k.acked) == acked && len(k.gone) == gone {
 		return nil // a block more somewhere breaks nothing
 	}
 	if err := k.compare(before); err != nil {
 		return err
 	}
+	return k.checkAll()
+}
+
+func (k *walk) checkAll() error {
+	if err := k.checkDeleted(); err != nil {
+		return err
+	}
 	return k.check(k.acked)
+}
+
+// checkDeleted checks that no complete member has a block that was deleted and about
+// which it will not ask: nobody would ever delete it.
+func (k *walk) checkDeleted() error {
+	for _, pg := range k.m.PGs {
+		for _, s := range pg.Complete() {
+			d := k.disks[s]
+			for b := range d.blocks {
+				if b.pg == pg.ID && k.gone[b] && !d.doubt[b] {
+					return fmt.Errorf("%v: %v is complete and keeps block %d of epoch %d, which was deleted", pg.ID, s, b.id, b.epoch)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkFloors checks what the proof at dfs.PG.TombstoneFloor says of the floors
+// that stores may have learned.
+func (k *walk) checkFloors() error {
+	for _, pg := range k.m.PGs {
+		f := max(k.floors[pg.ID], pg.TombstoneFloor())
+		k.floors[pg.ID] = f
+		for _, m := range pg.Members {
+			if m.Complete > 0 && f > m.Complete+1 || m.Complete == 0 && m.Joined > 0 && f > m.Joined {
+				return fmt.Errorf("%v: a floor was %d, %v is complete through %d, joined %d", pg.ID, f, m.Store, m.Complete, m.Joined)
+			}
+		}
+	}
+	return nil
+}
+
+// startDelete releases a block that was acknowledged.
+func (k *walk) startDelete() {
+	b, ok := pick(k.rng, k.acked)
+	if !ok {
+		return
+	}
+	k.acked = slices.DeleteFunc(k.acked, func(o block) bool { return o == b })
+	k.deletes = append(k.deletes, &deletion{b: b})
+}
+
+// advanceDelete brings one tombstone to one more of its stores.
+func (k *walk) advanceDelete() {
+	del, ok := pick(k.rng, k.deletes)
+	if !ok {
+		return
+	}
+	pg := k.m.PG(del.b.pg)
+	if len(del.left) == 0 {
+		if !pg.Writable() {
+			return
+		}
+		del.epoch, del.left = pg.Active.Epoch, slices.Clone(pg.Active.Stores)
+	}
+	i := k.rng.IntN(len(del.left))
+	d := k.disks[del.left[i]]
+	if !d.alive || d.newest[pg.ID] > del.epoch {
+		del.left = nil
+		return
+	}
+	d.bury(del.b, del.epoch)
+	if del.left = slices.Delete(del.left, i, i+1); len(del.left) == 0 {
+		k.note("deleted block %d of epoch %d in %v, at %d", del.b.id, del.b.epoch, pg.ID, del.epoch)
+		k.gone[del.b] = true
+		k.deletes = slices.DeleteFunc(k.deletes, func(o *deletion) bool { return o == del })
+	}
+}
+
+// ask has a store ask about some of the blocks that it has to ask about.
+func (k *walk) ask() {
+	id, _ := pick(k.rng, sortedKeys(k.disks))
+	d := k.disks[id]
+	if !d.alive {
+		return
+	}
+	for _, b := range sortedBlocks(d.doubt) {
+		switch {
+		case slices.Contains(k.acked, b):
+			delete(d.doubt, b)
+		case k.gone[b] && k.rng.IntN(3) == 0: // the trash was emptied
+			d.bury(b, b.epoch)
+		}
+	}
+}
+
+// compact has a store learn the floors, or drop tombstones below those that it knows.
+func (k *walk) compact() {
+	id, _ := pick(k.rng, sortedKeys(k.disks))
+	d := k.disks[id]
+	if !d.alive {
+		return
+	}
+	for _, pg := range k.m.PGs {
+		f := pg.TombstoneFloor()
+		if k.fault == floorOfActing {
+			f = pg.Active.Epoch + 1
+		}
+		d.floors[pg.ID] = max(d.floors[pg.ID], f)
+	}
+	for _, b := range sortedBlocks(d.tombs) {
+		if d.tombs[b] < d.floors[b.pg] && k.rng.IntN(2) == 0 {
+			delete(d.tombs, b)
+			k.dropped++
+		}
+	}
+}
+
+func sortedBlocks[V any](m map[block]V) []block {
+	var out []block
+	for b := range m {
+		out = append(out, b)
+	}
+	slices.SortFunc(out, func(a, b block) int { return a.id - b.id })
+	return out
 }
 
 // startWrite begins a write of a client that knows some map.
@@ -140,7 +291,7 @@ func (k *walk) advanceWrite() {
 	d := k.disks[w.left[i]]
 	took := d.put(w.b) || k.fault == ignoreEpoch && d.alive
 	if took {
-		d.blocks[w.b] = true
+		d.blocks[w.b] = true // also when it ignores the epoch
 		w.left = slices.Delete(w.left, i, i+1)
 	}
 	if took && len(w.left) > 0 {
@@ -240,7 +391,18 @@ func (k *walk) copyOn() {
 	if !ok || m.Joined == 0 || pg.IsComplete(m.Store) || !k.disks[m.Store].alive || !k.disks[source].alive {
 		return
 	}
-	c := &copying{pg: pg.ID, member: m.Store, source: source, joined: m.Joined, mark: m.Mark}
+	if slices.ContainsFunc(k.copies, func(c *copying) bool { return c.pg == pg.ID && c.member == m.Store }) {
+		return // one pass after the other
+	}
+	c := &copying{pg: pg.ID, member: m.Store, source: source, joined: m.Joined, mark: m.Mark, tombs: map[block]dfs.Epoch{}}
+	if m.Complete == 0 && k.fault != trustOld {
+		k.disks[m.Store].doubtOld(pg.ID, m.Joined)
+	}
+	for b, e := range k.disks[source].tombs {
+		if b.pg == pg.ID && e > m.Complete && e < m.Joined {
+			c.tombs[b] = e
+		}
+	}
 	for b := range k.disks[source].blocks {
 		if b.pg == pg.ID && b.epoch > m.Complete && b.epoch < m.Joined {
 			c.left = append(c.left, b)
@@ -252,19 +414,31 @@ func (k *walk) copyOn() {
 
 // copyBlock copies one block and reports whether the refill has ended.
 func (k *walk) copyBlock(c *copying) (done bool) {
+	if m := k.m.PG(c.pg).Member(c.member); m == nil || m.Joined != c.joined || k.m.PG(c.pg).IsComplete(c.member) {
+		return true // the map does not ask for it any more
+	}
 	if !k.disks[c.member].alive || !k.disks[c.source].alive {
 		return true
 	}
+	to := k.disks[c.member]
+	for b, e := range c.tombs {
+		to.bury(b, e)
+	}
+	clear(c.tombs)
 	if len(c.left) == 0 {
 		k.reports = append(k.reports, report{c.pg, c.member, c.mark, c.joined})
 		return true
 	}
 	b := c.left[0]
-	if !k.disks[c.source].blocks[b] {
+	if !c.taken {
+		if from := k.disks[c.source]; from.blocks[b] {
+			c.taken, c.doubt = true, from.doubt[b]
+			return false
+		}
 		return true
 	}
-	k.disks[c.member].blocks[b] = true
-	c.left = c.left[1:]
+	to.take(b, c.doubt)
+	c.left, c.taken = c.left[1:], false
 	return false
 }
 
@@ -290,6 +464,7 @@ func (k *walk) fail() {
 	case n < 3 && d.alive:
 		k.note("%v dies", id)
 		d.alive = false
+		k.copies = slices.DeleteFunc(k.copies, func(c *copying) bool { return c.member == id })
 	case n < 11 && !d.alive || n == 3:
 		voter := dfs.NodeID(1 + k.rng.IntN(3))
 		if !slices.Contains(k.tally.By[id], voter) {
@@ -308,6 +483,13 @@ func (k *walk) fail() {
 				delete(d.blocks, b)
 			}
 		}
+		for _, b := range sortedBlocks(k.gone) { // or it is as it was before they were deleted
+			if k.rng.IntN(4) == 0 {
+				d.blocks[b] = true
+				delete(d.tombs, b)
+				delete(d.doubt, b)
+			}
+		}
 		k.copies = slices.DeleteFunc(k.copies, func(c *copying) bool { return c.member == id })
 		k.reset(id)
 	case n == 19 && len(k.m.Nodes) < 7:
@@ -323,6 +505,9 @@ func (k *walk) mayReset(id dfs.StoreID) bool {
 
 // compare holds the PGs against what they were a step before.
 func (k *walk) compare(before *dfs.Map) error {
+	if err := k.checkFloors(); err != nil {
+		return err
+	}
 	for _, pg := range k.m.PGs {
 		old := before.PG(pg.ID)
 		if old == nil || old.Active.Epoch == 0 {
@@ -363,12 +548,12 @@ func (k *walk) end() error {
 			return fmt.Errorf("%v has not converged:\n%s", pg.ID, k.world)
 		}
 	}
-	return k.check(k.acked)
+	return k.checkAll()
 }
 
 // run lives one life and returns the first broken invariant.
 func (k *walk) run() error {
-	for range 3000 {
+	for range 3600 {
 		if err := k.step(); err != nil {
 			return err
 		}
@@ -376,21 +561,24 @@ func (k *walk) run() error {
 	return k.end()
 }
 
-// TestWalk checks that no life loses an acknowledged block, activates a set
-// without a survivor, or fails to converge when all are well.
+// TestWalk checks that no life loses an acknowledged block, has a complete member
+// keep a deleted one, activates a set without a survivor, or fails to converge when
+// all are well.
 func TestWalk(t *testing.T) {
-	acked, activations, resets := 0, 0, 0
+	acked, activations, resets, gone, dropped := 0, 0, 0, 0, 0
 	for seed := range uint64(120) {
 		k := newWalk(seed, noFault)
 		if err := k.run(); err != nil {
 			t.Fatalf("seed %d, %v: %v\n%s\n%s", seed, k.m.DefaultClass, err, k.world, strings.Join(k.log[max(0, len(k.log)-60):], "\n"))
 		}
-		acked += len(k.acked)
+		acked += len(k.acked) + len(k.deletes) + len(k.gone)
 		activations += k.moves
 		resets += k.resets
+		gone += len(k.gone)
+		dropped += k.dropped
 	}
-	t.Logf("%d blocks acknowledged, %d activations after the first, %d resets", acked, activations, resets)
-	if acked < 5000 || activations < 1500 || resets < 100 {
+	t.Logf("%d blocks acknowledged, %d of them deleted, %d tombstones dropped, %d activations after the first, %d resets", acked, gone, dropped, activations, resets)
+	if acked < 5000 || gone < 1000 || dropped < 1000 || activations < 1500 || resets < 100 {
 		t.Error("the walk is too quiet to show anything")
 	}
 }
@@ -402,15 +590,17 @@ func TestWalkFindsFaults(t *testing.T) {
 		ignoreEpoch:     "stores that take writes of superseded epochs",
 		countActing:     "acting members counted as complete",
 		earlyReport:     "refills reported before they are done",
+		trustOld:        "members that come back from nothing and are trusted",
+		floorOfActing:   "a tombstone floor that heeds acting members only",
 	} {
 		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(100) {
+			for seed := range uint64(300) {
 				if err := newWalk(seed, f).run(); err != nil {
 					t.Logf("seed %d: %v", seed, err)
 					return
 				}
 			}
-			t.Error("no life in 100 showed it")
+			t.Error("no life in 300 showed it")
 		})
 	}
 }

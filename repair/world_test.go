@@ -29,6 +29,18 @@ type disk struct {
 	epoch  dfs.Epoch // newest map epoch persisted
 	newest map[dfs.PGID]dfs.Epoch
 	blocks map[block]bool
+
+	tombs   map[block]dfs.Epoch    // deleted blocks, under which epoch
+	doubt   map[block]bool         // of blocks: the owner will be asked about it
+	doubted map[dfs.PGID]dfs.Epoch // for which refill, by its j, old blocks were doubted
+	floors  map[dfs.PGID]dfs.Epoch // the highest tombstone floor it has learned
+}
+
+func newDisk() *disk {
+	return &disk{
+		alive: true, newest: map[dfs.PGID]dfs.Epoch{}, blocks: map[block]bool{},
+		tombs: map[block]dfs.Epoch{}, doubt: map[block]bool{}, doubted: map[dfs.PGID]dfs.Epoch{}, floors: map[dfs.PGID]dfs.Epoch{},
+	}
 }
 
 type block struct {
@@ -58,7 +70,7 @@ func (w *world) addNode(stores int, labels map[string]string) {
 			ID: s, Node: id, Incarnation: dfs.Incarnation{Mark: uint64(s), Start: 1}, Capacity: 1000,
 			State: dfs.StoreUp, StateSince: w.now.UnixMilli(),
 		})
-		w.disks[s] = &disk{alive: true, newest: map[dfs.PGID]dfs.Epoch{}, blocks: map[block]bool{}}
+		w.disks[s] = newDisk()
 	}
 	w.publish(m)
 }
@@ -196,11 +208,43 @@ func (w *world) persist(id dfs.StoreID) {
 // put offers a block to one store of the active set, which refuses what it
 // knows to be superseded.
 func (d *disk) put(b block) bool {
-	if !d.alive || d.newest[b.pg] > b.epoch {
+	if !d.alive || d.newest[b.pg] > b.epoch || d.tombs[b] > 0 {
 		return false
 	}
-	d.blocks[b] = true
+	d.take(b, true)
 	return true
+}
+
+// take stores a block unless it is here or deleted.
+func (d *disk) take(b block, doubt bool) {
+	if d.tombs[b] > 0 || d.blocks[b] {
+		return
+	}
+	d.blocks[b] = true
+	if doubt {
+		d.doubt[b] = true
+	}
+}
+
+// bury deletes a block, whether or not it is here.
+func (d *disk) bury(b block, epoch dfs.Epoch) {
+	delete(d.blocks, b)
+	delete(d.doubt, b)
+	d.tombs[b] = max(d.tombs[b], epoch)
+}
+
+// doubtOld has the owners asked about what a member that is complete through
+// nothing has from before, once for each refill.
+func (d *disk) doubtOld(pg dfs.PGID, joined dfs.Epoch) {
+	if d.doubted[pg] == joined {
+		return
+	}
+	d.doubted[pg] = joined
+	for b := range d.blocks {
+		if b.pg == pg && b.epoch < joined {
+			d.doubt[b] = true
+		}
+	}
 }
 
 // refill copies what a member lacks from a source that is complete, and says
@@ -210,9 +254,18 @@ func (w *world) refill(pg *dfs.PG, member, source dfs.StoreID) bool {
 	if m == nil || m.Joined == 0 || !pg.IsComplete(source) || !w.disks[source].alive {
 		return false
 	}
-	for b := range w.disks[source].blocks {
+	from, to := w.disks[source], w.disks[member]
+	if m.Complete == 0 {
+		to.doubtOld(pg.ID, m.Joined)
+	}
+	for b, e := range from.tombs {
+		if b.pg == pg.ID && e > m.Complete && e < m.Joined {
+			to.bury(b, e)
+		}
+	}
+	for b := range from.blocks {
 		if b.pg == pg.ID && b.epoch > m.Complete && b.epoch < m.Joined {
-			w.disks[member].blocks[b] = true
+			to.take(b, from.doubt[b])
 		}
 	}
 	return true

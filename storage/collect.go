@@ -58,8 +58,12 @@ func (st *store) collect() {
 	c := collector{st: st}
 	c.plan()
 	for st.s.sleep(collectCheck) {
+		if st.failed() {
+			continue
+		}
+		c.raiseFloors()
 		urgent := st.isShort() && time.Since(c.ended) >= urgentPause
-		if st.failed() || !urgent && time.Now().Before(c.next) {
+		if !urgent && time.Now().Before(c.next) {
 			continue
 		}
 		err := cmp.Or(c.ask(urgent), c.empty(urgent))
@@ -87,6 +91,26 @@ type collector struct {
 	ended    time.Time // of the last round
 	next     time.Time // not before then, unless space is short
 	failures int       // of rounds, one after the other
+	floors   dfs.Epoch // of the map whose tombstone floors the engine has
+}
+
+// raiseFloors tells the engine which tombstones nobody needs any more, by the map
+// that the store follows. It is done here and not where the map is learned, since
+// nothing waits for it, and a full index takes none for a while.
+func (c *collector) raiseFloors() {
+	m, _ := c.st.applied.get()
+	if m == nil || m.Epoch == c.floors {
+		return
+	}
+	for _, pg := range m.PGs {
+		if err := c.st.SetTombstoneFloor(pg.ID, pg.TombstoneFloor()); err != nil {
+			if c.st.s.ctx.Err() == nil && !c.st.failed() {
+				c.st.log().Info("tombstones are kept for longer", "pg", pg.ID, "cause", err)
+			}
+			return // the next look tries again
+		}
+	}
+	c.floors = m.Epoch
 }
 
 // plan sets the time of the next round: stores do not all ask at once.

@@ -94,6 +94,10 @@ type Hooks struct {
 	// SkipEpochCheck admits puts and deletes under any epoch that is not in
 	// the future; the engine has a hook of its own for its second check.
 	SkipEpochCheck bool
+
+	// TrustOldBlocks lets a member that is complete through nothing keep what it
+	// has from before, without asking.
+	TrustOldBlocks bool
 }
 
 // Options configures a Service. Node, Cluster, Engines, Dial, Metas,

@@ -76,6 +76,9 @@ func (r *refiller) pass(job *refill) error {
 	if len(sources) == 0 {
 		return dfs.Errorf(dfs.Unavailable, "refill", "%v has no complete member to pull from", job.pg)
 	}
+	if err := job.doubt(); err != nil {
+		return dfs.Wrap("doubt old blocks", job.pg.String(), err)
+	}
 	job.done.Store(0)
 	job.left.Store(0)
 	ctx := job.ctx
@@ -95,6 +98,32 @@ func (r *refiller) pass(job *refill) error {
 	}
 	fetchers.Wait()
 	return errors.Join(err, p.failure())
+}
+
+// doubt has the owners asked about every block that a member which is complete
+// through nothing has from before: blocks of a share that it once had and was
+// relieved of, or of a disk that was put back. They may have been deleted, and
+// everybody have dropped the tombstones (dfs.PG.TombstoneFloor): then no source
+// lists anything, and nobody would ever delete them. A member that is complete
+// through something gets every tombstone that it lacks from its source.
+//
+// It is durable before the refill goes on, so that a crash before the member is
+// complete finds the refill, and this, to do again, and one after it finds the
+// blocks undecided. What the passes pull comes with the source's state.
+func (job *refill) doubt() error {
+	if job.after > 0 || job.doubted || job.store.s.opts.Hooks.TrustOldBlocks {
+		return nil
+	}
+	n, err := job.store.Doubt(job.pg, job.joined)
+	if err != nil {
+		return err
+	}
+	job.doubted = true
+	if n > 0 {
+		job.store.log().Info("the owners are asked about the blocks from before", "pg", job.pg, "joined", job.joined, "blocks", n)
+		job.store.s.count.doubted.Add(uint64(n))
+	}
+	return nil
 }
 
 // pass is one pass of a refill under way.
@@ -316,7 +345,12 @@ func blockOf(head []byte, e engine.Entry) (engine.PutRequest, error) {
 		return engine.PutRequest{}, dfs.Errorf(dfs.Invalid, "read block", "%v: %d bytes of epoch %d came, the scan said %d of %d",
 			e.ID, info.StoredLen(), h.Epoch, e.Stored, e.Epoch)
 	}
-	return engine.PutRequest{ID: e.ID, Shard: e.Shard, Epoch: dfs.Epoch(h.Epoch), Info: info, Hint: h.Hint.ToDFS(), Refill: true, Decided: !h.Undecided}, nil
+	return engine.PutRequest{
+		ID: e.ID, Shard: e.Shard, Epoch: dfs.Epoch(h.Epoch), Info: info, Hint: h.Hint.ToDFS(), Refill: true,
+		// The repair of a block that is here keeps its state. If it was deleted
+		// meanwhile, and the tombstone dropped, the block is asked about.
+		Decided: !h.Undecided && e.Stored != 0,
+	}, nil
 }
 
 // checkSums holds the source, and not this store, to what it sent.

@@ -65,6 +65,7 @@ type refill struct {
 	cancel context.CancelFunc
 
 	done, left atomic.Uint64 // bytes of the pass under way, or the last
+	doubted    bool          // see doubt; of the pass under way
 
 	// Guarded by refiller.mu.
 	state    refillState

@@ -49,7 +49,7 @@ type Service struct {
 // counters are what Stats reports.
 type counters struct {
 	puts, gets, deletes, scans, busy, corrupt, repaired, pulled, pulledBytes atomic.Uint64
-	garbage, emptied, rescued                                                atomic.Uint64
+	garbage, emptied, rescued, doubted                                       atomic.Uint64
 }
 
 // New makes a Service that is not started. Errors: Invalid.
