@@ -165,6 +165,9 @@ func (r *run) checkReleased(m *dfs.Map, stores map[dfs.StoreID]*engine.Store, na
 			}
 		}
 	}
+	for _, e := range stores {
+		r.counts["tombstones dropped"] += int(e.Stats().TombstonesDropped)
+	}
 	for _, gone := range once {
 		if gone {
 			r.counts["releases verified"]++

@@ -69,6 +69,10 @@ const (
 	// less than a run: what is called garbage and is none is missed.
 	simUndecidedAge, simTrashKeep = 5 * time.Second, time.Minute
 
+	// simCompactAge and simDeadPercent make stores compact while faults go on, and so
+	// drop tombstones.
+	simCompactAge, simDeadPercent = 5 * time.Second, 5
+
 	// lostReplies of a thousand answers never arrive: what they answer to has
 	// been done, and is asked for again.
 	lostReplies = 15
@@ -147,7 +151,7 @@ func (c *Cluster) options(sn *simNode) node.Options {
 		FS: &disk{sn.fs, lockedRand(c.cfg.Seed, hash("disk of "+sn.name)+uint64(sn.lives)), &sn.slow}, Network: c.net.Host(sn.name), Name: sn.name, Roles: sn.roles, Listen: sn.name + ":" + rpcPort, Dir: "data", PID: 1,
 		Insecure: true, Release: "sim", Logger: c.cfg.Logger,
 		NewMark: func() uint64 { return marks() | 1 },
-		Engine:  engine.Options{SegmentSize: simSegment, CacheSize: simCache, MemTableSize: simMemTable, Capacity: simCapacity},
+		Engine:  engine.Options{SegmentSize: simSegment, CacheSize: simCache, MemTableSize: simMemTable, Capacity: simCapacity, CompactAge: simCompactAge, DeadPercent: simDeadPercent},
 	}
 	for i := range c.cfg.Metas {
 		name := fmt.Sprintf("meta%d", i+1)

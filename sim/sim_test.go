@@ -88,7 +88,12 @@ func TestRun(t *testing.T) {
 			total.add(counts)
 		})
 	}
-	t.Cleanup(func() { t.Logf("in all: %v", total) })
+	t.Cleanup(func() {
+		t.Logf("in all: %v", total)
+		if total["tombstones dropped"] == 0 && !t.Failed() {
+			t.Error("no tombstone was dropped: nothing is shown about what comes back afterwards")
+		}
+	})
 }
 
 // TestSoak runs fresh seeds for as long as DFSD_TEST_SOAK says, and prints each.
