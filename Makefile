@@ -33,6 +33,7 @@ test:
 	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./...
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
 	go test -count=1 -timeout 60m -v -run 'TestMetamorphic$$|TestEveryFlippedBit$$|TestCompactionCrashes$$' ./engine -full
+	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestEveryFault$$' ./engine)
 	@$(MAKE) --no-print-directory e2e
 
 # Clusters of real processes, and the power cut of a real file system: that one

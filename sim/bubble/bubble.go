@@ -10,7 +10,7 @@ import (
 // Test runs fn in a bubble of its own, as synctest.Test does.
 func Test(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
-	if raceEnabled {
+	if Race {
 		processors.take()
 		// fn may end the goroutine, by t.FailNow.
 		defer processors.release()

@@ -11,7 +11,7 @@ import (
 func TestProcessors(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	want := before
-	if raceEnabled {
+	if Race {
 		want = 1
 	}
 	t.Run("bubbles", func(t *testing.T) {
