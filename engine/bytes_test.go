@@ -93,7 +93,7 @@ func FuzzRows(f *testing.F) {
 		if u, err := decodeUsage(v); err == nil && !bytes.Equal(u.encode(), v) {
 			t.Errorf("usage %x", v)
 		}
-		if a, mark, session, err := decodeAnchor(v); err == nil && !bytes.Equal(a.encode(mark, session)[4:], v[4:]) {
+		if a, mark, session, err := decodeAnchor(v); err == nil && !bytes.Equal(a.encode(mark, session)[4:len(v)], v[4:]) {
 			t.Errorf("anchor %x", v)
 		}
 		if _, _, err := decodeDamage(k, v); err == nil && len(k) != 17 {

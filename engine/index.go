@@ -30,6 +30,7 @@ type index struct {
 	exists func(segment uint64) bool // segments.mayExist
 
 	memTableSize int
+	old          bool // its anchor is of the release before; set by load
 
 	// turn holds a token of who changes the index, from the first look at the rows
 	// that the change depends on until it is visible. It guards what follows. A
@@ -132,6 +133,11 @@ func (ix *index) load() error {
 		return dfs.Errorf(dfs.Corrupt, "open index", "it belongs to store mark %016x, this is %016x", mark, ix.mark)
 	}
 	ix.anchor, ix.session = a, session
+	if ix.old = session == unknownSession; ix.old {
+		if err := ix.findSession(); err != nil {
+			return err
+		}
+	}
 	if err := ix.loadSets(); err != nil {
 		return err
 	}
@@ -150,6 +156,17 @@ func (ix *index) load() error {
 		ix.usage[n] = u
 		return nil
 	})
+}
+
+// findSession looks for the highest session, which an old anchor does not say.
+func (ix *index) findSession() error {
+	ix.session = 0
+	err := ix.scan([]byte{blockPrefix}, []byte{blockPrefix + 1}, func(k, _ []byte) error {
+		id, _, err := parseBlockKey(k)
+		ix.session = max(ix.session, id.Session)
+		return err
+	})
+	return cmp.Or(err, ix.db.Set([]byte(metaKey), ix.anchor.encode(ix.mark, ix.session), pebble.NoSync))
 }
 
 // scan calls fn for each row in [lower, upper). The slices are valid in fn only.

@@ -90,6 +90,22 @@ func decodeLedgerLine(p []byte) (x ledgerLine, ok bool) {
 	return x, x.Gone.valid() && x.Lost.valid()
 }
 
+// decodeOldLine reads a line as the release before wrote it: about one segment and
+// without a checksum. It began each life with an empty one.
+func decodeOldLine(p []byte) (x ledgerLine, ok bool) {
+	if len(p) == 0 {
+		return x, true
+	}
+	d := json.NewDecoder(bytes.NewReader(p))
+	d.DisallowUnknownFields() // a line with a damaged checksum is none of these
+	if err := d.Decode(&x); err != nil || d.InputOffset() != int64(len(p)) || len(x.Gone)+len(x.Lost) > 0 {
+		return ledgerLine{}, false
+	}
+	n, ok := parseSegmentName(x.Segment)
+	x.Gone = numbers{{n, n}}
+	return x, ok
+}
+
 // load reads what the ledger says. What cannot be read says nothing.
 func (l *ledger) load() error {
 	l.mu.Lock()
@@ -106,6 +122,10 @@ func (l *ledger) load() error {
 			line, rest, finished := bytes.Cut(p, []byte{'\n'})
 			p = rest
 			x, ok := decodeLedgerLine(line)
+			if !ok {
+				l.whole = false // what is added goes to a file of this release's lines
+				x, ok = decodeOldLine(line)
+			}
 			if !ok || !finished {
 				l.bad = append(l.bad, n)
 				l.torn, l.whole = len(p) == 0, false

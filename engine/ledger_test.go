@@ -295,3 +295,72 @@ func FuzzLedger(f *testing.F) {
 		}
 	})
 }
+
+// TestStoreOfTheReleaseBefore: its ledger has no checksums and not every number,
+// and its index does not say which session is the highest. Nothing is taken for
+// lost, and with the first start all of that is as it is now.
+func TestStoreOfTheReleaseBefore(t *testing.T) {
+	line := "\n{\"time\":\"2026-01-01T00:00:00Z\",\"segment\":\"" + segmentName(2) + "\",\"stream\":\"log\",\"bytes\":249856,\"seq\":34}\n"
+	for _, c := range []struct {
+		name    string
+		ledger  string
+		crashed bool // and the anchor lies before the number that is missing
+	}{
+		{"given up", line, false},
+		{"given up, after a crash", line, true},
+		{"left out", "", false},
+		{"left out, after a crash", "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			s := openPGs(t, testOptions(fs), 1)
+			mustPut(t, s, 0, 40_000, 1)
+			at := s.index.position()
+			for n := uint64(1); n < 28; n++ {
+				mustPut(t, s, n, 40_000, 1)
+			}
+			for n := uint64(6); n < 12; n++ {
+				mustDelete(t, s, n, 1)
+			}
+			if err := s.giveUp(); err != nil || s.segs.get(2) != nil {
+				t.Fatalf("segment 2 is %v: %v", s.segs.get(2), err)
+			}
+			if !c.crashed {
+				at = s.index.position()
+			}
+			old := at.encode(s.mark, 0)[:oldAnchorLen]
+			if err := s.index.update(func(c *change) error { return c.b.Set([]byte(metaKey), old, nil) }); err != nil {
+				t.Fatal(err)
+			}
+			closeSpoiled(t, s)
+			f, err := fs.Create(dir+ledgerName, vfs.WriteCategoryUnspecified)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Write([]byte(c.ledger)); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := verifyDir(fs, "/disk/store"); err != nil || len(r.Faults) > 0 {
+				t.Errorf("verify says %+v: %v", r, err)
+			}
+			for start := range 3 {
+				if start == 2 { // by now the ledger says enough
+					if err := fs.RemoveAll(dir + indexName); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s = mustOpen(t, testOptions(fs))
+				if s.DamagedUnnamed() || s.index.old != (start == 0) || s.index.session != blockID(0).Session {
+					t.Errorf("incomplete: %v; the highest session is %d", s.DamagedUnnamed(), s.index.session)
+				}
+				for n := uint64(12); n < 28; n++ {
+					wantBlock(t, s, n, 40_000)
+				}
+				mustClose(t, s)
+			}
+		})
+	}
+}

@@ -429,6 +429,8 @@ func (r *recovery) miss(n uint64) {
 // ledger. The index knows of those below its anchor whether something of them is
 // needed; an index that was lost does not, and then what lay there is lost, or the
 // ledger itself is: to fill a store again that needs it not costs less than a block.
+// The release before left numbers out, most of all on a full disk: after it a number
+// says nothing.
 func (r *recovery) checkNumbers() error {
 	s := r.s
 	known := &s.ledger.known
@@ -439,6 +441,9 @@ func (r *recovery) checkNumbers() error {
 	missing = missing.without(r.files).without(known.Gone).without(known.Lost)
 	harmless := missing
 	for st, m := range r.mark {
+		if s.index.old {
+			break
+		}
 		from, to := uint64(1), m.segment
 		if !r.rebuild {
 			from = max(from, s.index.position()[st].segment)

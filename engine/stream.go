@@ -56,7 +56,13 @@ func (a *anchor) needs(g *segment) bool {
 }
 
 // anchorLen: version, mark, positions, highest session.
-const anchorLen = 12 + int(streams)*32 + 8
+const anchorLen = oldAnchorLen + 8
+
+// oldAnchorLen: the release before did not know the highest session.
+const oldAnchorLen = 12 + int(streams)*32
+
+// unknownSession is above every session.
+const unknownSession = math.MaxUint64
 
 func (a *anchor) encode(mark uint64, session dfs.SessionID) []byte {
 	b := binary.BigEndian
@@ -74,6 +80,9 @@ func (a *anchor) encode(mark uint64, session dfs.SessionID) []byte {
 func decodeAnchor(p []byte) (a anchor, mark uint64, session dfs.SessionID, err error) {
 	if len(p) > 0 && p[0] != formatVersion {
 		return anchor{}, 0, 0, dfs.Errorf(dfs.Unsupported, "read index", "version %d: this release knows %d", p[0], formatVersion)
+	}
+	if len(p) == oldAnchorLen {
+		p = binary.BigEndian.AppendUint64(p[:oldAnchorLen:oldAnchorLen], unknownSession)
 	}
 	if len(p) != anchorLen {
 		return anchor{}, 0, 0, dfs.Errorf(dfs.Corrupt, "read index", "anchor of %d bytes", len(p))
