@@ -170,10 +170,13 @@ func TestScrubWithoutFiles(t *testing.T) {
 			mustPut(t, s, n, 30_000, 1)
 		}
 		mustDelete(t, s, 0, 1)
-		if closed, err := s.segs.get(1).closeFile(); !closed || err != nil {
-			t.Fatal(closed, err)
-		}
 		armed.Store(true)
+		for closed := false; !closed; time.Sleep(time.Millisecond) { // the scrub may be reading it
+			var err error
+			if closed, err = s.segs.get(1).closeFile(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		pass := s.Scrub().Pass
 		time.Sleep(2 * time.Hour)
 		if n := hits.Load(); n == 0 || n > 200 {
