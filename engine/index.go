@@ -30,6 +30,7 @@ type index struct {
 	exists func(segment uint64) bool // segments.mayExist
 
 	memTableSize int
+	still        bool // nothing is compacted
 	old          bool // its anchor is of the release before; set by load
 
 	// turn holds a token of who changes the index, from the first look at the rows
@@ -53,7 +54,7 @@ type index struct {
 const memTables = 3
 
 // l0Tables is how many tables a read may have to look at on the first level
-// before a change waits.
+// before a change waits. Where nothing is compacted there may be any number.
 const l0Tables = 12
 
 type indexOptions struct {
@@ -97,7 +98,7 @@ func openIndex(o indexOptions) (*index, error) {
 		return nil, dfs.Wrap("open", o.dir, cmp.Or(g.check(), err))
 	}
 	g.opened.Store(true)
-	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, memTableSize: int(o.memTableSize), exists: o.exists, turn: make(chan struct{}, 1), usage: map[uint64]usage{}}
+	ix := &index{db: db, cache: cache, gate: g, mark: o.mark, memTableSize: int(o.memTableSize), still: o.still, exists: o.exists, turn: make(chan struct{}, 1), usage: map[uint64]usage{}}
 	if err := cmp.Or(g.check(), ix.load()); err != nil {
 		return nil, cmp.Or(err, ix.close())
 	}
@@ -313,7 +314,7 @@ func (ix *index) makeRoom(n int) error {
 	}
 	ix.unflushed = 0
 	for ix.room() == nil {
-		if m := ix.db.Metrics(); m.MemTable.Size <= uint64(memTables*ix.memTableSize) && m.Levels[0].Sublevels <= l0Tables {
+		if m := ix.db.Metrics(); m.MemTable.Size <= uint64(memTables*ix.memTableSize) && (ix.still || m.Levels[0].Sublevels <= l0Tables) {
 			return nil
 		}
 		select {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,5 +176,36 @@ func TestFloorsOnAFullDisk(t *testing.T) {
 		inTime("a put", func() { wantKind(t, s.Put(t.Context(), putRequest(2, 100, 1)), dfs.NoSpace) })
 		wantBlock(t, s, 1, 100)
 		inTime("Close", func() { mustClose(t, s) })
+	})
+}
+
+// TestStillIndexTakesAnyNumberOfTables: an index of which nothing is compacted, as
+// that of the offline tools, waits for no compaction.
+func TestStillIndexTakesAnyNumberOfTables(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		ix, err := openIndex(indexOptions{
+			fs: vfs.NewMem(), dir: "/index", mark: testMark, cacheSize: 1 << 20, memTableSize: 64 << 10, still: true, log: slog.New(slog.DiscardHandler),
+			failed: func(error) {}, corrupt: func(error) {}, exists: func(uint64) bool { return false },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		inTime("a change", func() {
+			for n := range uint64(10_000) {
+				id := blockID(n * 7919 % 10_007) // so that the tables overlap
+				err := ix.update(func(c *change) error {
+					return c.apply(id, 0, &row{kind: kindPut, seq: n + 1, epoch: 1, segment: 1, offset: int64(n+1) << 12}, false)
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		if m := ix.db.Metrics(); m.Levels[0].Sublevels <= l0Tables {
+			t.Errorf("%d tables lie above each other: too few to say anything", m.Levels[0].Sublevels)
+		}
+		if err := ix.close(); err != nil {
+			t.Fatal(err)
+		}
 	})
 }
