@@ -43,8 +43,12 @@ func (s *Store) keep(ctx context.Context) {
 	}
 }
 
-// tend is one round of the keeper.
+// tend is one round of the keeper. Files are closed first: on a full disk what
+// follows ends early each time.
 func (s *Store) tend() error {
+	if err := s.closeIdle(); err != nil {
+		return err
+	}
 	if err := s.syncMark(); err != nil {
 		return err
 	}
@@ -62,7 +66,7 @@ func (s *Store) tend() error {
 			return err
 		}
 	}
-	return s.closeIdle()
+	return nil
 }
 
 // condemnIndex has the next start make the index anew when the store failed

@@ -209,3 +209,35 @@ func TestStillIndexTakesAnyNumberOfTables(t *testing.T) {
 		}
 	})
 }
+
+// TestFilesAreClosedOnAFullDisk: a store that has no room for its index is still
+// read, and does not keep every segment open that it ever read.
+func TestFilesAreClosedOnAFullDisk(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		full := &slowFull{}
+		o := testOptions(errorfs.Wrap(vfs.NewMem(), full))
+		o.Capacity = 128 << 20
+		s := openPGs(t, o, 1)
+		const blocks = maxOpenSegments + 20
+		full.armed.Store(true)
+		for n := range uint64(blocks) {
+			if err := s.Put(t.Context(), putRequest(n, 200_000, 1)); err != nil { // one a segment
+				wantKind(t, err, dfs.NoSpace)
+				full.armed.Store(false)
+				time.Sleep(5 * time.Second)
+				mustPut(t, s, n, 200_000, 1)
+				full.armed.Store(true)
+			}
+		}
+		time.Sleep(5 * time.Second)
+		wantKind(t, s.checkpoint(), dfs.NoSpace)
+		for n := range uint64(blocks) {
+			wantBlock(t, s, n, 200_000)
+		}
+		time.Sleep(5 * time.Second)
+		if n := s.segs.open.Load(); n > maxOpenSegments {
+			t.Errorf("%d files are open", n)
+		}
+		mustClose(t, s)
+	})
+}
