@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -345,4 +346,39 @@ func TestRecyclingWithoutSpace(t *testing.T) {
 			mustClose(t, s)
 		})
 	}
+}
+
+// TestRecyclingForgetsBothNumbers: a dead segment whose file was renamed and then
+// given back has neither its old name nor its new one any more.
+func TestRecyclingForgetsBothNumbers(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var armed atomic.Bool
+		s := openPGs(t, testOptions(errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, segmentsName) && armed.CompareAndSwap(true, false) {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))), 1)
+		time.Sleep(10 * time.Second) // all segments are ready, and nobody makes another
+		dead, err := s.fill(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.segs.mu.Lock()
+		s.segs.next++
+		s.segs.mu.Unlock()
+		if err := dead.retire(); err != nil {
+			t.Fatal(err)
+		}
+		armed.Store(true)
+		if _, err := s.recycle(dead); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		for n := dead.number; n <= dead.number+1; n++ {
+			if s.segs.mayExist(n) {
+				t.Errorf("%s may still be there", segmentName(n))
+			}
+		}
+		mustClose(t, s)
+	})
 }

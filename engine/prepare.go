@@ -259,7 +259,9 @@ func (s *Store) recycle(dead *segment) (_ *segment, err error) {
 	defer func() {
 		if err != nil && vfs.IsNoSpaceError(err) {
 			_, _ = now.closeFile()
-			s.removeSegment(now)
+			if s.removeSegment(now) { // and with it the file under its old name
+				s.segs.forget(dead.number)
+			}
 		}
 	}()
 	if err := fs.Rename(dead.path, g.path); err != nil {
@@ -283,12 +285,14 @@ func (s *Store) recycle(dead *segment) (_ *segment, err error) {
 	return g, f.SyncData()
 }
 
-// removeSegment gives a retired segment's space back.
-func (s *Store) removeSegment(g *segment) {
+// removeSegment gives a retired segment's space back, and reports whether that is
+// durable.
+func (s *Store) removeSegment(g *segment) bool {
 	err := cmp.Or(s.opts.FS.Remove(g.path), syncDir(s.opts.FS, s.path(segmentsName)))
 	if err != nil {
 		s.log.Error("a dead segment cannot be removed", "segment", g.path, "cause", err)
-		return
+		return false
 	}
 	s.segs.forget(g.number)
+	return true
 }
