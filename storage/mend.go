@@ -1,7 +1,9 @@
 package storage
 
 import (
+	"cmp"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +26,8 @@ const (
 type mends struct {
 	queue chan dfs.BlockID
 
+	last engine.Damage // that mendAll has queued; its caller's own
+
 	mu    sync.Mutex                // guards what follows
 	tried map[dfs.BlockID]time.Time // when it was queued last. Invariant: at most maxMends
 }
@@ -32,19 +36,37 @@ func newMends() mends {
 	return mends{queue: make(chan dfs.BlockID, maxMends), tried: map[dfs.BlockID]time.Time{}}
 }
 
-// mend has a damaged block replaced by a good copy, soon.
-func (m *mends) mend(id dfs.BlockID) {
+// mendAll has damaged blocks replaced, in the order of their places. It begins behind
+// the one that it queued last: those that cannot be repaired keep no others waiting
+// for ever.
+func (m *mends) mendAll(list []engine.Damage) {
+	first := slices.IndexFunc(list, func(d engine.Damage) bool {
+		return cmp.Or(cmp.Compare(d.Segment, m.last.Segment), cmp.Compare(d.Offset, m.last.Offset)) > 0
+	})
+	first = max(first, 0)
+	for _, d := range slices.Concat(list[first:], list[:first]) {
+		if d.Named && d.Shard == 0 && m.mend(d.ID) {
+			m.last = d
+		}
+	}
+}
+
+// mend has a damaged block replaced by a good copy, soon, and reports whether it
+// was queued for that.
+func (m *mends) mend(id dfs.BlockID) bool {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.DeleteFunc(m.tried, func(_ dfs.BlockID, t time.Time) bool { return now.Sub(t) >= mendPause })
 	if _, lately := m.tried[id]; lately || len(m.tried) >= maxMends {
-		return
+		return false
 	}
 	select {
 	case m.queue <- id:
 		m.tried[id] = now
+		return true
 	default: // many wait already
+		return false
 	}
 }
 
@@ -53,11 +75,7 @@ func (m *mends) mend(id dfs.BlockID) {
 // not be repaired, or was found by the last start, a little later.
 func (st *store) mendDamage() {
 	for {
-		for _, d := range st.Damage() {
-			if d.Named && d.Shard == 0 {
-				st.mends.mend(d.ID)
-			}
-		}
+		st.mends.mendAll(st.Damage())
 		pause := time.NewTimer(mendPause)
 		select {
 		case <-st.DamageFound():
