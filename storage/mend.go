@@ -103,12 +103,14 @@ func (st *store) mendLoop() {
 	}
 }
 
-// repair pulls a good copy and reads it back.
+// repair pulls a good copy and reads it back. It is one block for each store, and
+// takes no part of the refills' memory: all of that may be held by those of another
+// store, whose disk hangs.
 func (st *store) repair(id dfs.BlockID) error {
 	if st.check(id) == nil {
 		return nil // by an earlier one
 	}
-	if err := st.s.refill.pullBlock(st.s.ctx, st, engine.Entry{ID: id}); err != nil {
+	if err := st.s.refill.pullHeld(st.s.ctx, st, engine.Entry{ID: id}); err != nil {
 		return err
 	}
 	if err := st.check(id); err != nil {

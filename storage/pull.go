@@ -262,15 +262,20 @@ func (p *pass) take(ctx context.Context, e engine.Entry) error {
 	return p.r.pullBlock(ctx, st, e)
 }
 
-// pullBlock fetches a block from a complete member, checks it, and puts it
-// into the store under its epoch. A source that fails is followed by another.
-// An entry without a size (a damaged block) costs the greatest one's memory.
+// pullBlock is pullHeld with memory for the block: for the greatest, when its entry
+// has no size.
 func (r *refiller) pullBlock(ctx context.Context, st *store, e engine.Entry) error {
 	reserve := int64(cmp.Or(e.Stored, dfs.MaxBlockSize))
 	if err := r.memory.Acquire(ctx, reserve); err != nil {
 		return err
 	}
 	defer r.memory.Release(reserve)
+	return r.pullHeld(ctx, st, e)
+}
+
+// pullHeld fetches a block from a complete member, checks it, and puts it
+// into the store under its epoch. A source that fails is followed by another.
+func (r *refiller) pullHeld(ctx context.Context, st *store, e engine.Entry) error {
 	var failures []error
 	for _, from := range r.sources(e.ID.PG, st.ID()) {
 		req, err := r.fetchBlock(ctx, from, e)

@@ -420,6 +420,28 @@ func TestADamagedBlockIsRepairedAfterARead(t *testing.T) {
 	})
 }
 
+// TestRepairsDoNotWaitForRefills: the blocks of refills into a store whose disk hangs
+// hold all the memory of the node's refills.
+func TestRepairsDoNotWaitForRefills(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a, b := c.node("a", 1), c.node("b", 1)
+		c.plane.create(1, dfs.Replicated(2))
+		c.plane.activate(t, 1, a.store(0), b.store(0))
+		id, data := c.block(1, 150_000)
+		if err := c.putAll(id, data); err != nil {
+			t.Fatal(err)
+		}
+		if !a.service.refill.memory.TryAcquire(refillMemory) {
+			t.Fatal("something is being refilled")
+		}
+		defer a.service.refill.memory.Release(refillMemory)
+		a.damage(data)
+		_, _, err := c.get(a.store(0), id, 0, 0)
+		wantKind(t, "the damaged copy", err, dfs.Corrupt)
+		eventually(t, "the repair", func() bool { return a.service.Stats().Repaired == 1 })
+	})
+}
+
 // A record whose header is damaged still serves its bytes, and is replaced by a
 // whole one.
 func TestADamagedHeaderIsRepairedAfterARead(t *testing.T) {
