@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"time"
@@ -246,9 +247,11 @@ func (s *Store) Decide(keys []Key) error {
 
 // Doubt makes the decided blocks of a PG with epochs below before undecided again,
 // and returns how many there were. It returns when that is durable: the index has
-// no log of its own, so that a crash before would take it back.
-func (s *Store) Doubt(pg dfs.PGID, before dfs.Epoch) (doubted int, err error) {
-	blocks, doubted, err := s.doubt(pg, before)
+// no log of its own, so that a crash before would take it back. A PG of a million
+// blocks takes a minute: Deadline when ctx ended first, and then a part of them may
+// be undecided.
+func (s *Store) Doubt(ctx context.Context, pg dfs.PGID, before dfs.Epoch) (doubted int, err error) {
+	blocks, doubted, err := s.doubt(ctx, pg, before)
 	if err != nil || blocks == 0 {
 		return doubted, err
 	}
@@ -261,9 +264,12 @@ func (s *Store) Doubt(pg dfs.PGID, before dfs.Epoch) (doubted int, err error) {
 }
 
 // doubt is Doubt without its end. It counts the blocks that it saw, too.
-func (s *Store) doubt(pg dfs.PGID, before dfs.Epoch) (blocks, doubted int, err error) {
+func (s *Store) doubt(ctx context.Context, pg dfs.PGID, before dfs.Epoch) (blocks, doubted int, err error) {
 	var cursor []byte
 	for {
+		if err := ctx.Err(); err != nil {
+			return blocks, doubted, &dfs.Error{Kind: dfs.Deadline, Op: "doubt blocks", Object: pg.String(), Err: err}
+		}
 		page, next, err := s.ScanEpochs(pg, 0, before, cursor, setBatch)
 		if err != nil {
 			return blocks, doubted, err

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -288,28 +289,37 @@ func TestDoubtIsDurable(t *testing.T) {
 	wantSets(t, s, []uint64{2}, []uint64{1})
 
 	// A crash in the middle.
-	if n := doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(pg, 3); return n, err }); n != 2 {
+	if n := doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(t.Context(), pg, 3); return n, err }); n != 2 {
 		t.Errorf("%d blocks doubted", n)
 	}
 	wantSets(t, s, []uint64{2, 10, 11}, []uint64{1})
 	crash()
 	wantSets(t, s, []uint64{2}, []uint64{1})
 
+	// It may be given up.
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for pg := range pgs {
+		_, err := s.Doubt(ended, pg, 3)
+		wantKind(t, err, dfs.Deadline)
+	}
+	wantSets(t, s, []uint64{2}, []uint64{1})
+
 	// Each epoch below the given one, and no other state but decided.
-	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(pg, 3) }); n != 2 {
+	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(t.Context(), pg, 3) }); n != 2 {
 		t.Errorf("%d blocks doubted", n)
 	}
 	crash()
 	wantSets(t, s, []uint64{2, 10, 11}, []uint64{1})
 
 	// What an earlier call has left undecided, and not made durable, is made so.
-	doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(pg, 4); return n, err })
-	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(pg, 4) }); n != 0 {
+	doubt(func(pg dfs.PGID) (int, error) { _, n, err := s.doubt(t.Context(), pg, 4); return n, err })
+	if n := doubt(func(pg dfs.PGID) (int, error) { return s.Doubt(t.Context(), pg, 4) }); n != 0 {
 		t.Errorf("%d blocks doubted twice", n)
 	}
 	crash()
 	wantSets(t, s, []uint64{2, 3, 4, 5, 10, 11, 12}, []uint64{1})
-	if n, err := s.Doubt(77, 4); n != 0 || err != nil {
+	if n, err := s.Doubt(t.Context(), 77, 4); n != 0 || err != nil {
 		t.Errorf("of an unknown group: %d, %v", n, err)
 	}
 	mustClose(t, s)
@@ -372,7 +382,7 @@ func TestACopyDecidesNothing(t *testing.T) {
 		fs.hold.Store(&free)
 		time.Sleep(time.Minute)
 		for _, p := range fences(1) {
-			_, err := s.Doubt(p.PG, 2)
+			_, err := s.Doubt(t.Context(), p.PG, 2)
 			do(t, err)
 		}
 		if st := s.Stats(); st.MovedRecords != 0 {

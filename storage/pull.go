@@ -114,7 +114,7 @@ func (job *refill) doubt() error {
 	if job.after > 0 || job.doubted || job.store.s.opts.Hooks.TrustOldBlocks {
 		return nil
 	}
-	n, err := job.store.Doubt(job.pg, job.joined)
+	n, err := job.store.Doubt(job.ctx, job.pg, job.joined)
 	if err != nil {
 		return err
 	}
