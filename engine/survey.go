@@ -165,7 +165,7 @@ func (v *survey) readLedger() error {
 	v.known = l.known
 	for i, n := range l.bad {
 		if l.torn && i == len(l.bad)-1 {
-			v.found.note("%s: line %d was not finished, so that its segments were not given up: the next start begins a new file", ledgerName, n)
+			v.found.note("%s: line %d was not finished: the next start begins a new file", ledgerName, n)
 		} else {
 			v.found.fault(Fault{File: ledgerName, Known: true, Text: fmt.Sprintf("line %d is damaged: a segment that it was about counts as lost unless the index knows better; the next start begins a new file", n)})
 		}
