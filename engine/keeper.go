@@ -55,7 +55,8 @@ func (s *Store) tend() error {
 	if err := s.keepDamage(); err != nil {
 		return err
 	}
-	if s.counters.sinceCheckpoint.Load() >= s.opts.CheckpointBytes {
+	// The other half is for what is written until the checkpoint is there.
+	if s.counters.sinceCheckpoint.Load() >= s.opts.CheckpointBytes/2 {
 		if err := s.checkpoint(); err != nil {
 			return err
 		}
