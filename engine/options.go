@@ -112,7 +112,9 @@ type Options struct {
 	// begins, 1 to 90; 20.
 	DeadPercent int
 
-	// CheckpointBytes of log are replayed at most when the store is opened; 1 segment.
+	// CheckpointBytes is how much of the log a start is meant to replay at most; 1
+	// segment. A checkpoint begins at half of it. More is replayed when the other half
+	// fills before the checkpoint is there, or when there is no space for one.
 	CheckpointBytes int64
 
 	Logger *slog.Logger // none: nothing is logged
