@@ -114,10 +114,11 @@ func (in *inspected) live(d *datadriven.TestData, fs *vfs.MemFS) {
 			for s.Stats().Compactions == 0 || s.dead.count() == 0 {
 				time.Sleep(10 * time.Millisecond)
 			}
-		} else if line == "give-up" { // and keep the files for use again
+		} else if line == "ready" { // so that the file of a segment given up from now on is kept, and not used again at once
 			for s.Stats().Ready < readySegments {
 				time.Sleep(time.Millisecond)
 			}
+		} else if line == "give-up" {
 			in.must(s.giveUp())
 		} else if line == "acknowledge" {
 			in.must(s.AcknowledgeDamage())
