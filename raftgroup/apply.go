@@ -192,6 +192,9 @@ func (r *replica) applyConf(e *pb.Entry) (conf *pb.ConfState, err error) {
 		return nil, nil
 	}
 	r.guardLocked(func() { conf = r.raw.ApplyConfChange(cc) })
+	if removes(cc) {
+		r.h.beats.alarm() // the removed may sleep, and is sent nothing any more
+	}
 	r.confDone = e.GetIndex()
 	r.signalLocked()
 	r.h.workers.schedule(r)

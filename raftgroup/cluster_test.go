@@ -39,8 +39,10 @@ type cluster struct {
 	jitter  time.Duration // messages take up to so long, so they overtake each other
 	stopped bool
 
-	chunks     func(from, to dfs.NodeID, n int) error // may fail a snapshot's n-th chunk
-	snapshots  int                                    // streams opened
+	tap        func(from, to dfs.NodeID, msg []byte)    // sees what is sent
+	lose       func(from, to dfs.NodeID, f *frame) bool // loses single frames
+	chunks     func(from, to dfs.NodeID, n int) error   // may fail a snapshot's n-th chunk
+	snapshots  int                                      // streams opened
 	unexpected error
 }
 
@@ -143,6 +145,12 @@ func (c *cluster) boot() {
 func (c *cluster) send(n *node, to dfs.NodeID, msg []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.tap != nil {
+		c.tap(n.id, to, msg)
+	}
+	if c.lose != nil {
+		msg = c.thin(n.id, to, msg)
+	}
 	if c.stopped || n.dead.Load() || c.cut[[2]dfs.NodeID{n.id, to}] || c.rng.Float64() < c.drop {
 		return true
 	}
@@ -162,6 +170,15 @@ func (c *cluster) send(n *node, to dfs.NodeID, msg []byte) bool {
 		})
 	}
 	return true
+}
+
+// thin takes the frames out of a batch that are lost.
+func (c *cluster) thin(from, to dfs.NodeID, msg []byte) []byte {
+	fs, err := parseBatch(msg, from, to)
+	if err != nil {
+		c.t.Error(err)
+	}
+	return batchOf(c.t, slices.DeleteFunc(fs, func(f frame) bool { return c.lose(from, to, &f) })...)
 }
 
 func (c *cluster) deliver(from, to dfs.NodeID, msg []byte) {

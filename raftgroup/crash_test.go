@@ -39,6 +39,7 @@ func crashRun(t *testing.T, seed uint64, tune func(*Options)) (sum tally, err er
 		c := newCluster(t, seed, 3, testGroups(3)...)
 		c.tune = func(o *Options) {
 			o.KeepEntries, o.LogBytes = 8, 2<<10 // so that sleepers need snapshots
+			o.QuiesceTicks = 1                   // so that groups sleep between two commands
 			if tune != nil {
 				tune(o)
 			}

@@ -34,6 +34,8 @@
 //     commit index covers it.
 //   - The mark file may lag the log store, never lead it: a log store that opens
 //     below its mark has lost acknowledged entries and is refused.
+//   - A replica sleeps only while its log, commit index and state end at the same
+//     entry and nothing waits for it. A leader that is awake sends heartbeats.
 //   - A replica whose log, state or library misbehaves is quarantined: it neither
 //     votes nor acknowledges nor serves, and no other replica is touched.
 //

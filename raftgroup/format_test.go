@@ -29,6 +29,8 @@ func TestFormatBytes(t *testing.T) {
 		{kind: frameRaft, group: 3, acked: 299, checkIndex: 288, checkHash: 5, msg: heartbeat},
 		{kind: frameRemoved, group: 3, removed: 9},
 		{kind: frameNeedState, group: 3},
+		{kind: frameQuiesce, group: 3, term: 2, index: 301, sign: sign{start: 4, alarms: 1}},
+		{kind: frameBeat, sign: sign{start: 4, alarms: 1}},
 	} {
 		var err error
 		if batch, err = appendFrame(batch, f); err != nil {
@@ -36,7 +38,7 @@ func TestFormatBytes(t *testing.T) {
 		}
 	}
 	batch = sealBatch(batch)
-	if frames, err := parseBatch(batch, 1, 2); err != nil || len(frames) != 3 {
+	if frames, err := parseBatch(batch, 1, 2); err != nil || len(frames) != 5 {
 		t.Errorf("the batch is read as %v, %v", frames, err)
 	}
 	head := snapshotHead{group: 3, term: 2, at: at}
@@ -68,7 +70,7 @@ func TestFormatBytes(t *testing.T) {
 		{"slot of the mark file", encodeMark(77),
 			"646673646d726b31000000000000004d4e9045c4"},
 		{"batch of messages", batch,
-			"0113010003ab02a00205080810021801200240ac02040200030903030003f8740c66"},
+			"0113010003ab02a00205080810021801200240ac020402000309030300030804000302ad0204010505000004012d58bc2d"},
 		{"head of a snapshot", head.encode(),
 			"010302ac0202090608010802080310aa0000000000000000000000000000bb"},
 	} {

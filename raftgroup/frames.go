@@ -16,6 +16,9 @@ import (
 //	                raftpb.Message
 //	frameRemoved:   index of the change that removed the receiver (uvarint)
 //	frameNeedState: nothing
+//	frameQuiesce:   term, index of the last entry, which is of that term, start
+//	                counter and alarms of the sender (uvarints)
+//	frameBeat:      start counter and alarms of the sender (uvarints); its group is 0
 //
 // Frames of an unknown kind are refused: nothing new is sent before every
 // member knows it.
@@ -27,6 +30,8 @@ const (
 	frameRaft      frameKind = 1
 	frameRemoved   frameKind = 2
 	frameNeedState frameKind = 3
+	frameQuiesce   frameKind = 4
+	frameBeat      frameKind = 5
 )
 
 // frame is one message between two hosts.
@@ -45,6 +50,10 @@ type frame struct {
 
 	msg     *pb.Message // frameRaft
 	removed uint64      // frameRemoved
+
+	from        dfs.NodeID // set by the receiver
+	term, index uint64     // frameQuiesce
+	sign        sign       // frameQuiesce, frameBeat
 }
 
 // appendFrame appends a frame with its length.
@@ -59,6 +68,10 @@ func appendFrame(b []byte, f *frame) ([]byte, error) {
 		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(append(b, body...), f.msg)
 	case frameRemoved:
 		body = appendUints(body, f.removed)
+	case frameQuiesce:
+		body = appendUints(body, f.term, f.index, f.sign.start, f.sign.alarms)
+	case frameBeat:
+		body = appendUints(body, f.sign.start, f.sign.alarms)
 	}
 	return appendBytes(b, body), nil
 }
@@ -90,7 +103,7 @@ func parseBatch(b []byte, from, to dfs.NodeID) ([]frame, error) {
 		if d.bad || len(raw) < 3 {
 			return nil, badBatch("torn frame")
 		}
-		f := frame{kind: frameKind(raw[0]), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:]))}
+		f := frame{kind: frameKind(raw[0]), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:])), from: from}
 		if err := f.parse(raw[3:], from, to); err != nil {
 			return nil, err
 		}
@@ -118,6 +131,14 @@ func (f *frame) parse(b []byte, from, to dfs.NodeID) error {
 		}
 	case frameNeedState:
 		if !d.end() {
+			return badBatch("torn frame")
+		}
+	case frameQuiesce:
+		if f.term, f.index, f.sign.start, f.sign.alarms = d.uint(), d.uint(), d.uint(), d.uint(); !d.end() {
+			return badBatch("torn frame")
+		}
+	case frameBeat:
+		if f.sign.start, f.sign.alarms = d.uint(), d.uint(); !d.end() {
 			return badBatch("torn frame")
 		}
 	default:

@@ -40,6 +40,8 @@ func TestBatchRoundTrip(t *testing.T) {
 		{kind: frameRaft, group: 0, acked: 7, checkIndex: 16, checkHash: 1 << 60, msg: message(pb.MsgHeartbeat)},
 		{kind: frameRemoved, group: 300, removed: 99},
 		{kind: frameNeedState, group: 65535},
+		{kind: frameQuiesce, group: 7, term: 3, index: 1 << 40, sign: sign{start: 9, alarms: 200}},
+		{kind: frameBeat, sign: sign{start: 1 << 50}},
 		{kind: frameRaft, group: 9, msg: message(pb.MsgApp, func(m *pb.Message) {
 			m.Index, m.LogTerm, m.Entries = proto.Uint64(3), proto.Uint64(4), []*pb.Entry{entry(4, 4), entry(5, 5)}
 		})},
@@ -51,7 +53,8 @@ func TestBatchRoundTrip(t *testing.T) {
 	for i, f := range out {
 		w := in[i]
 		if f.kind != w.kind || f.group != w.group || f.acked != w.acked || f.checkIndex != w.checkIndex ||
-			f.checkHash != w.checkHash || f.removed != w.removed || !proto.Equal(f.msg, w.msg) {
+			f.checkHash != w.checkHash || f.removed != w.removed ||
+			f.from != 1 || f.term != w.term || f.index != w.index || f.sign != w.sign || !proto.Equal(f.msg, w.msg) {
 			t.Errorf("frame %d: %+v, want %+v", i, f, w)
 		}
 	}
@@ -105,6 +108,8 @@ func TestBatchesRefused(t *testing.T) {
 func FuzzBatch(f *testing.F) {
 	f.Add(batchOf(f, frame{kind: frameRaft, acked: 3, msg: message(pb.MsgHeartbeat)}, frame{kind: frameRemoved, removed: 1}))
 	f.Add([]byte{batchVersion, 3, byte(frameNeedState), 0, 0, 1, 2, 3, 4})
+	f.Add([]byte{batchVersion, 7, byte(frameQuiesce), 0, 3, 2, 9, 4, 1, 1, 2, 3, 4})
+	f.Add([]byte{batchVersion, 5, byte(frameBeat), 0, 0, 4, 1, 1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < 4 {
 			return

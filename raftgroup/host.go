@@ -30,6 +30,8 @@ type Host struct {
 	workers   *scheduler
 	appliers  *scheduler
 	writer    *logWriter
+	beats     *beats
+	awake     awakeSet
 	sequence  atomic.Uint64 // of proposals and reads
 	spare     atomic.Bool   // see Spare
 	transfers chan struct{} // one token for each snapshot that may be sent
@@ -74,6 +76,7 @@ func Open(o Options) (*Host, error) {
 	h.workers = newScheduler(func(r *replica) *slot { return &r.work })
 	h.appliers = newScheduler(func(r *replica) *slot { return &r.apply })
 	h.writer = newLogWriter(h)
+	h.beats = newBeats(o.ElectionTicks)
 	if err := h.openStores(); err != nil {
 		h.cancel()
 		return nil, firstError(err, h.closeStores())
@@ -90,6 +93,7 @@ func (h *Host) openStores() error {
 	if h.store, err = openLogStore(&h.opts, h.fail); err != nil {
 		return err
 	}
+	h.beats.own.start = h.store.starts
 	if h.state, err = h.openStateStore(); err != nil {
 		return err
 	}
@@ -144,8 +148,19 @@ func (h *Host) start() {
 	h.loops.Go(h.tidy)
 	go h.undertake()
 	for _, r := range h.sorted() {
-		h.workers.schedule(r)
+		h.begin(r)
 	}
+}
+
+// begin starts a replica, awake.
+func (h *Host) begin(r *replica) {
+	r.mu.Lock()
+	sound := r.fault == nil
+	r.mu.Unlock()
+	if sound {
+		h.awake.add(r)
+	}
+	h.workers.schedule(r)
 }
 
 // undertake releases the host once a store has failed, so that Pebble does not
@@ -333,19 +348,37 @@ func (h *Host) applyAll() {
 	}
 }
 
+// tick advances time for the replicas that are awake, and sends the heartbeats
+// of this host, which serve all that sleep.
 func (h *Host) tick() {
 	t := time.NewTicker(h.opts.Tick)
 	defer t.Stop()
-	for {
+	out := newOutbox(h)
+	var awake []*replica
+	var sharers []dfs.NodeID
+	for n := 0; ; n++ {
 		select {
 		case <-t.C:
 		case <-h.ctx.Done():
 			return
 		}
-		for _, r := range h.sorted() {
+		for _, node := range h.beats.tick() {
+			for _, r := range h.sorted() {
+				r.wakeFor(node)
+			}
+		}
+		if n%h.opts.ElectionTicks == 0 {
+			sharers = h.sharers()
+		}
+		if n%h.opts.HeartbeatTicks == 0 {
+			h.sendBeats(sharers, out)
+		}
+		awake = h.awake.appendTo(awake[:0])
+		for _, r := range awake {
 			r.in.addTick()
 			h.workers.schedule(r)
 		}
+		clear(awake)
 	}
 }
 
@@ -363,14 +396,20 @@ func (h *Host) find(g dfs.GroupID) (*replica, error) {
 	return nil, dfs.Errorf(dfs.NotExist, "find group", "%v has no replica on node %v", g, h.opts.Node)
 }
 
-// sorted lists the replicas by group.
-func (h *Host) sorted() []*replica {
+// all lists the replicas in no order.
+func (h *Host) all() []*replica {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := make([]*replica, 0, len(h.groups))
 	for _, r := range h.groups {
 		out = append(out, r)
 	}
+	return out
+}
+
+// sorted lists the replicas by group.
+func (h *Host) sorted() []*replica {
+	out := h.all()
 	slices.SortFunc(out, func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
 	return out
 }
@@ -393,6 +432,10 @@ func (h *Host) Step(from dfs.NodeID, batch []byte) error {
 	}
 	defer h.leave()
 	for _, f := range frames {
+		if f.kind == frameBeat {
+			h.beats.hear(from, f.sign)
+			continue
+		}
 		r, err := h.accept(f.group)
 		if err != nil {
 			return err

@@ -155,25 +155,3 @@ func TestBrokenInvariantQuarantines(t *testing.T) {
 		})
 	}
 }
-
-// TestManyGroups has more groups than a worker takes at once, and a crash.
-func TestManyGroups(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 3, testGroups(30)...)
-		defer c.stop()
-		c.boot()
-		for _, g := range c.groups {
-			c.propose(g, "app a x")
-		}
-		c.crash(2, 0)
-		for _, g := range c.groups {
-			c.propose(g, "app a y")
-		}
-		c.converge(c.all()...)
-		for _, g := range c.groups {
-			if got, err := c.read(2, g, "a"); err != nil || got != "xy" {
-				t.Errorf("%v: read %q, %v", g, got, err)
-			}
-		}
-	})
-}

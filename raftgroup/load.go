@@ -47,7 +47,7 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	h.mu.Lock()
 	h.groups[g] = r
 	h.mu.Unlock()
-	h.workers.schedule(r)
+	h.begin(r)
 	return nil
 }
 

@@ -189,7 +189,11 @@ func (r *replica) beginTransfer(to dfs.NodeID) error {
 	if _, ok := st.Config.Voters.IDs()[uint64(to)]; !ok {
 		return dfs.Errorf(dfs.Invalid, op, "%v: node %v is no voter", r.id, to)
 	}
-	r.guardLocked(func() { r.raw.TransferLeader(uint64(to)) })
+	r.guardLocked(func() {
+		r.wakeLocked()
+		r.busy = r.ticks
+		r.raw.TransferLeader(uint64(to))
+	})
 	r.h.workers.schedule(r)
 	return r.fault
 }

@@ -187,7 +187,7 @@ func TestMembersChangeThroughCrashes(t *testing.T) {
 	for seed := uint64(1); seed <= 6; seed++ {
 		inBubble(t, func(t *testing.T) {
 			c := newCluster(t, seed, 4, 0)
-			c.tune = func(o *Options) { o.KeepEntries, o.LogBytes = 8, 2<<10 }
+			c.tune = func(o *Options) { o.KeepEntries, o.LogBytes, o.QuiesceTicks = 8, 2<<10, 1 }
 			defer c.stop()
 			c.found(0)
 			c.grow(0, 2, 3)

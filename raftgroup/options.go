@@ -81,6 +81,7 @@ type Options struct {
 	Tick           time.Duration // the unit of the next two; default 100 ms
 	ElectionTicks  int           // without a leader's word for 1 to 2 times this, a voter campaigns; default 10
 	HeartbeatTicks int           // default 1
+	QuiesceTicks   int           // a group that was idle for so long sleeps; default 10
 
 	Workers      int    // goroutines that step groups, and as many that apply; default 4
 	CacheSize    int64  // bytes of block cache, both stores together; default 64 MiB
@@ -156,6 +157,7 @@ func (o *Options) setDefaults() {
 	orDefault(&o.Tick, 100*time.Millisecond)
 	orDefault(&o.ElectionTicks, 10)
 	orDefault(&o.HeartbeatTicks, 1)
+	orDefault(&o.QuiesceTicks, 10)
 	orDefault(&o.Workers, 4)
 	orDefault(&o.CacheSize, 64<<20)
 	orDefault(&o.MemTableSize, 16<<20)
@@ -184,6 +186,8 @@ func (o *Options) validate() error {
 		return dfs.Errorf(dfs.Invalid, op, "node number 0")
 	case o.HeartbeatTicks < 1 || o.ElectionTicks <= o.HeartbeatTicks:
 		return dfs.Errorf(dfs.Invalid, op, "heartbeat every %d ticks, election after %d: want at least 1, and more", o.HeartbeatTicks, o.ElectionTicks)
+	case o.QuiesceTicks < 1:
+		return dfs.Errorf(dfs.Invalid, op, "groups sleep after %d idle ticks: want at least 1", o.QuiesceTicks)
 	case o.MaxProposalBytes < 1 || o.MaxProposalBytes > maxProposalBytes:
 		return dfs.Errorf(dfs.Invalid, op, "largest proposal %d bytes: want 1 to %d", o.MaxProposalBytes, maxProposalBytes)
 	case min(o.Workers, o.MaxProposals, o.MaxProposalQueue, o.MaxReads, o.MaxInbox, o.MaxInflight, o.EntryCache, o.KeepEntries, o.MaxSnapshots, o.SnapshotFileBytes) < 0:

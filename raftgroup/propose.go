@@ -108,6 +108,13 @@ func (ps *proposals) add(p *proposal) error {
 	return nil
 }
 
+// none reports whether nothing waits.
+func (ps *proposals) none() bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.count == 0
+}
+
 // finishLocked gives p its outcome, once.
 func (p *proposal) finishLocked(o outcome) {
 	if p.finished {

@@ -56,6 +56,13 @@ func (rs *reads) add(rd *read) error {
 	return nil
 }
 
+// none reports whether nothing waits.
+func (rs *reads) none() bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.count == 0
+}
+
 // pending reports whether a request can be issued.
 func (rs *reads) pending() bool {
 	rs.mu.Lock()

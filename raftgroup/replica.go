@@ -65,6 +65,13 @@ type replica struct {
 	// has the configuration up to there, and what was handed out before is void.
 	confDone, confFloor uint64
 
+	// asleep says that the replica does not tick, see quiesce.go, and slept since
+	// which tick of the host. busy is the tick at which it last had something to
+	// do, lastFrame that of the last message of any peer.
+	asleep          bool
+	slept           uint64
+	busy, lastFrame uint64
+
 	// lastWants is the tick at which the state was last asked for.
 	lastWants uint64
 	// seen holds, for each peer, the tick of its last message.
@@ -82,7 +89,8 @@ type round struct {
 	snapshots     []*pb.Message
 	removed       []dfs.NodeID // nodes to tell that they are no members
 	removedAt     uint64
-	wantState     bool // ask lead for the state
+	wantState     bool   // ask lead for the state
+	quiesce       *frame // the last message that came, if it is one that asks to sleep
 }
 
 func (r *replica) config() *raft.Config {
@@ -135,12 +143,21 @@ func (r *replica) round(out *outbox) round {
 		return rd
 	}
 	r.guardLocked(func() {
+		if r.asleep {
+			if !r.rousedLocked(&got) {
+				return
+			}
+			r.wakeLocked()
+		}
 		r.stepAllLocked(got, &rd)
 		for range maxRound {
 			if r.fault != nil || !r.raw.HasReady() {
 				break
 			}
 			r.readyLocked(out, &rd)
+		}
+		if r.fault == nil {
+			r.restLocked(&got, &rd, out)
 		}
 	})
 	if r.fault != nil {
@@ -157,6 +174,9 @@ func (r *replica) round(out *outbox) round {
 }
 
 func (r *replica) stepAllLocked(got inboxLoad, rd *round) {
+	if got.busy() || r.reads.pending() {
+		r.busy = r.ticks
+	}
 	for i := range got.frames {
 		if r.stepFrameLocked(&got.frames[i], rd); r.fault != nil {
 			return
@@ -187,7 +207,9 @@ func (r *replica) tickLocked(rd *round) {
 	}
 	missing := r.state.missing()
 	if !r.passive && !missing {
-		r.raw.Tick()
+		if !r.drowsyLocked() {
+			r.raw.Tick()
+		}
 		return
 	}
 	// The library's clock stands still, or it would campaign. So it has to be
@@ -203,11 +225,16 @@ func (r *replica) tickLocked(rd *round) {
 // stepFrameLocked steps one message of a peer, after it has been checked
 // against what this replica promised.
 func (r *replica) stepFrameLocked(f *frame, rd *round) {
+	rd.quiesce = nil
+	r.lastFrame = r.ticks
 	switch f.kind {
 	case frameRemoved:
 		r.removedLocked(f.removed)
 		return
-	case frameNeedState:
+	case frameQuiesce:
+		rd.quiesce = f
+		return
+	case frameNeedState, frameBeat:
 		return // taken by the host before it came here
 	}
 	m := f.msg
@@ -382,6 +409,8 @@ func (r *replica) quarantineLocked(err error) {
 	r.proposals.close(err)
 	r.reads.close(err)
 	r.signalLocked()
+	r.h.awake.remove(r)
+	r.h.beats.alarm() // who sleeps under this replica hears of it in no other way
 }
 
 // damagedLocked quarantines the replica now and at every later start: its log

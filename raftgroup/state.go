@@ -81,6 +81,13 @@ func (s *state) missing() bool {
 	return s.lost
 }
 
+// members returns the configuration that is applied; read-only.
+func (s *state) members() *pb.ConfState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur.conf
+}
+
 func (s *state) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -53,6 +53,7 @@ type Status struct {
 	Voters   []dfs.NodeID // ascending, of both halves of a joint configuration
 	Learners []dfs.NodeID // ascending
 	Joint    bool         // a change is half done
+	Asleep   bool         // the group is idle
 
 	Applied uint64
 	Commit  uint64
@@ -143,6 +144,7 @@ func (r *replica) status() Status {
 	st.Learners = nodeIDs(basic.Config.Learners)
 	st.Joint = len(basic.Config.Voters[1]) > 0
 	st.Role = r.roleIn(&st, basic.RaftState)
+	st.Asleep = r.asleep
 	for id, p := range basic.Progress {
 		st.Peers = append(st.Peers, Progress{
 			Node: dfs.NodeID(id), Match: p.Match, Learner: p.IsLearner,
@@ -156,9 +158,16 @@ func (r *replica) status() Status {
 // heardLocked reports whether a member answers this leader's heartbeats. The
 // library's own note of it is wiped every so often.
 func (r *replica) heardLocked(id uint64) bool {
+	limit := uint64(max(r.h.opts.ElectionTicks/2, 2*r.h.opts.HeartbeatTicks+1))
+	if id == uint64(r.h.opts.Node) {
+		return true
+	}
+	if r.asleep {
+		age, ok := r.h.beats.heardSince(dfs.NodeID(id), r.slept)
+		return ok && age < limit
+	}
 	at, ok := r.answered[id]
-	limit := max(r.h.opts.ElectionTicks/2, 2*r.h.opts.HeartbeatTicks+1)
-	return id == uint64(r.h.opts.Node) || ok && r.ticks-at < uint64(limit)
+	return ok && r.ticks-at < limit
 }
 
 func (r *replica) roleIn(st *Status, state raft.StateType) Role {

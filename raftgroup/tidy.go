@@ -120,9 +120,10 @@ func (r *replica) neededFrom(target uint64) uint64 {
 	if r.fault != nil || r.role != raft.StateLeader {
 		return target
 	}
+	now := r.timeLocked()
 	r.raw.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		seen, ok := r.seen[id]
-		live := ok && r.ticks-seen <= liveTimeouts*uint64(r.h.opts.ElectionTicks)
+		live := ok && now-seen <= liveTimeouts*uint64(r.h.opts.ElectionTicks)
 		if live && p.State != tracker.StateSnapshot {
 			target = min(target, p.Match)
 		}
