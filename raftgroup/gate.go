@@ -185,6 +185,28 @@ func (f gateFile) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// zeros is what a file is filled with, piece by piece.
+var zeros [1 << 20]byte
+
+// Preallocate fills the range with zeros where the file does not reach yet. Pebble
+// asks for it at the beginning of a write-ahead log: a sync of bytes that are there
+// already writes them and no more, while one of bytes that are merely reserved
+// has to tell the file system too that they are written now. A log that is used
+// again is as long already.
+func (f gateFile) Preallocate(off, length int64) error {
+	f.g.do(func() error {
+		info, err := f.File.Stat()
+		if err != nil {
+			return err
+		}
+		for at, end := max(off, info.Size()), off+length; at < end && err == nil; at += int64(len(zeros)) {
+			_, err = f.File.WriteAt(zeros[:min(int64(len(zeros)), end-at)], at)
+		}
+		return err
+	})
+	return nil
+}
+
 func (f gateFile) Sync() error {
 	f.g.do(f.File.Sync)
 	return nil

@@ -84,8 +84,8 @@ type Options struct {
 	QuiesceTicks   int           // a group that was idle for so long sleeps; default 10
 
 	Workers      int    // goroutines that step groups, and as many that apply; default 4
-	CacheSize    int64  // bytes of block cache, both stores together; default 64 MiB
-	MemTableSize uint64 // bytes of one memtable of either store; default 16 MiB
+	CacheSize    int64  // bytes of block cache, both stores together, memtables not counted; default 64 MiB
+	MemTableSize uint64 // bytes of one memtable, of which either store has at most two; default 8 MiB
 
 	MaxProposalBytes int // of one command; default 512 KiB, at most 900 KiB
 	MaxProposals     int // of one group that wait for an answer; default 1,024
@@ -160,7 +160,7 @@ func (o *Options) setDefaults() {
 	orDefault(&o.QuiesceTicks, 10)
 	orDefault(&o.Workers, 4)
 	orDefault(&o.CacheSize, 64<<20)
-	orDefault(&o.MemTableSize, 16<<20)
+	orDefault(&o.MemTableSize, 8<<20)
 	orDefault(&o.MaxProposalBytes, 512<<10)
 	orDefault(&o.MaxProposals, 1024)
 	orDefault(&o.MaxProposalQueue, 16<<20)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -20,8 +21,17 @@ import (
 // is opened; a newer one is refused by Pebble.
 const storeFormat = pebble.FormatValueSeparation
 
+// maxMemTables is how many memtables a store has at a time: one takes writes while
+// the other is flushed.
+const maxMemTables = 2
+
 // maxOpenFiles bounds the file descriptors of one store.
 const maxOpenFiles = 500
+
+// filterBits is what each key of the state store takes in the filters, which know
+// of a key that is missing without a look into the table: one in a hundred of them
+// is looked for in vain.
+const filterBits = 10
 
 // storeLogger is what Pebble tells about one store. Pebble takes Fatalf for the
 // end of the process; here it is the end of this host only: the gate is shut
@@ -57,14 +67,21 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 	g := newGate(dir, fail)
 	log := &storeLogger{log: o.Logger.With("store", o.FS.PathBase(dir)), g: g}
 	po := &pebble.Options{
-		FS:                 gateFS{o.FS, g},
-		CacheSize:          o.CacheSize / 2,
-		MemTableSize:       o.MemTableSize,
-		MaxOpenFiles:       maxOpenFiles,
-		FormatMajorVersion: storeFormat,
-		DisableWAL:         !wal,
-		Logger:             log,
-		EventListener:      g.listener(),
+		FS:           gateFS{o.FS, g},
+		CacheSize:    cacheSize(o, wal),
+		MemTableSize: o.MemTableSize,
+
+		MemTableStopWritesThreshold: maxMemTables,
+		MaxOpenFiles:                maxOpenFiles,
+		FormatMajorVersion:          storeFormat,
+		DisableWAL:                  !wal,
+		Logger:                      log,
+		EventListener:               g.listener(),
+	}
+	if !wal { // most entries ask for rows that are not there
+		for i := range po.Levels {
+			po.Levels[i].FilterPolicy = bloom.FilterPolicy(filterBits)
+		}
 	}
 	// A snapshot's files go under the state at once instead of waiting in
 	// a queue that only a write-ahead log makes durable.
@@ -81,6 +98,17 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 		return nil, wrapStore("open raft store", dir, err)
 	}
 	return db, nil
+}
+
+// cacheSize is what a store is given for its block cache, of which Pebble takes its
+// memtables off: as much is added. Of the log little is read twice, and what is
+// recent lies in its groups' own caches.
+func cacheSize(o *Options, wal bool) int64 {
+	memtables := maxMemTables * int64(o.MemTableSize)
+	if wal {
+		return o.CacheSize/8 + memtables
+	}
+	return o.CacheSize - o.CacheSize/8 + memtables
 }
 
 // wrapStore gives an error of Pebble its kind.

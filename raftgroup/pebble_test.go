@@ -1,7 +1,12 @@
 package raftgroup
 
 import (
+	"bytes"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -53,5 +58,81 @@ func TestDamageSaysWhatToDo(t *testing.T) {
 		if err = wrapStore("read", "store", err); dfs.KindOf(err) != dfs.Corrupt || !strings.Contains(err.Error(), "replace the node") {
 			t.Errorf("%v: of kind %v, or without the remedy", err, dfs.KindOf(err))
 		}
+	}
+}
+
+// TestBlocksAreCached: the memtables leave the block cache what it was given.
+func TestBlocksAreCached(t *testing.T) {
+	const keys = 200
+	value := make([]byte, 1000)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(value) // never fails
+	for _, wal := range []bool{false, true} {
+		o := &Options{FS: vfs.NewMem(), Logger: slog.New(slog.DiscardHandler), CacheSize: 4 << 20, MemTableSize: 4 << 20}
+		db, err := openStore(o, "store", wal, func(err error) { t.Error(err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := func(i int) []byte { return fmt.Appendf(nil, "%06d", i) }
+		for range 8 { // memtables grow from flush to flush
+			for i := range keys {
+				if err := db.Set(key(i), value, pebble.NoSync); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read := func() int64 {
+			before := db.Metrics().BlockCache.Misses
+			for i := range keys {
+				_, c, err := db.Get(key(i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return db.Metrics().BlockCache.Misses - before
+		}
+		first, again := read(), read()
+		if first == 0 || again > 0 {
+			t.Errorf("wal %v: %d blocks were read, and %d of them again", wal, first, again)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPreallocateFills: what Pebble asks to be reserved is there, as zeros, and
+// what was there stays.
+func TestPreallocateFills(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "000001.log")
+	g := newGate("store", func(err error) { t.Error(err) })
+	f, err := gateFS{vfs.Default, g}.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, len(zeros)+4096)
+	copy(want, "head")
+	if _, err := f.Write([]byte("head")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it is there
+		if err := f.Preallocate(0, int64(len(want))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.Write([]byte("more")); err != nil {
+		t.Fatal(err)
+	}
+	copy(want[4:], "more")
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, beginning %q, and %v: want %d", len(got), got[:min(8, len(got))], err, len(want))
 	}
 }
