@@ -205,13 +205,14 @@ func (r *replica) applyConf(e *pb.Entry) (conf *pb.ConfState, err error) {
 func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfState) ([]reply, []checkpoint, error) {
 	b := r.state.db.NewIndexedBatch()
 	defer b.Close()
+	tx := newTx(b, r.state.prefix)
 	var replies []reply
 	var checks []checkpoint
 	for _, e := range es {
 		if e.GetIndex() != next.index+1 {
 			return nil, nil, dfs.Errorf(dfs.Internal, "apply", "%v: entry %d after %d", r.id, e.GetIndex(), next.index)
 		}
-		re, writes, err := r.applyEntry(b, e)
+		re, writes, err := r.applyEntry(tx, e)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -237,8 +238,8 @@ func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfStat
 	return replies, checks, r.h.failure()
 }
 
-// applyEntry lets the state machine apply one entry into a batch.
-func (r *replica) applyEntry(b *pebble.Batch, e *pb.Entry) (re reply, writes uint64, err error) {
+// applyEntry lets the state machine apply one entry.
+func (r *replica) applyEntry(tx *batchTx, e *pb.Entry) (re reply, writes uint64, err error) {
 	re.index = e.GetIndex()
 	if isConfChange(e) || len(e.GetData()) == 0 {
 		re.id, _ = entryID(e)
@@ -255,7 +256,7 @@ func (r *replica) applyEntry(b *pebble.Batch, e *pb.Entry) (re reply, writes uin
 			err = dfs.Errorf(dfs.Internal, "apply", "%v: entry %d: %v", r.id, e.GetIndex(), p)
 		}
 	}()
-	tx := newTx(b, r.state.prefix)
+	tx.writes = 0
 	re.data, err = r.sm.Apply(tx, Entry{Index: e.GetIndex(), Term: e.GetTerm(), Data: cmd})
 	if err != nil {
 		return re, 0, dfs.Wrap("apply", fmt.Sprintf("%v entry %d", r.id, e.GetIndex()), err)

@@ -109,6 +109,10 @@ type batchTx struct {
 	view
 	b *pebble.Batch
 
+	// read holds what the batch was asked for, as it is now, by whole keys: every
+	// entry of a batch asks for the same few rows first. nil: there is none.
+	read map[string][]byte
+
 	// writes sums a hash of each write, so that it does not depend on the
 	// order in which a state machine writes different keys.
 	writes uint64
@@ -119,16 +123,41 @@ type batchTx struct {
 func NewTx(b *pebble.Batch, prefix []byte) Tx { return newTx(b, prefix) }
 
 func newTx(b *pebble.Batch, prefix []byte) *batchTx {
-	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b}
+	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b, read: map[string][]byte{}}
+}
+
+func (t *batchTx) Get(key []byte) ([]byte, bool, error) {
+	val, known := t.read[string(key)]
+	if !known {
+		var ok bool
+		var err error
+		if val, ok, err = t.view.Get(key); err != nil {
+			return nil, false, err
+		}
+		if !ok {
+			val = nil
+		}
+		t.read[string(key)] = val
+	}
+	if val == nil {
+		return nil, false, nil
+	}
+	return append(make([]byte, 0, len(val)), val...), true, nil
 }
 
 func (t *batchTx) Set(key, value []byte) error {
 	t.writes += hashWrite(1, key, value)
+	if _, known := t.read[string(key)]; known {
+		t.read[string(key)] = append(make([]byte, 0, len(value)), value...)
+	}
 	return t.b.Set(t.key(key), value, nil)
 }
 
 func (t *batchTx) Delete(key []byte) error {
 	t.writes += hashWrite(2, key, nil)
+	if _, known := t.read[string(key)]; known {
+		t.read[string(key)] = nil
+	}
 	return t.b.Delete(t.key(key), nil)
 }
 
