@@ -145,7 +145,7 @@ func (r *replica) applyEntries(es []*pb.Entry) error {
 	for len(es) > 0 && es[0].GetIndex() <= next.index {
 		es = es[1:] // a snapshot has them, or a restart applied them before
 	}
-	if len(es) == 0 || r.superseded(es[0].GetIndex()) {
+	if len(es) == 0 || s.failed() != nil || r.superseded(es[0].GetIndex()) {
 		s.gate.RUnlock()
 		return nil
 	}

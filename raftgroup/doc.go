@@ -36,6 +36,8 @@
 //     below its mark has lost acknowledged entries and is refused.
 //   - A replica sleeps only while its log, commit index and state end at the same
 //     entry and nothing waits for it. A leader that is awake sends heartbeats.
+//   - A replica without a log votes for nobody; one that takes the place of a
+//     destroyed one begins in a later term than that one ever knew.
 //   - A replica whose log, state or library misbehaves is quarantined: it neither
 //     votes nor acknowledges nor serves, and no other replica is touched.
 //

@@ -61,6 +61,8 @@ func TestFormatBytes(t *testing.T) {
 			"01ac0202090608010802080310aa0000000000000000000000000000bb0201ac0201016101"},
 		{"why it was found damaged", encodeDamage(errors.New("lost")),
 			"016c6f7374"},
+		{"tombstone", encodeTombstone(300),
+			"01ac02"},
 		{"key of the applied record", stateKey(3, stateApplied),
 			"67000300"},
 		{"applied", at.encode(),

@@ -21,6 +21,7 @@ type groupLog struct {
 
 	// snapshot describes the applied state, for peers that need it whole.
 	snapshot func() (*pb.SnapshotMetadata, error)
+	ended    bool // nothing more is written; the log writer's alone
 	// initial is what Raft starts from.
 	initialHard *pb.HardState
 	initialConf *pb.ConfState

@@ -109,9 +109,13 @@ func (h *Host) openStores() error {
 		if err != nil {
 			return err
 		}
-		if r != nil {
-			h.groups[g] = r
+		if r == nil {
+			if err := h.wipeRest(g); err != nil {
+				return err
+			}
+			continue
 		}
+		h.groups[g] = r
 	}
 	return h.cleanSnapDir()
 }

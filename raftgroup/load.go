@@ -29,8 +29,20 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	if h.replica(g) != nil {
 		return dfs.Errorf(dfs.Exist, "add replica", "%v has a replica on node %v", g, h.opts.Node)
 	}
+	term, err := h.tombstone(g)
+	switch {
+	case err != nil:
+		return err
+	case term > 0 && t.index > 0: // of old: a group begins once
+		return dfs.Errorf(dfs.Exist, "add replica", "%v had a replica on node %v, which was destroyed", g, h.opts.Node)
+	case term > 0:
+		hard = hardState(term, raft.None, 0)
+	}
 	b := h.store.db.NewBatch()
 	defer b.Close()
+	if err := b.Delete(groupKey(g, logTombstone), nil); err != nil {
+		return err
+	}
 	if err := b.Set(groupKey(g, logTruncated), t.encode(), nil); err != nil {
 		return err
 	}

@@ -24,6 +24,8 @@ type logWrite struct {
 	install   *install      // a snapshot takes the place of log and state first
 	cut       *truncated    // drop the log up to here
 	damaged   error         // remember that the log lost something
+	tombstone uint64        // nothing of the group stays but this term, 0: none; the last write of a replica
+	buried    chan struct{} // closed once that is synced
 }
 
 // logWriter is the one goroutine that appends to the log store. Each round it
@@ -203,6 +205,9 @@ func (w *logWriter) write(rd *logRound) error {
 // stageRest adds everything but the entries.
 func (lw *logWrite) stageRest(b *pebble.Batch) error {
 	g := lw.r.id
+	if lw.r.l.ended {
+		return nil // a cut that was under way
+	}
 	if lw.hard != nil {
 		if err := b.Set(groupKey(g, logHardState), encodeHardState(lw.hard), nil); err != nil {
 			return err
@@ -212,6 +217,10 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 		if err := b.Set(groupKey(g, logDamaged), encodeDamage(lw.damaged), nil); err != nil {
 			return err
 		}
+	}
+	if lw.tombstone > 0 {
+		lw.r.l.ended = true
+		return stageBurial(b, g, lw.tombstone)
 	}
 	if lw.cut == nil {
 		return nil
@@ -229,6 +238,9 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 // deliver hands on what waited for a write. A replica in quarantine
 // acknowledges nothing.
 func (w *logWriter) deliver(lw *logWrite, out *outbox) {
+	if lw.buried != nil {
+		close(lw.buried)
+	}
 	if lw.opens != nil {
 		lw.r.queue.open(lw.opens)
 		w.h.appliers.schedule(lw.r)

@@ -66,6 +66,8 @@ type Hooks struct {
 	// InstallStep is called before each step of a snapshot install, 1 to 3,
 	// and once with 4 when it is complete.
 	InstallStep func(g dfs.GroupID, step int)
+	// DestroyStep is called after each of the two steps of a replica's end.
+	DestroyStep func(g dfs.GroupID, step int)
 }
 
 // Options configure a Host. FS, Dir, Node, StateMachine and Send are required;

@@ -345,7 +345,7 @@ func (r *replica) offer(ctx context.Context, inst *install) error {
 // state was lost, hands it to the log writer past the library.
 func (r *replica) stepInstallLocked(inst *install) {
 	if inst.term > 0 {
-		r.passive = false
+		r.passive, r.leaving = false, false
 		r.state.expect(inst)
 		_ = r.raw.Step(inst.message(r.h.opts.Node))
 		return

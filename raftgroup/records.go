@@ -28,6 +28,7 @@ const (
 	logTruncated = 0x01
 	logIntent    = 0x02
 	logDamaged   = 0x03
+	logTombstone = 0x04
 	logEntry     = 0x10
 )
 

@@ -23,7 +23,8 @@ const maxRound = 16
 //	serving ───────────────────────────────────────────▶ quarantined
 //	 │   ▲                                                    ▲
 //	 │   └── state installed ── needs state ──────────────────┘
-//	 └── leader says: removed ──▶ passive ── leader's append ──▶ serving
+//	 ├── leader says: removed ──▶ passive ── leader's append ──▶ serving
+//	 └── no member, as a leader confirms ──▶ destroyed, see DestroyReplica
 //
 // Locks are taken in the order state.gate, mu, any other; nothing that waits
 // for another node or for time happens under any of them.
@@ -58,6 +59,7 @@ type replica struct {
 
 	fault   error         // why the replica is quarantined; nil while it is not
 	passive bool          // a leader said that this node is no longer a member
+	leaving bool          // about to be destroyed, and no leader has spoken since: see DestroyReplica
 	changed chan struct{} // closed and replaced when lead, term or members change
 
 	// confDone is the index of the last configuration change that the library
@@ -250,6 +252,7 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 	}
 	switch m.GetType() {
 	case pb.MsgApp, pb.MsgHeartbeat:
+		r.leaving = false
 		if m.GetTerm() >= r.logTerm {
 			r.passive = false // a leader that has us as a member
 		}
@@ -266,6 +269,9 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 			return
 		}
 	case pb.MsgPreVote, pb.MsgVote:
+		if r.logEnd < firstIndex {
+			return // without a log it stands for nothing, see DestroyReplica
+		}
 		r.tellRemovedLocked(m, rd)
 	}
 	_ = r.raw.Step(m) // errors: the sender is no member, which is no fault of ours
@@ -402,9 +408,14 @@ func (r *replica) quarantineLocked(err error) {
 	if r.fault != nil {
 		return
 	}
+	r.h.log.Error("replica quarantined", "group", uint16(r.id), "cause", err)
+	r.endLocked(err)
+}
+
+// endLocked lets the replica do and answer nothing any more.
+func (r *replica) endLocked(err error) {
 	r.fault = err
 	r.office.Store(&Office{Term: r.term})
-	r.h.log.Error("replica quarantined", "group", uint16(r.id), "cause", err)
 	r.state.fail(err)
 	r.proposals.close(err)
 	r.reads.close(err)

@@ -1,0 +1,151 @@
+package raftgroup
+
+import (
+	"context"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/raft/v3"
+
+	"dfsd/dfs"
+)
+
+// A replica that is no member any more is destroyed in two steps. A start that
+// finds the first without the second does what is left.
+//
+//	1  log store, synced: nothing of the group but a tombstone
+//	2  state store, flushed: none of the group's keys
+//
+// The tombstone holds the last term of the replica, in which and in every
+// earlier one it may have voted and acknowledged. A replica that joins again
+// begins one term later, without a vote:
+//
+//   - What the destroyed one sent, however late it arrives, is of an earlier term
+//     than that of any leader that the new one follows, and so counts nowhere. A
+//     leader of that term or an earlier one steps down at the new one's first
+//     answer.
+//   - As long as it has no log it votes for nobody, in any term: a node that has
+//     missed the removal would count that vote in its old configuration, and the
+//     destroyed log, which stood against it, is gone. The log that it is sent has the
+//     removal.
+
+// DestroyReplica destroys this node's replica of a group of which it is no
+// member any more. Confirm must find that out: by asking a leader, who has it
+// confirmed by a majority that it leads. Nothing is destroyed when it returns an
+// error, which is returned, or when a leader has spoken to the replica since it
+// was called: Busy. Unavailable: the replica is quarantined.
+func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(context.Context) error) error {
+	const op = "destroy replica"
+	r, err := h.find(g)
+	if err != nil {
+		return err
+	}
+	if !h.enter() {
+		return errClosing(op)
+	}
+	defer h.leave()
+	r.setLeaving()
+	if err := confirm(ctx); err != nil {
+		return err
+	}
+	h.adding.Lock()
+	defer h.adding.Unlock()
+	buried := make(chan struct{})
+	if err := r.bury(buried); err != nil {
+		return err
+	}
+	select { // no return before: the name is taken until all is gone
+	case <-buried:
+	case <-h.closing:
+		return errClosing(op) // the next start finds what was written
+	}
+	h.destroyStep(g, 1)
+	r.state.gate.Lock()
+	err = h.wipeState(g)
+	r.state.gate.Unlock()
+	if err != nil {
+		h.fail(err)
+		return err
+	}
+	h.destroyStep(g, 2)
+	h.mu.Lock()
+	delete(h.groups, g)
+	h.mu.Unlock()
+	h.log.Info("replica destroyed", "group", uint16(g))
+	return nil
+}
+
+func (h *Host) destroyStep(g dfs.GroupID, step int) {
+	if f := h.opts.Hooks.DestroyStep; f != nil {
+		f(g, step)
+	}
+}
+
+// setLeaving begins to watch for a leader's word.
+func (r *replica) setLeaving() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leaving = true
+}
+
+// bury ends the replica for good, unless a leader has spoken to it since it
+// began to leave. Buried is closed once the log store says so.
+func (r *replica) bury(buried chan struct{}) error {
+	const op = "destroy replica"
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.fault != nil:
+		return unavailable(op, r.fault)
+	case !r.leaving || r.role == raft.StateLeader:
+		return dfs.Errorf(dfs.Busy, op, "%v: a leader has spoken to the replica", r.id)
+	}
+	term := r.raw.BasicStatus().GetTerm()
+	r.endLocked(dfs.Errorf(dfs.Unavailable, op, "%v: the replica on node %v is destroyed", r.id, r.h.opts.Node))
+	r.h.writer.push(&logWrite{r: r, tombstone: term + 1, buried: buried, sync: true})
+	return nil
+}
+
+// stageBurial is step 1.
+func stageBurial(b *pebble.Batch, g dfs.GroupID, term uint64) error {
+	start := groupKey(g, 0)[:3]
+	if err := b.DeleteRange(start, prefixEnd(start), nil); err != nil {
+		return err
+	}
+	return b.Set(groupKey(g, logTombstone), encodeTombstone(term), nil)
+}
+
+func encodeTombstone(term uint64) []byte { return appendUints([]byte{recordVersion}, term) }
+
+// tombstone returns the term in which a replica of the group may begin, 0 when
+// none was ever destroyed here.
+func (h *Host) tombstone(g dfs.GroupID) (uint64, error) {
+	v, err := h.store.get(groupKey(g, logTombstone))
+	if v == nil || err != nil {
+		return 0, err
+	}
+	d := newDecoder(v)
+	term := d.uint()
+	if !d.end() || term == 0 {
+		return 0, dfs.Errorf(dfs.Corrupt, "read raft log", "the tombstone of %v is damaged", g)
+	}
+	return term, nil
+}
+
+// wipeState is step 2.
+func (h *Host) wipeState(g dfs.GroupID) error {
+	start, end := stateSpan(g)
+	if err := h.state.DeleteRange(start, end, pebble.NoSync); err != nil {
+		return wrapStore("destroy replica", g.String(), err)
+	}
+	return wrapStore("destroy replica", g.String(), h.state.Flush())
+}
+
+// wipeRest does what a crash left of a replica's end.
+func (h *Host) wipeRest(g dfs.GroupID) error {
+	a, err := readApplied(h.state, g, false)
+	if err != nil || a.index == 0 {
+		return err
+	}
+	h.log.Info("the rest of a destroyed replica is removed", "group", uint16(g))
+	return h.wipeState(g)
+}

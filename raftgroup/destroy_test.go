@@ -1,0 +1,254 @@
+package raftgroup
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+)
+
+// swapped founds a group on nodes 1, 2 and 3 and then has 4 take the place of 3,
+// which may be while node 2 hears nothing.
+func swapped(t *testing.T, c *cluster, g dfs.GroupID, deaf bool) {
+	t.Helper()
+	c.found(g)
+	c.grow(g, 2, 3)
+	for i := range 20 {
+		c.propose(g, fmt.Sprintf("put k%d before", i))
+	}
+	c.converge(1, 2, 3)
+	c.retry("lead", func() error {
+		if c.leader(g) == 1 {
+			return nil
+		}
+		return c.h(c.leader(g)).TransferLeader(t.Context(), g, 1)
+	})
+	if err := c.h(4).JoinGroup(g); err != nil {
+		t.Fatal(err)
+	}
+	if deaf {
+		c.isolate(2, true)
+	}
+	c.retry("add learner", func() error { return c.h(1).AddLearner(t.Context(), g, 4) })
+	c.retry("swap", func() error { return c.h(1).ChangeMembers(t.Context(), g, Change{4, Voter}, Change{3, None}) })
+	c.retry("leave the joint configuration", func() error {
+		if st, _ := c.h(1).Status(g); st.Joint {
+			return dfs.Errorf(dfs.Busy, "wait", "joint")
+		}
+		return nil
+	})
+	c.propose(g, "put k0 after")
+}
+
+// confirm asks the leader, as package meta does.
+func (c *cluster) confirm(g dfs.GroupID, node dfs.NodeID) func(context.Context) error {
+	return func(ctx context.Context) error {
+		h := c.h(c.leader(g))
+		if err := h.Read(ctx, g, func(Reader) error { return nil }); err != nil {
+			return err
+		}
+		st, _ := h.Status(g)
+		if slices.Contains(st.Voters, node) || slices.Contains(st.Learners, node) {
+			return dfs.Errorf(dfs.Unavailable, "confirm", "%v is a member", node)
+		}
+		return nil
+	}
+}
+
+// rowsOf counts what the two stores of a node have of a group, its tombstone
+// left out.
+func rowsOf(t *testing.T, h *Host, g dfs.GroupID) (log, state int) {
+	t.Helper()
+	count := func(db *pebble.DB, start, end []byte) (n int) {
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: start, UpperBound: end})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer it.Close()
+		for ok := it.First(); ok; ok = it.Next() {
+			if string(it.Key()) != string(groupKey(g, logTombstone)) {
+				n++
+			}
+		}
+		return n
+	}
+	start := groupKey(g, 0)[:3]
+	log = count(h.store.db, start, prefixEnd(start))
+	start, end := stateSpan(g)
+	return log, count(h.state, start, end)
+}
+
+// TestDestroyReplica: a removed replica leaves nothing, and its node may have
+// another one later, in a later term than the old one ever knew.
+func TestDestroyReplica(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 1
+		c := newCluster(t, 1, 4, g)
+		defer c.stop()
+		swapped(t, c, g, false)
+		old, _ := c.h(3).Status(g)
+		c.retry("destroy", func() error { return c.h(3).DestroyReplica(t.Context(), g, c.confirm(g, 3)) })
+		if _, ok := c.h(3).Leader(g); ok {
+			t.Error("there is still a replica")
+		}
+		if log, state := rowsOf(t, c.h(3), g); log+state > 0 {
+			t.Errorf("%d rows are left in the log store, %d in the state store", log, state)
+		}
+		if err := c.h(3).CreateGroup(g, []dfs.NodeID{3}); dfs.KindOf(err) != dfs.Exist {
+			t.Errorf("a second beginning of the group: %v", err)
+		}
+		c.crash(3, 0)
+		if _, ok := c.h(3).Leader(g); ok {
+			t.Error("a restart has brought the replica back")
+		}
+		if err := c.h(3).JoinGroup(g); err != nil {
+			t.Fatal(err)
+		}
+		if st, _ := c.h(3).Status(g); st.Term <= old.Term || st.Last != 0 {
+			t.Errorf("the new replica is in term %d with a log through %d, the old one was in term %d", st.Term, st.Last, old.Term)
+		}
+		c.grow(g, 3)
+		c.propose(g, "put k1 again")
+		c.converge(1, 2, 3, 4)
+	})
+}
+
+// TestDestroyedReplicaDoesNotVote: node 2 has missed that node 4 took the place of
+// node 3, and so counts 3's vote, whose log would have stood against it.
+func TestDestroyedReplicaDoesNotVote(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 1
+		c := newCluster(t, 1, 4, g)
+		defer c.stop()
+		swapped(t, c, g, true)
+		c.retry("destroy", func() error { return c.h(3).DestroyReplica(t.Context(), g, c.confirm(g, 3)) })
+		if err := c.h(3).JoinGroup(g); err != nil {
+			t.Fatal(err)
+		}
+		c.heal()
+		c.isolate(1, true)
+		c.isolate(4, true)
+		for range 300 {
+			time.Sleep(100 * time.Millisecond)
+			if st, _ := c.h(2).Status(g); st.Role == RoleLeader {
+				t.Fatalf("node 2 leads in term %d with a log through %d, elected by a node that has none", st.Term, st.Last)
+			}
+		}
+		c.heal()
+		c.retry("read", func() error {
+			got, err := c.read(1, g, "k0")
+			if err == nil && got != "after" {
+				t.Errorf("k0 is %q", got)
+			}
+			return err
+		})
+	})
+}
+
+// TestDestroyIsCalledOff: a leader's word while the question is under way, or an
+// answer that is none, and nothing is destroyed.
+func TestDestroyIsCalledOff(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 1
+		c := newCluster(t, 1, 3, g)
+		defer c.stop()
+		c.found(g)
+		c.grow(g, 2, 3)
+		for _, id := range c.all() {
+			err := c.h(id).DestroyReplica(t.Context(), g, func(context.Context) error {
+				time.Sleep(time.Second)
+				return nil
+			})
+			if dfs.KindOf(err) != dfs.Busy {
+				t.Errorf("node %v, a member: %v", id, err)
+			}
+			if err := c.h(id).DestroyReplica(t.Context(), g, c.confirm(g, id)); dfs.KindOf(err) != dfs.Unavailable {
+				t.Errorf("node %v, a member: %v", id, err)
+			}
+		}
+		c.propose(g, "put k v")
+		c.converge(c.all()...)
+	})
+}
+
+// cutOff takes a node's disk as a power loss now leaves it, for its next host. The
+// present one goes on, on its own disk, and nobody hears it.
+func (c *cluster) cutOff(id dfs.NodeID, keep int) *node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.nodes[id]
+	old.dead.Store(true)
+	rng := rand.New(rand.NewPCG(c.rng.Uint64(), 2))
+	next := &node{c: c, id: id, fs: old.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rng})}
+	c.nodes[id] = next
+	return next
+}
+
+// TestDestroyThroughCrashes ends the node at each step of a replica's end: the
+// next start leaves either the replica as it was or nothing of it.
+func TestDestroyThroughCrashes(t *testing.T) {
+	for step := range 3 {
+		for _, keep := range []int{0, 50, 100} {
+			t.Run(fmt.Sprintf("step %d, %d%% kept", step, keep), func(t *testing.T) {
+				inBubble(t, func(t *testing.T) {
+					const g = 1
+					c := newCluster(t, uint64(step+1), 4, g)
+					defer c.stop()
+					var dead *node
+					c.tune = func(o *Options) {
+						if o.Node != 3 {
+							return
+						}
+						o.Hooks.DestroyStep = func(_ dfs.GroupID, at int) {
+							if at == step {
+								dead = c.cutOff(3, keep)
+							}
+						}
+					}
+					swapped(t, c, g, false)
+					ask := c.confirm(g, 3)
+					h := c.h(3)
+					c.retry("destroy", func() error {
+						return h.DestroyReplica(t.Context(), g, func(ctx context.Context) error {
+							err := ask(ctx)
+							if err == nil && step == 0 {
+								dead = c.cutOff(3, keep)
+							}
+							return err
+						})
+					})
+					c.tune = nil
+					if dead == nil {
+						t.Fatal("the step was never reached")
+					}
+					if err := h.Close(); err != nil { // on the orphaned disk
+						t.Fatal(err)
+					}
+					if err := dead.start(); err != nil {
+						t.Fatal(err)
+					}
+					log, state := rowsOf(t, c.h(3), g)
+					if _, there := c.h(3).Leader(g); there != (step == 0) || !there && log+state > 0 {
+						t.Fatalf("a replica: %v; %d rows in the log store, %d in the state store", there, log, state)
+					}
+					c.retry("destroy", func() error {
+						if _, there := c.h(3).Leader(g); !there {
+							return nil
+						}
+						return c.h(3).DestroyReplica(t.Context(), g, c.confirm(g, 3))
+					})
+					c.grow(g, 3)
+					c.propose(g, "put k1 again")
+					c.converge(1, 2, 3, 4)
+				})
+			})
+		}
+	}
+}
