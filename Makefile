@@ -58,6 +58,7 @@ bench:
 soak:
 	go test -count=1 -timeout 0 -v -run 'TestEveryFault$$' ./engine -full
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoakMetamorphic$$' ./engine
+	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'OrWhole$$' ./raftgroup
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoak' ./sim
 	DFSD_TEST_PLANTED=all go test -count=1 -timeout 0 -v -run 'TestPlanted' ./sim
 

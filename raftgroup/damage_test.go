@@ -86,7 +86,18 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 			if err := errors.Join(fs.RemoveAll("data/raft-log"), fs.MkdirAll("data/raft-log", 0o755)); err != nil {
 				t.Fatal(err)
 			}
-		}, dfs.Corrupt, "acknowledged entries are lost"},
+		}, dfs.Corrupt, "does not exist"},
+		"log lost its manifest": {func(t *testing.T, fs *vfs.MemFS) {
+			names, err := fs.List("data/raft-log")
+			for _, name := range names {
+				if strings.HasPrefix(name, "marker.manifest") {
+					err = errors.Join(err, fs.Remove("data/raft-log/"+name))
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, dfs.Corrupt, "does not exist"},
 		"mark is gone": {func(t *testing.T, fs *vfs.MemFS) {
 			if err := fs.Remove("data/raft-mark"); err != nil {
 				t.Fatal(err)
@@ -118,6 +129,9 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 					t.Fatalf("opened; %+v; close: %v", h.Statuses(), h.Close())
 				}
 				wantKind(t, err, tc.kind)
+				if IsLogDamage(err) != (tc.kind == dfs.Corrupt) {
+					t.Errorf("%v: is damage of the log: %v", err, IsLogDamage(err))
+				}
 				if !strings.Contains(err.Error(), tc.text) {
 					t.Errorf("error %q does not say %q", err, tc.text)
 				}
@@ -167,13 +181,22 @@ func TestRolledBackFollowerIsFound(t *testing.T) {
 		n := c.kill(victim, 0)
 		n.fs = old
 		c.revive(n)
-		for _, when := range []string{"found", "restarted"} {
-			time.Sleep(5 * time.Second)
-			st, _ := c.h(victim).Status(0)
-			if st.Role != RoleQuarantined || !errors.Is(st.Fault, dfs.Corrupt) {
-				t.Errorf("%s: node %v is %+v", when, victim, st)
+		h := c.h(victim)
+		<-h.Failed()
+		if why := h.Failure(); !IsLogDamage(why) || !errors.Is(why, dfs.Corrupt) {
+			t.Errorf("it failed with %v", why)
+		}
+		_, err := h.Propose(t.Context(), 0, []byte("put a 3"))
+		wantKind(t, err, dfs.Unavailable)
+		_ = h.Close() // reports why it failed
+		c.mu.Lock()
+		n.host = nil
+		c.mu.Unlock()
+		for range 2 {
+			n.fs = n.fs.CrashClone(vfs.CrashCloneCfg{})
+			if err := n.start(); !IsLogDamage(err) || !strings.Contains(err.Error(), "lost what it promised") {
+				t.Errorf("it opens again: %v", err)
 			}
-			c.crash(victim, 0)
 		}
 		c.propose(0, "put a 2")
 		var rest []dfs.NodeID
@@ -183,13 +206,11 @@ func TestRolledBackFollowerIsFound(t *testing.T) {
 			}
 		}
 		c.converge(rest...)
-		_, err := c.h(victim).Propose(t.Context(), 0, []byte("put a 3"))
-		wantKind(t, err, dfs.Unavailable)
 	})
 }
 
-// TestCommitBeyondLogQuarantines sends what would make the library panic.
-func TestCommitBeyondLogQuarantines(t *testing.T) {
+// TestCommitBeyondLogEndsTheHost sends what would make the library panic.
+func TestCommitBeyondLogEndsTheHost(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0, 1)
 		defer c.stop()
@@ -210,13 +231,15 @@ func TestCommitBeyondLogQuarantines(t *testing.T) {
 		if err := c.h(victim).Step(lead, sealBatch(batch)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
-		if st, _ := c.h(victim).Status(0); st.Role != RoleQuarantined {
-			t.Errorf("status %+v", st)
+		h := c.h(victim)
+		<-h.Failed()
+		if why := h.Failure(); !IsLogDamage(why) {
+			t.Errorf("it failed with %v", why)
 		}
-		if st, _ := c.h(victim).Status(1); st.Fault != nil {
-			t.Errorf("another group was touched: %+v", st)
-		}
+		_ = h.Close() // reports why it failed
+		c.mu.Lock()
+		c.nodes[victim].host = nil
+		c.mu.Unlock()
 		c.propose(0, "put a 2")
 	})
 }
@@ -347,5 +370,70 @@ func TestLostStateStillVotes(t *testing.T) {
 		c.mu.Unlock()
 		c.propose(0, "put new value")
 		c.converge(c.all()...)
+	})
+}
+
+// TestStateDamageMetWhileServing rots the tables of a state store under a host
+// that runs: it ends, and the next one on the directory fetches the state anew.
+// The log and its votes stay.
+func TestStateDamageMetWhileServing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.CacheSize = 1 << 10 } // nothing of a table stays in memory
+		defer c.stop()
+		c.boot()
+		c.fill(0, 120, 500)
+		for _, id := range c.all() {
+			c.waitCut(id, 0, 40)
+		}
+		c.propose(0, "put mid value")
+		c.converge(c.all()...)
+		victim := c.leader(0)%3 + 1
+		n := c.nodes[victim]
+		before, _ := n.host.Status(0)
+		if err := n.host.state.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		names, err := n.fs.List("data/raft-state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, ".sst") {
+				data, err := n.fs.UnsafeGetFileDataBuffer("data/raft-state/" + name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := 0; i < len(data)/2; i += 50 { // in place: the store has the file open
+					data[i] ^= 0x10
+				}
+			}
+		}
+		if err := n.host.ReadLocal(0, func(r Reader) error {
+			return r.Scan(nil, nil, func(_, _ []byte) (bool, error) { return true, nil })
+		}); err == nil {
+			t.Error("what is damaged is read")
+		}
+		<-n.host.Failed()
+		if why := n.host.Failure(); !errors.Is(why, dfs.Corrupt) || IsLogDamage(why) {
+			t.Errorf("it failed with %v", why)
+		}
+		if err := n.host.Close(); err != nil {
+			t.Error(err)
+		}
+		if there, err := exists(n.fs, "data/raft-state-damaged"); !there || err != nil {
+			t.Errorf("the damaged state was not put aside: %v", err)
+		}
+		n.fs = n.fs.CrashClone(vfs.CrashCloneCfg{})
+		c.revive(n)
+		if st, _ := c.h(victim).Status(0); !st.NeedState || st.Fault != nil || st.Last < before.Last || st.Term < before.Term {
+			t.Errorf("it is %+v, and was %+v", st, before)
+		}
+		c.propose(0, "put new value")
+		c.converge(c.all()...)
+		time.Sleep(2 * time.Second)
+		if there, err := exists(n.fs, "data/raft-state-damaged"); there || err != nil {
+			t.Errorf("the damaged state is kept: %v", err)
+		}
 	})
 }

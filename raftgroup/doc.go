@@ -38,8 +38,10 @@
 //     entry and nothing waits for it. A leader that is awake sends heartbeats.
 //   - A replica without a log votes for nobody; one that takes the place of a
 //     destroyed one begins in a later term than that one ever knew.
-//   - A replica whose log, state or library misbehaves is quarantined: it neither
+//   - A replica whose library or state machine misbehaves is quarantined: it neither
 //     votes nor acknowledges nor serves, and no other replica is touched.
+//   - A log store that has lost something speaks for no group any more. A state
+//     store that is damaged is fetched anew, with log and votes kept.
 //
 // The package is called by meta, which carries its messages as opaque bytes. It
 // never opens a connection, knows no address, and never calls another node.

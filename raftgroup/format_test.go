@@ -2,7 +2,6 @@ package raftgroup
 
 import (
 	"encoding/hex"
-	"errors"
 	"testing"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -59,8 +58,6 @@ func TestFormatBytes(t *testing.T) {
 			"01c8010209802006080108020803"},
 		{"intent", in.encode(),
 			"01ac0202090608010802080310aa0000000000000000000000000000bb0201ac0201016101"},
-		{"why it was found damaged", encodeDamage(errors.New("lost")),
-			"016c6f7374"},
 		{"tombstone", encodeTombstone(300),
 			"01ac02"},
 		{"key of the applied record", stateKey(3, stateApplied),
@@ -79,12 +76,6 @@ func TestFormatBytes(t *testing.T) {
 		if got := hex.EncodeToString(c.got); got != c.want {
 			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)
 		}
-	}
-	if why := decodeDamage(encodeDamage(errors.New("lost"))); why != "lost" {
-		t.Errorf("the reason is read as %q", why)
-	}
-	if why := decodeDamage([]byte("lost")); why == "ost" || why == "" {
-		t.Errorf("a reason of an unknown version is read as %q", why)
 	}
 	if e, bytes, err := decodeEntry(3, 301, encodeEntry(dfs.GroupID(3), entry, 4200)); err != nil || bytes != 4200 || !proto.Equal(e, entry) {
 		t.Errorf("the entry is read as %v, %d, %v", e, bytes, err)

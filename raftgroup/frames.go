@@ -263,6 +263,9 @@ func (o *outbox) flush() {
 }
 
 func (o *outbox) send(k lanePeer, ob *outBatch) {
+	if o.h.silent.Load() {
+		return
+	}
 	ok := o.h.opts.Send(k.to, k.lane, sealBatch(ob.b))
 	groups := ob.groups
 	ob.b, ob.groups = nil, nil

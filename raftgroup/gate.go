@@ -56,11 +56,18 @@ func (g *gate) listener() *pebble.EventListener {
 			// A snapshot that is installed cancels a flush that is in its way.
 			// Pebble does it again.
 			if !errors.Is(err, pebble.ErrCancelledCompaction) {
-				g.fail(dfs.Other, err)
+				g.fail(kindOfFailure(err), err)
 			}
 		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) { g.fail(dfs.Corrupt, fmt.Errorf("%v", i)) },
 	}
+}
+
+func kindOfFailure(err error) dfs.Kind {
+	if pebble.IsCorruptionError(err) {
+		return dfs.Corrupt
+	}
+	return dfs.Other
 }
 
 // failure returns why the gate is shut, nil while it is open.

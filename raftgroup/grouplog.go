@@ -169,7 +169,17 @@ func (l *groupLog) read(i uint64) (*pb.Entry, uint64, error) {
 	if v == nil {
 		return nil, 0, l.missing(i)
 	}
-	return decodeEntry(l.g, i, v)
+	e, n, err := decodeEntry(l.g, i, v)
+	return e, n, l.found(err)
+}
+
+// found tells the host of damage that a read met: the library has no answer to
+// it, and takes it for a broken invariant of its own.
+func (l *groupLog) found(err error) error {
+	if dfs.KindOf(err) == dfs.Corrupt {
+		l.store.tell(err)
+	}
+	return err
 }
 
 // missing explains why entry i is not in the store.
@@ -228,7 +238,7 @@ func (l *groupLog) readRange(lo, hi, maxSize uint64) (out []*pb.Entry, err error
 		}
 		e, _, err := decodeEntry(l.g, want, it.Value())
 		if err != nil {
-			return nil, err
+			return nil, l.found(err)
 		}
 		size += uint64(proto.Size(e))
 		if len(out) > 0 && size > maxSize {

@@ -54,12 +54,17 @@ type Host struct {
 	groups map[dfs.GroupID]*replica
 	ended  bool  // Close has begun: no task or user may start
 	why    error // of the failure; set before failed is closed
+	opened bool  // the stores are open, and a failure of one ends the host
+
+	stateFault error // of the state store while it is opened
+
+	silent atomic.Bool // the log is damaged: nothing is sent any more
 }
 
 // Open opens the host of a data directory, finishes what a crash interrupted
-// and starts every replica found there. Kinds of errors: Corrupt when a store is
-// damaged, above all when the log has lost what this node acknowledged; Invalid
-// when the directory is another node's.
+// and starts every replica found there. A damaged state store is put aside and
+// begun anew. Kinds of errors: Corrupt when the log has lost what this node may
+// have acknowledged, see IsLogDamage; Invalid when the directory is another node's.
 func Open(o Options) (*Host, error) {
 	o.setDefaults()
 	if err := o.validate(); err != nil {
@@ -89,13 +94,44 @@ func (h *Host) openStores() error {
 	if err := makeDir(h.opts.FS, h.opts.Dir); err != nil {
 		return wrapStore("open raft host", h.opts.Dir, err)
 	}
-	var err error
-	if h.store, err = openLogStore(&h.opts, h.fail); err != nil {
+	if err := checkDamaged(&h.opts); err != nil {
 		return err
 	}
+	var err error
+	if h.store, err = openLogStore(&h.opts, h.failLog); err != nil {
+		return logDamage(err)
+	}
 	h.beats.own.start = h.store.starts
-	if h.state, err = h.openStateStore(); err != nil {
-		return err
+	for again := false; ; again = true {
+		err := h.openState()
+		if err == nil || again || !isStateDamage(err) {
+			return logDamage(err)
+		}
+		if h.state != nil {
+			_ = h.state.Close() // it is damaged, and says so
+			h.state = nil
+		}
+		if err := h.putStateAside(err); err != nil {
+			return err
+		}
+	}
+}
+
+// openState opens the state store and starts every replica from both.
+func (h *Host) openState() error {
+	clear(h.groups)
+	if err := h.openReplicas(); err != nil {
+		return firstError(h.takeStateFault(), err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.opened = h.stateFault == nil
+	return h.stateFault
+}
+
+func (h *Host) openReplicas() (err error) {
+	if h.state, err = openStore(&h.opts, h.opts.FS.PathJoin(h.opts.Dir, "raft-state"), stateStore, h.failState); err != nil {
+		return inState(err)
 	}
 	if err := h.prepareSnapDir(); err != nil {
 		return err
@@ -118,28 +154,6 @@ func (h *Host) openStores() error {
 		h.groups[g] = r
 	}
 	return h.cleanSnapDir()
-}
-
-// openStateStore opens the state store. One that is damaged is put aside and
-// begun anew: the log or another node has everything that was in it.
-func (h *Host) openStateStore() (*pebble.DB, error) {
-	fs, dir := h.opts.FS, h.opts.FS.PathJoin(h.opts.Dir, "raft-state")
-	db, err := openStore(&h.opts, dir, false, h.fail)
-	if dfs.KindOf(err) != dfs.Corrupt {
-		return db, err
-	}
-	aside := dir + "-damaged"
-	h.log.Error("state store damaged; it is put aside and fetched anew", "store", dir, "aside", aside, "cause", err)
-	if err := fs.RemoveAll(aside); err != nil {
-		return nil, wrapStore("put raft state aside", aside, err)
-	}
-	if err := fs.Rename(dir, aside); err != nil {
-		return nil, wrapStore("put raft state aside", dir, err)
-	}
-	if err := syncDir(fs, h.opts.Dir); err != nil {
-		return nil, wrapStore("put raft state aside", dir, err)
-	}
-	return openStore(&h.opts, dir, false, h.fail)
 }
 
 func (h *Host) start() {
@@ -172,6 +186,9 @@ func (h *Host) begin(r *replica) {
 func (h *Host) undertake() {
 	select {
 	case <-h.failed:
+		if why := h.failure(); IsLogDamage(why) {
+			h.recordDamage(why)
+		}
 	case <-h.closing:
 	}
 	h.shutdown()
@@ -185,6 +202,9 @@ func (h *Host) fail(err error) {
 		return
 	}
 	h.why = err
+	if IsLogDamage(err) {
+		h.silent.Store(true)
+	}
 	h.log.Error("raft host failed", "cause", err)
 	if h.store != nil {
 		h.store.stop(err)
@@ -200,7 +220,8 @@ func (h *Host) failure() error {
 }
 
 // Failed is closed when a store of the host has failed. The host then serves
-// nothing any more; Failure says why.
+// nothing any more; Failure says why. After Corrupt that is no IsLogDamage the
+// directory may be opened again at once: the state store was put aside by Close.
 func (h *Host) Failed() <-chan struct{} { return h.failed }
 
 // Failure returns why the host failed, nil while it has not.
@@ -269,6 +290,9 @@ func (h *Host) closeStores() error {
 	}
 	if before == nil {
 		err = firstError(err, h.failure()) // a gate tells of it in no other way
+	}
+	if isStateDamage(before) {
+		return h.putStateAside(before)
 	}
 	return err
 }

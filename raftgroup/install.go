@@ -207,7 +207,7 @@ func (h *Host) finishInstall(g dfs.GroupID) error {
 	}
 	a, err := readApplied(h.state, g, true)
 	if err != nil {
-		return err
+		return inState(err)
 	}
 	b := h.store.db.NewBatch()
 	defer b.Close()

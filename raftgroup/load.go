@@ -63,8 +63,8 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	return nil
 }
 
-// loadReplica starts a group's replica from the stores. A replica that is found
-// damaged is started in quarantine.
+// loadReplica starts a group's replica from the stores. Corrupt: its log lost
+// entries, and so the log store did.
 func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 	if err := h.finishInstall(g); err != nil {
 		return nil, err
@@ -76,33 +76,24 @@ func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 	r := h.newReplica(g, l)
 	cur, err := readApplied(h.state, g, false)
 	if err != nil {
-		return nil, err
+		return nil, inState(err)
 	}
 	hard, err := l.hardState()
 	if err != nil {
 		return nil, err
 	}
-	fault, err := h.damage(g)
-	if err != nil {
-		return nil, err
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if fault == nil {
-		fault = r.place(cur, hard)
+	if err := r.place(cur, hard); err != nil {
+		return nil, err
 	}
-	if fault == nil {
-		r.guardLocked(func() {
-			var err error
-			if r.raw, err = raft.NewRawNode(r.startConfig()); err != nil {
-				panic(err.Error())
-			}
-			r.logTerm = r.raw.BasicStatus().GetTerm()
-		})
-	}
-	if fault != nil {
-		r.quarantineLocked(fault)
-	}
+	r.guardLocked(func() {
+		var err error
+		if r.raw, err = raft.NewRawNode(r.startConfig()); err != nil {
+			panic(err.Error())
+		}
+		r.logTerm = r.raw.BasicStatus().GetTerm()
+	})
 	return r, nil
 }
 
@@ -126,15 +117,6 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 	}
 	l.snapshot = r.snapshotMetadata
 	return r
-}
-
-// damage returns the recorded damage of a group's log, nil when there is none.
-func (h *Host) damage(g dfs.GroupID) (fault, err error) {
-	v, err := h.store.get(groupKey(g, logDamaged))
-	if v == nil || err != nil {
-		return nil, err
-	}
-	return dfs.Errorf(dfs.Corrupt, "open replica", "%v was found damaged: %s", g, decodeDamage(v)), nil
 }
 
 // place finds where a replica continues and what the library starts from. It

@@ -22,6 +22,8 @@ type logStore struct {
 	// noSync leaves out every sync of commit: Hooks.AckBeforeSync.
 	noSync bool
 
+	tell func(error) // of damage that a read finds
+
 	syncs  atomic.Uint64         // since the start
 	failed atomic.Pointer[error] // the first failure; nothing is committed after it
 
@@ -47,11 +49,16 @@ func openLogStore(o *Options, fail func(error)) (*logStore, error) {
 	}
 	s := &logStore{dir: dir, noSync: o.Hooks.AckBeforeSync}
 	tell := fail
+	s.tell = tell
 	fail = func(err error) {
 		s.stop(err)
 		tell(err)
 	}
-	if s.db, err = openStore(o, dir, true, fail); err != nil {
+	kind := newLog
+	if marked {
+		kind = knownLog
+	}
+	if s.db, err = openStore(o, dir, kind, fail); err != nil {
 		return nil, err
 	}
 	if err := s.start(o, marked, path, fail); err != nil {
@@ -107,7 +114,7 @@ func (s *logStore) create(o *Options, path string, fail func(error)) error {
 	if err := createMark(o.FS, o.Dir, path); err != nil {
 		return wrapStore("make raft store", path, err)
 	}
-	s.db, err = openStore(o, o.FS.PathJoin(o.Dir, "raft-log"), true, fail)
+	s.db, err = openStore(o, o.FS.PathJoin(o.Dir, "raft-log"), knownLog, fail)
 	return err
 }
 

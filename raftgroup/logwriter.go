@@ -23,7 +23,6 @@ type logWrite struct {
 	opens     *applyItem    // may be applied once this is synced
 	install   *install      // a snapshot takes the place of log and state first
 	cut       *truncated    // drop the log up to here
-	damaged   error         // remember that the log lost something
 	tombstone uint64        // nothing of the group stays but this term, 0: none; the last write of a replica
 	buried    chan struct{} // closed once that is synced
 }
@@ -156,7 +155,7 @@ func (w *logWriter) run() {
 			return
 		}
 		if err := w.write(rd); err != nil {
-			w.h.fail(err)
+			w.h.failLog(err)
 			return
 		}
 		for _, lw := range rd.writes {
@@ -210,11 +209,6 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 	}
 	if lw.hard != nil {
 		if err := b.Set(groupKey(g, logHardState), encodeHardState(lw.hard), nil); err != nil {
-			return err
-		}
-	}
-	if lw.damaged != nil {
-		if err := b.Set(groupKey(g, logDamaged), encodeDamage(lw.damaged), nil); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -61,24 +62,34 @@ func (l *storeLogger) Fatalf(format string, args ...any) {
 	l.g.fail(kind, fmt.Errorf(format, args...))
 }
 
+// storeKind is what a Pebble database is for.
+type storeKind uint8
+
+const (
+	newLog     storeKind = iota // a log store, made when missing
+	knownLog                    // one that is there: Pebble would take the rest of one that lost its manifest for new
+	stateStore                  // a state store, made when missing: the log is its write-ahead log
+)
+
 // openStore opens or makes a Pebble database in a directory. Fail is told of the
 // first failure of the disk after which nothing is written there any more.
-func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, error) {
+func openStore(o *Options, dir string, kind storeKind, fail func(error)) (*pebble.DB, error) {
 	g := newGate(dir, fail)
 	log := &storeLogger{log: o.Logger.With("store", o.FS.PathBase(dir)), g: g}
 	po := &pebble.Options{
 		FS:           gateFS{o.FS, g},
-		CacheSize:    cacheSize(o, wal),
+		CacheSize:    cacheSize(o, kind),
 		MemTableSize: o.MemTableSize,
 
 		MemTableStopWritesThreshold: maxMemTables,
 		MaxOpenFiles:                maxOpenFiles,
 		FormatMajorVersion:          storeFormat,
-		DisableWAL:                  !wal,
+		DisableWAL:                  kind == stateStore,
 		Logger:                      log,
 		EventListener:               g.listener(),
+		ErrorIfNotExists:            kind == knownLog,
 	}
-	if !wal { // most entries ask for rows that are not there
+	if kind == stateStore { // most entries ask for rows that are not there
 		for i := range po.Levels {
 			po.Levels[i].FilterPolicy = bloom.FilterPolicy(filterBits)
 		}
@@ -95,6 +106,9 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 		return nil, dfs.Wrap("open raft store", "", why)
 	}
 	if err != nil {
+		if isIncomplete(err) {
+			err = &dfs.Error{Kind: dfs.Corrupt, Err: err}
+		}
 		return nil, wrapStore("open raft store", dir, err)
 	}
 	return db, nil
@@ -103,12 +117,18 @@ func openStore(o *Options, dir string, wal bool, fail func(error)) (*pebble.DB, 
 // cacheSize is what a store is given for its block cache, of which Pebble takes its
 // memtables off: as much is added. Of the log little is read twice, and what is
 // recent lies in its groups' own caches.
-func cacheSize(o *Options, wal bool) int64 {
+func cacheSize(o *Options, kind storeKind) int64 {
 	memtables := maxMemTables * int64(o.MemTableSize)
-	if wal {
+	if kind != stateStore {
 		return o.CacheSize/8 + memtables
 	}
 	return o.CacheSize - o.CacheSize/8 + memtables
+}
+
+// isIncomplete reports whether Pebble's Open missed a file, or found one of another
+// size than its manifest says. It has no mark for the latter.
+func isIncomplete(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, pebble.ErrDBDoesNotExist) || errors.Is(err, pebble.ErrDBNotPristine) || strings.Contains(err.Error(), "object size mismatch")
 }
 
 // wrapStore gives an error of Pebble its kind.

@@ -22,7 +22,7 @@ import (
 func TestDamageSaysWhatToDo(t *testing.T) {
 	mem := vfs.NewMem()
 	o := &Options{FS: mem, Logger: slog.New(slog.DiscardHandler), CacheSize: 1 << 20, MemTableSize: 1 << 20}
-	db, err := openStore(o, "store", true, func(error) {})
+	db, err := openStore(o, "store", newLog, func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestDamageSaysWhatToDo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	db, err = openStore(o, "store", true, func(error) {})
+	db, err = openStore(o, "store", newLog, func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +66,9 @@ func TestBlocksAreCached(t *testing.T) {
 	const keys = 200
 	value := make([]byte, 1000)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(value) // never fails
-	for _, wal := range []bool{false, true} {
+	for _, kind := range []storeKind{stateStore, newLog} {
 		o := &Options{FS: vfs.NewMem(), Logger: slog.New(slog.DiscardHandler), CacheSize: 4 << 20, MemTableSize: 4 << 20}
-		db, err := openStore(o, "store", wal, func(err error) { t.Error(err) })
+		db, err := openStore(o, "store", kind, func(err error) { t.Error(err) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestBlocksAreCached(t *testing.T) {
 		}
 		first, again := read(), read()
 		if first == 0 || again > 0 {
-			t.Errorf("wal %v: %d blocks were read, and %d of them again", wal, first, again)
+			t.Errorf("kind %v: %d blocks were read, and %d of them again", kind, first, again)
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)

@@ -27,7 +27,6 @@ const (
 	logHardState = 0x00
 	logTruncated = 0x01
 	logIntent    = 0x02
-	logDamaged   = 0x03
 	logTombstone = 0x04
 	logEntry     = 0x10
 )
@@ -276,14 +275,3 @@ func decodeEntry(g dfs.GroupID, index uint64, b []byte) (*pb.Entry, uint64, erro
 }
 
 func crc(sum uint32, b []byte) uint32 { return crc32.Update(sum, dfs.Castagnoli, b) }
-
-// encodeDamage records why a replica was found damaged.
-func encodeDamage(why error) []byte { return append([]byte{recordVersion}, why.Error()...) }
-
-// decodeDamage reads the reason. Whatever the record says, the replica is damaged.
-func decodeDamage(b []byte) string {
-	if len(b) == 0 || b[0] != recordVersion {
-		return "the record of why is of an unknown version"
-	}
-	return string(b[1:])
-}

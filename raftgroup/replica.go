@@ -19,7 +19,7 @@ const maxRound = 16
 
 // replica is one group's member on this host.
 //
-//	           damage, library panic, broken invariant
+//	              library panic, broken invariant
 //	serving ───────────────────────────────────────────▶ quarantined
 //	 │   ▲                                                    ▲
 //	 │   └── state installed ── needs state ──────────────────┘
@@ -424,14 +424,15 @@ func (r *replica) endLocked(err error) {
 	r.h.beats.alarm() // who sleeps under this replica hears of it in no other way
 }
 
-// damagedLocked quarantines the replica now and at every later start: its log
-// has lost what it acknowledged.
+// damagedLocked takes the replica and its whole host out: the replica's log has
+// lost what it acknowledged, so the log store has lost what it synced, and nobody
+// knows of which other groups.
 func (r *replica) damagedLocked(err error) {
 	if r.fault != nil {
 		return
 	}
 	r.quarantineLocked(err)
-	r.h.writer.push(&logWrite{r: r, damaged: err, sync: true})
+	r.h.failLog(err)
 }
 
 // refuseLocked answers what came for a quarantined replica.

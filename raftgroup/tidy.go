@@ -36,6 +36,9 @@ func (h *Host) tidy() {
 			h.fail(wrapStore("sync mark file", h.opts.Dir, err))
 			return
 		}
+		if err := h.dropAside(); err != nil {
+			h.log.Warn("the damaged state store cannot be removed", "cause", err)
+		}
 		flush := false
 		for _, r := range h.sorted() {
 			f, err := r.trim()
@@ -72,7 +75,7 @@ func (r *replica) trim() (flush bool, err error) {
 	}
 	durable, err := readApplied(r.state.db, r.id, true)
 	if err != nil {
-		return false, err
+		return false, inState(err)
 	}
 	target := r.neededFrom(last - min(last, keep))
 	if over {
