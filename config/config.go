@@ -100,6 +100,7 @@ type HealthCheck struct {
 type Raft struct {
 	Tick          time.Duration
 	ElectionTicks int
+	SnapshotRate  int64 // bytes a second; 0: no limit
 }
 
 // Log says what is logged and how.

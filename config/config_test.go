@@ -146,7 +146,7 @@ func TestEveryRowReachesTheStruct(t *testing.T) {
 		"http": "127.0.0.1:9002", "meta": "127.0.0.1:9003", "cluster_id": strings.Repeat("ab", 16), "tls.ca": "ca.pem", "tls.cert": "c.pem",
 		"tls.key": "k.pem", "insecure": "true", "labels": "rack=r1", "groups": "9", "pgs_per_class": "9", "default_class": "rep2",
 		"block_size": "1MiB", "heartbeat": "1s", "health_check.mode": "fixed", "health_check.interval": "1s", "health_check.timeout": "9s",
-		"health_check.max_failures": "9", "health_check.disk_timeout": "9s", "grace_period": "9s", "session_ttl": "9s", "raft.tick": "9s", "raft.election_ticks": "9",
+		"health_check.max_failures": "9", "health_check.disk_timeout": "9s", "grace_period": "9s", "session_ttl": "9s", "raft.tick": "9s", "raft.election_ticks": "9", "raft.snapshot_rate": "9",
 		"segment_size": "64MiB", "meta_cache_size": "9MiB", "store_cache_size": "9MiB", "reserve": "9MiB", "refill_rate": "9", "undecided_age": "9s", "trash_keep": "9s", "compaction.rate": "9MiB", "compaction.age": "9s",
 		"compaction.dead_percent": "9", "scrub.period": "9h", "scrub.rate": "9MiB", "log.level": "warn",
 		"log.format": "json", "timeout": "9s", "retry.base": "9ms", "retry.factor": "9", "retry.max": "9s", "hedge.min": "9s", "hedge.factor": "9",

@@ -122,6 +122,8 @@ func clusterSettings() []setting {
 			duration(10*time.Millisecond, 10*time.Second, func(v *values) *time.Duration { return &v.server.Raft.Tick })},
 		{"raft.election_ticks", forServer, "10", "", "ticks of silence after which a follower campaigns",
 			integer(3, 1000, func(v *values) *int { return &v.server.Raft.ElectionTicks })},
+		{"raft.snapshot_rate", forServer, "64MiB", "", "bytes a second of all snapshots of metadata that this node sends and receives, 256KiB at least; 0: no limit",
+			size(0, 1<<40, 1, func(v *values) *int64 { return &v.server.Raft.SnapshotRate })},
 	}
 }
 

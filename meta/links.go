@@ -2,6 +2,8 @@ package meta
 
 import (
 	"context"
+	"errors"
+	"io"
 	"sync"
 	"time"
 
@@ -148,7 +150,7 @@ func (l *links) hello() *wire.RaftHello {
 }
 
 // openSnapshot starts a snapshot stream to a peer.
-func (l *links) openSnapshot(ctx context.Context, to dfs.NodeID) (raftgroup.SnapshotSink, error) {
+func (l *links) openSnapshot(ctx context.Context, to dfs.NodeID) (raftgroup.SnapshotStream, error) {
 	addr := l.addr(to)
 	if addr == "" {
 		return nil, dfs.Errorf(dfs.Unavailable, "send snapshot", "the address of node %v is not known", to)
@@ -161,20 +163,39 @@ func (l *links) openSnapshot(ctx context.Context, to dfs.NodeID) (raftgroup.Snap
 		_ = stream.Close()
 		return nil, err
 	}
-	return &snapshotSink{stream}, nil
+	return &snapshotStream{stream}, nil
 }
 
-type snapshotSink struct {
-	stream wire.DRPCRaft_SnapshotClient
+// snapshotStream carries chunks over either end of the service's stream.
+type snapshotStream struct {
+	batches interface {
+		Send(*wire.RaftBatch) error
+		Recv() (*wire.RaftBatch, error)
+		Close() error
+	}
 }
 
-func (k *snapshotSink) Send(chunk []byte) error { return k.stream.Send(&wire.RaftBatch{Data: chunk}) }
-
-func (k *snapshotSink) CloseAndWait() error {
-	_, err := k.stream.CloseAndRecv()
-	_ = k.stream.Close()
+// Send implements raftgroup.SnapshotStream. An end that the other has left says
+// why when it is read.
+func (k *snapshotStream) Send(chunk []byte) error {
+	err := k.batches.Send(&wire.RaftBatch{Data: chunk})
+	if errors.Is(err, io.EOF) {
+		_, err = k.batches.Recv()
+	}
 	return err
 }
+
+// Recv implements raftgroup.SnapshotStream.
+func (k *snapshotStream) Recv() ([]byte, error) {
+	b, err := k.batches.Recv()
+	if err != nil {
+		return nil, err
+	}
+	return b.Data, nil
+}
+
+// Close implements raftgroup.SnapshotStream.
+func (k *snapshotStream) Close() error { return k.batches.Close() }
 
 // raftServer is the receiving side.
 type raftServer struct{ s *Service }
@@ -300,15 +321,24 @@ func (r *raftServer) Snapshot(stream wire.DRPCRaft_SnapshotStream) error {
 	if err != nil {
 		return err
 	}
-	err = h.ReceiveSnapshot(stream.Context(), c.Node, func() ([]byte, error) {
-		b, err := stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		return b.Data, nil
-	})
-	if err != nil {
-		return err
-	}
-	return stream.SendAndClose(&wire.RaftDone{})
+	// A sender that is frozen must not keep others from sending.
+	stuck := time.AfterFunc(snapshotTimeout, func() { _ = stream.Close() })
+	defer stuck.Stop()
+	return h.ReceiveSnapshot(stream.Context(), c.Node, &patientStream{snapshotStream{stream}, stuck})
+}
+
+// snapshotTimeout is how long a receiver waits for the next chunk of a snapshot.
+const snapshotTimeout = 30 * time.Second
+
+// patientStream closes the stream when a chunk takes too long to come.
+type patientStream struct {
+	snapshotStream
+	stuck *time.Timer
+}
+
+// Recv implements raftgroup.SnapshotStream.
+func (p *patientStream) Recv() ([]byte, error) {
+	p.stuck.Reset(snapshotTimeout)
+	defer p.stuck.Stop()
+	return p.snapshotStream.Recv()
 }

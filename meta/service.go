@@ -204,6 +204,15 @@ func (s *Service) Log() raftgroup.LogStats {
 	return raftgroup.LogStats{}
 }
 
+// Snapshots describes the snapshots that are on their way to other meta nodes and
+// from them, and what all came to.
+func (s *Service) Snapshots() ([]raftgroup.SnapshotStatus, raftgroup.SnapshotStats) {
+	if h := s.host.Load(); h != nil {
+		return h.Snapshots(), h.SnapshotStats()
+	}
+	return nil, raftgroup.SnapshotStats{}
+}
+
 // HandOver moves leadership of every group to other nodes, as far as ctx allows.
 func (s *Service) HandOver(ctx context.Context) {
 	if h := s.host.Load(); h != nil {

@@ -126,6 +126,7 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 	log := c.n.meta.Log()
 	send(counter("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
+	c.collectSnapshots(send)
 	me := c.n.id.Membership().Node
 	for _, st := range c.n.meta.Groups() {
 		g := st.Group.String()
@@ -137,6 +138,34 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 		}
 		send(leads, v, g)
 	}
+}
+
+func (c collector) collectSnapshots(send func(figure, float64, ...string)) {
+	under := gauge("raft_snapshot_progress_bytes", "Bytes so far of a snapshot on its way.", "group", "peer", "direction")
+	count := gauge("raft_snapshots", "Snapshots on their way, those that wait to go on apart.", "state")
+	bytes := counter("raft_snapshot_bytes", "Bytes of snapshots since start.", "direction")
+	done := counter("raft_snapshots_installed", "Snapshots sent and received that were installed, since start.", "direction")
+	list, stats := c.n.meta.Snapshots()
+	states := map[string]int{"sending": 0, "receiving": 0, "waiting": 0}
+	for _, s := range list {
+		direction, state := "received", "receiving"
+		if s.Sending {
+			direction, state = "sent", "sending"
+		}
+		if s.Waiting {
+			state = "waiting"
+		}
+		states[state]++
+		send(under, float64(s.Bytes), s.Group.String(), s.Peer.String(), direction)
+	}
+	for state, n := range states {
+		send(count, float64(n), state)
+	}
+	send(bytes, float64(stats.Sent), "sent")
+	send(bytes, float64(stats.Received), "received")
+	send(done, float64(stats.Delivered), "sent")
+	send(done, float64(stats.Installed), "received")
+	send(counter("raft_snapshots_resumed", "Streams of snapshots that went on where another broke, since start."), float64(stats.Resumed))
 }
 
 func (c collector) collectMap(send func(figure, float64, ...string)) {

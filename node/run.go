@@ -112,6 +112,7 @@ func options(cfg *config.Server, release string, logger *slog.Logger) (Options, 
 		DiskTimeout: cfg.Health.DiskTimeout,
 	}
 	o.Meta.Raft.Tick, o.Meta.Raft.ElectionTicks, o.Meta.Raft.CacheSize = cfg.Raft.Tick, cfg.Raft.ElectionTicks, cfg.MetaCacheSize
+	o.Meta.Raft.SnapshotRate = cfg.Raft.SnapshotRate
 	o.Storage.Heartbeat, o.Storage.RefillRate = cfg.Heartbeat, cfg.RefillRate
 	o.Storage.UndecidedAge, o.Storage.TrashKeep = cfg.UndecidedAge, cfg.TrashKeep
 	o.Engine.SegmentSize, o.Engine.CacheSize, o.Engine.ReserveBytes = cfg.SegmentSize, cfg.StoreCacheSize, uint64(cfg.Reserve)

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -96,7 +97,7 @@ func (n *node) options() Options {
 		Send: func(to dfs.NodeID, lane Lane, msg []byte) bool {
 			return c.send(n, to, msg)
 		},
-		OpenSnapshot: func(ctx context.Context, to dfs.NodeID) (SnapshotSink, error) {
+		OpenSnapshot: func(ctx context.Context, to dfs.NodeID) (SnapshotStream, error) {
 			return c.openSnapshot(ctx, n, to)
 		},
 		Logger: testLogger(n.id),
@@ -197,19 +198,20 @@ func (c *cluster) deliver(from, to dfs.NodeID, msg []byte) {
 	}
 }
 
-// pipe is a snapshot stream.
+// pipe is a snapshot stream, as its sender sees it.
 type pipe struct {
-	c    *cluster
-	ctx  context.Context
-	from *node
-	to   dfs.NodeID
-	ch   chan []byte
-	done chan struct{} // the receiver has returned
-	err  error
-	n    int
+	c       *cluster
+	ctx     context.Context
+	cancel  context.CancelFunc
+	from    *node
+	to      *node
+	ch, ans chan []byte
+	done    chan struct{} // the receiver has returned
+	err     error
+	n       int
 }
 
-func (c *cluster) openSnapshot(ctx context.Context, from *node, to dfs.NodeID) (SnapshotSink, error) {
+func (c *cluster) openSnapshot(ctx context.Context, from *node, to dfs.NodeID) (SnapshotStream, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	dst := c.nodes[to]
@@ -217,28 +219,24 @@ func (c *cluster) openSnapshot(ctx context.Context, from *node, to dfs.NodeID) (
 		return nil, dfs.Errorf(dfs.Unavailable, "open snapshot", "node %v is away", to)
 	}
 	c.snapshots++
-	p := &pipe{c: c, ctx: ctx, from: from, to: to, ch: make(chan []byte), done: make(chan struct{})}
+	p := &pipe{c: c, from: from, to: dst, ch: make(chan []byte), ans: make(chan []byte, 1), done: make(chan struct{})}
+	p.ctx, p.cancel = context.WithCancel(ctx)
 	h := dst.host
 	c.timers.Go(func() {
-		p.err = h.ReceiveSnapshot(ctx, from.id, func() ([]byte, error) {
-			select {
-			case b, ok := <-p.ch:
-				if !ok {
-					return nil, io.EOF
-				}
-				return b, nil
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		})
+		p.err = h.ReceiveSnapshot(p.ctx, from.id, pipeEnd{p})
 		close(p.done)
 	})
 	return p, nil
 }
 
+func (p *pipe) down() bool {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	return p.from.dead.Load() || p.to.dead.Load() || p.c.cut[[2]dfs.NodeID{p.from.id, p.to.id}]
+}
+
 func (p *pipe) Send(chunk []byte) error {
 	p.c.mu.Lock()
-	down := p.from.dead.Load() || p.c.nodes[p.to].dead.Load() || p.c.cut[[2]dfs.NodeID{p.from.id, p.to}]
 	hook := p.c.chunks
 	p.n++
 	p.c.mu.Unlock()
@@ -246,11 +244,11 @@ func (p *pipe) Send(chunk []byte) error {
 		return fmt.Errorf("a chunk of %d bytes", len(chunk))
 	}
 	if hook != nil {
-		if err := hook(p.from.id, p.to, p.n); err != nil {
+		if err := hook(p.from.id, p.to.id, p.n); err != nil {
 			return err
 		}
 	}
-	if down {
+	if p.down() {
 		return dfs.Errorf(dfs.Unavailable, "send chunk", "link is down")
 	}
 	time.Sleep(time.Millisecond)
@@ -258,17 +256,59 @@ func (p *pipe) Send(chunk []byte) error {
 	case p.ch <- append([]byte(nil), chunk...):
 		return nil
 	case <-p.done:
-		return p.err
+		return firstError(p.err, io.EOF)
 	case <-p.ctx.Done():
 		return p.ctx.Err()
 	}
 }
 
-func (p *pipe) CloseAndWait() error {
-	close(p.ch)
-	<-p.done
-	return p.err
+func (p *pipe) Recv() ([]byte, error) {
+	select {
+	case b := <-p.ans:
+		return b, nil
+	case <-p.done:
+		select {
+		case b := <-p.ans:
+			return b, nil
+		default:
+			return nil, firstError(p.err, io.EOF)
+		}
+	case <-p.ctx.Done():
+		return nil, p.ctx.Err()
+	}
 }
+
+func (p *pipe) Close() error {
+	p.cancel()
+	<-p.done
+	return nil
+}
+
+// pipeEnd is a pipe as its receiver sees it.
+type pipeEnd struct{ p *pipe }
+
+func (e pipeEnd) Send(chunk []byte) error {
+	if e.p.down() {
+		return dfs.Errorf(dfs.Unavailable, "answer", "link is down")
+	}
+	select {
+	case e.p.ans <- append([]byte(nil), chunk...):
+		return nil
+	case <-e.p.ctx.Done():
+		return e.p.ctx.Err()
+	}
+}
+
+func (e pipeEnd) Recv() ([]byte, error) {
+	select {
+	case b := <-e.p.ch:
+		return b, nil
+	case <-e.p.ctx.Done():
+		return nil, e.p.ctx.Err()
+	}
+}
+
+func (e pipeEnd) Close() error { return nil }
 
 // crash replaces a node's disk by what a power loss leaves of it and its host
 // by one on that disk. What the old host says from now on does not count.
@@ -469,14 +509,24 @@ func inBubble(t *testing.T, fn func(t *testing.T)) {
 	bubble.Test(t, fn)
 }
 
-// chunkList is a recv over chunks in memory.
-func chunkList(chunks *[][]byte) func() ([]byte, error) {
-	return func() ([]byte, error) {
-		if len(*chunks) == 0 {
-			return nil, io.EOF
-		}
-		next := (*chunks)[0]
-		*chunks = (*chunks)[1:]
-		return next, nil
-	}
+// chunkList is a stream of chunks in memory.
+type chunkList struct {
+	chunks  [][]byte
+	answers [][]byte
 }
+
+func (l *chunkList) Send(chunk []byte) error {
+	l.answers = append(l.answers, bytes.Clone(chunk))
+	return nil
+}
+
+func (l *chunkList) Recv() ([]byte, error) {
+	if len(l.chunks) == 0 {
+		return nil, io.EOF
+	}
+	next := l.chunks[0]
+	l.chunks = l.chunks[1:]
+	return next, nil
+}
+
+func (l *chunkList) Close() error { return nil }

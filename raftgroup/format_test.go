@@ -1,6 +1,8 @@
 package raftgroup
 
 import (
+	"bytes"
+	"encoding"
 	"encoding/hex"
 	"testing"
 
@@ -40,7 +42,13 @@ func TestFormatBytes(t *testing.T) {
 	if frames, err := parseBatch(batch, 1, 2); err != nil || len(frames) != 5 {
 		t.Errorf("the batch is read as %v, %v", frames, err)
 	}
-	head := snapshotHead{group: 3, term: 2, at: at}
+	head := snapshotHead{term: 2, snapshotID: snapshotID{group: 3, start: 4, number: 8, at: at}}
+	seam := point{keys: 5, sum: bytes.Repeat([]byte{0xcc}, 32)}
+	sum, err := head.newSum().(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := held{id: head.snapshotID, from: 2, keys: 5, bytes: 900, last: []byte("row"), state: sum, files: []heldFile{{"a", 700}}}
 	for _, c := range []struct {
 		name string
 		got  []byte
@@ -71,7 +79,11 @@ func TestFormatBytes(t *testing.T) {
 		{"batch of messages", batch,
 			"0113010003ab02a00205080810021801200240ac020402000309030300030804000302ad0204010505000004012d58bc2d"},
 		{"head of a snapshot", head.encode(),
-			"010302ac0202090608010802080310aa0000000000000000000000000000bb"},
+			"0102030408ac0202090608010802080310aa0000000000000000000000000000bb4baec0dc"},
+		{"offer, beginning, point or end of a snapshot", seam.encode(),
+			"0105cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"},
+		{"record of a held snapshot", rest.encode(),
+			"01030408ac0202090608010802080310aa0000000000000000000000000000bb0205840703726f776c736861036a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19030408ac0202090608010802080310aa0000000000000000000000000000bb000000000000000000000000000000000000000000000000000000000000000000000000000000001f010161bc05cb0e68e1"},
 	} {
 		if got := hex.EncodeToString(c.got); got != c.want {
 			t.Errorf("%s:\n got %s\nwant %s", c.name, got, c.want)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/raft/v3"
+	"golang.org/x/time/rate"
 
 	"dfsd/dfs"
 )
@@ -36,6 +37,9 @@ type Host struct {
 	spare     atomic.Bool   // see Spare
 	transfers chan struct{} // one token for each snapshot that may be sent
 	receiving chan struct{} // one token for each that may be received
+	waiting   atomic.Int64  // transfers that wait to go on
+	pace      *rate.Limiter // bytes of snapshots, both ways
+	snaps     snapshotCounts
 
 	ctx     context.Context // ends when Close begins
 	cancel  context.CancelFunc
@@ -76,6 +80,10 @@ func Open(o Options) (*Host, error) {
 		groups:    map[dfs.GroupID]*replica{},
 		transfers: make(chan struct{}, o.MaxSnapshots),
 		receiving: make(chan struct{}, o.MaxSnapshots),
+		pace:      rate.NewLimiter(rate.Inf, SnapshotChunk),
+	}
+	if o.SnapshotRate > 0 {
+		h.pace.SetLimit(rate.Limit(max(o.SnapshotRate, SnapshotChunk)))
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.workers = newScheduler(func(r *replica) *slot { return &r.work })
@@ -271,6 +279,9 @@ func (h *Host) shutdown() {
 			r.mu.Unlock()
 		}
 		h.users.Wait()
+		for _, r := range h.sorted() {
+			r.closeTransfers()
+		}
 		h.err = h.closeStores()
 		close(h.closed)
 	})

@@ -13,7 +13,8 @@ import (
 // An install goes through three steps, each durable before the next. A start
 // that finds the intent does what is left.
 //
-//	1  log store: intent (where to, files, hard state)
+//	1  log store: intent (where to, files, hard state); the record of what was
+//	   held goes, the files are the intent's
 //	2  state store: the files take the place of all of the group's keys
 //	3  log store: the log begins after the snapshot, hard state, no intent
 //
@@ -70,12 +71,12 @@ func (h *Host) install(lw *logWrite) error {
 		}
 		in.hard = hardState(old.GetTerm(), old.GetVote(), max(old.GetCommit(), inst.to.index))
 	}
-	h.installStep(r.id, 1)
+	h.snapStep(r.id, SnapIntent)
 	if err := h.writeIntent(r.id, &in); err != nil {
 		return err
 	}
-	h.installStep(r.id, 2)
 	r.state.gate.Lock()
+	r.spoilTransfers()
 	err := h.ingest(r.id, &in)
 	if err == nil {
 		r.state.replaced(inst.to)
@@ -84,7 +85,7 @@ func (h *Host) install(lw *logWrite) error {
 	if err != nil {
 		return err
 	}
-	h.installStep(r.id, 3)
+	h.snapStep(r.id, SnapRestart)
 	b := h.store.db.NewBatch()
 	defer b.Close()
 	if err := in.stageEnd(b, r.id); err != nil {
@@ -101,7 +102,7 @@ func (h *Host) install(lw *logWrite) error {
 		return err
 	}
 	r.l.publish(staged)
-	h.installStep(r.id, 4)
+	h.snapStep(r.id, SnapDone)
 	h.installed(lw)
 	return nil
 }
@@ -124,8 +125,8 @@ func (h *Host) installed(lw *logWrite) {
 	lw.install.done <- nil
 }
 
-func (h *Host) installStep(g dfs.GroupID, step int) {
-	if f := h.opts.Hooks.InstallStep; f != nil {
+func (h *Host) snapStep(g dfs.GroupID, step SnapshotStep) {
+	if f := h.opts.Hooks.SnapshotStep; f != nil {
 		f(g, step)
 	}
 }
@@ -146,6 +147,9 @@ func (h *Host) writeIntent(g dfs.GroupID, n *intent) error {
 	b := h.store.db.NewBatch()
 	defer b.Close()
 	if err := b.Set(groupKey(g, logIntent), n.encode(), nil); err != nil {
+		return err
+	}
+	if err := b.Delete(groupKey(g, logHeld), nil); err != nil {
 		return err
 	}
 	return h.store.commit(b, true)
@@ -170,18 +174,24 @@ func (n *intent) stageEnd(b *pebble.Batch, g dfs.GroupID) error {
 }
 
 // ingest is step 2. It returns once the state store has it durably.
+//
+// The memtable is flushed first: if it had keys of the group, the store would
+// hold up the writes of every group until it has flushed it. So it holds up this
+// one alone, whose gate the caller holds.
 func (h *Host) ingest(g dfs.GroupID, n *intent) error {
 	paths := make([]string, len(n.files))
 	for i, f := range n.files {
 		paths[i] = h.opts.FS.PathJoin(h.snapDir(), f)
 	}
+	h.snapStep(g, SnapFlush)
+	if err := h.state.Flush(); err != nil {
+		return wrapStore("install snapshot", g.String(), err)
+	}
+	h.snapStep(g, SnapIngest)
 	start, end := stateSpan(g)
 	// Not the host's context: a shutdown waits for the step under way.
 	_, err := h.state.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: start, End: end})
 	if err != nil {
-		return wrapStore("install snapshot", g.String(), err)
-	}
-	if err := h.state.Flush(); err != nil {
 		return wrapStore("install snapshot", g.String(), err)
 	}
 	a, err := readApplied(h.state, g, true)

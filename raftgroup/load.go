@@ -94,7 +94,7 @@ func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 		}
 		r.logTerm = r.raw.BasicStatus().GetTerm()
 	})
-	return r, nil
+	return r, h.loadHeld(r)
 }
 
 func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
@@ -103,7 +103,7 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 		in:      inbox{limit: h.opts.MaxInbox},
 		changed: make(chan struct{}),
 		seen:    map[uint64]uint64{}, answered: map[uint64]uint64{},
-		sending: map[dfs.NodeID]uint64{},
+		sending: map[dfs.NodeID]*transfer{},
 	}
 	r.office.Store(&Office{})
 	r.state.open(h.state, g)

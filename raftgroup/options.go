@@ -46,13 +46,16 @@ type StateMachine interface {
 	Apply(tx Tx, e Entry) (reply []byte, err error)
 }
 
-// SnapshotSink is an open snapshot stream to a peer.
-type SnapshotSink interface {
-	// Send sends one chunk, which is the sink's until Send returns.
+// SnapshotStream is one end of a stream between two nodes that carries one
+// snapshot, or the rest of one that broke off.
+type SnapshotStream interface {
+	// Send sends one chunk, which is the stream's until Send returns.
 	Send(chunk []byte) error
-	// CloseAndWait ends the stream and returns nil once the peer's
-	// ReceiveSnapshot has returned nil. It releases the stream in any case.
-	CloseAndWait() error
+	// Recv returns the next chunk of the other end. When the peer's
+	// ReceiveSnapshot has failed it returns that error, of its kind.
+	Recv() ([]byte, error)
+	// Close releases the stream.
+	Close() error
 }
 
 // Hooks change behaviour for tests. All are off by default.
@@ -63,12 +66,38 @@ type Hooks struct {
 	// ApplyTwice applies the last applied entry once more after a restart:
 	// a planted bug that a crash test must catch.
 	ApplyTwice bool
-	// InstallStep is called before each step of a snapshot install, 1 to 3,
-	// and once with 4 when it is complete.
-	InstallStep func(g dfs.GroupID, step int)
 	// DestroyStep is called after each of the two steps of a replica's end.
 	DestroyStep func(g dfs.GroupID, step int)
+	// SnapshotStep is called before each step of a snapshot's way.
+	SnapshotStep func(g dfs.GroupID, step SnapshotStep)
 }
+
+// SnapshotStep is a step of a snapshot's way from store to store.
+type SnapshotStep uint8
+
+// The steps: of the sender, of the receiver, of the install.
+const (
+	SnapSendOpen  SnapshotStep = iota + 1 // a moment of the state is taken
+	SnapSendData                          // a chunk leaves
+	SnapSendPoint                         // a point leaves
+	SnapSendEnd                           // the end leaves
+
+	SnapRecvStart   // the first row is stored
+	SnapRecvSeal    // at a point: the table is finished and synced
+	SnapRecvNote    // it is noted
+	SnapRecvNoted   // the stream goes on
+	SnapRecvEnd     // at the end: the last table is finished and synced
+	SnapForget      // the note of what is not needed is removed
+	SnapForgetFiles // its tables are removed
+
+	SnapIntent  // the intent is written
+	SnapFlush   // the old state is flushed out of the way
+	SnapIngest  // the tables take its place
+	SnapRestart // the log begins anew
+	SnapDone    // the replica goes on
+
+	NumSnapshotSteps
+)
 
 // Options configure a Host. FS, Dir, Node, StateMachine and Send are required;
 // the zero value of every other field is its default.
@@ -104,10 +133,19 @@ type Options struct {
 	LogBytes    int64
 
 	// MaxSnapshots is how many snapshots are sent, and how many received, at a
-	// time; default 2. SnapshotFileBytes is the size of one received file;
-	// default 32 MiB.
+	// time; also how many that broke off are kept for going on. Default 2.
+	// SnapshotFileBytes is the size of one received file, and about as much is
+	// sent twice when a stream breaks; default 32 MiB.
 	MaxSnapshots      int
 	SnapshotFileBytes int
+
+	// SnapshotKeep is how long a snapshot that broke off is kept by both ends;
+	// default 2 min.
+	SnapshotKeep time.Duration
+
+	// SnapshotRate bounds the bytes a second of all snapshots that this node
+	// sends and receives, together; at least SnapshotChunk. 0: no limit.
+	SnapshotRate int64
 
 	// Reserve is how many bytes are to stay free on the disk of Dir for entries
 	// and compactions: a snapshot that would leave less than a quarter of it is
@@ -123,7 +161,8 @@ type Options struct {
 
 	// OpenSnapshot opens a snapshot stream to a peer. Without it, peers that
 	// have slept past the log's cut stay behind.
-	OpenSnapshot func(ctx context.Context, to dfs.NodeID) (SnapshotSink, error)
+	// The stream breaks when ctx ends.
+	OpenSnapshot func(ctx context.Context, to dfs.NodeID) (SnapshotStream, error)
 
 	// OnLeaderChange and OnApplied are called without locks and must not block:
 	// the first when the leader (0: none) or its term changes, the second after
@@ -174,6 +213,7 @@ func (o *Options) setDefaults() {
 	orDefault(&o.LogBytes, 64<<20)
 	orDefault(&o.MaxSnapshots, 2)
 	orDefault(&o.SnapshotFileBytes, 32<<20)
+	orDefault(&o.SnapshotKeep, 2*time.Minute)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -194,7 +234,7 @@ func (o *Options) validate() error {
 		return dfs.Errorf(dfs.Invalid, op, "largest proposal %d bytes: want 1 to %d", o.MaxProposalBytes, maxProposalBytes)
 	case min(o.Workers, o.MaxProposals, o.MaxProposalQueue, o.MaxReads, o.MaxInbox, o.MaxInflight, o.EntryCache, o.KeepEntries, o.MaxSnapshots, o.SnapshotFileBytes) < 0:
 		return dfs.Errorf(dfs.Invalid, op, "a limit is negative")
-	case o.Tick < 0 || o.LogBytes < 0 || o.CacheSize < 0:
+	case o.Tick < 0 || o.LogBytes < 0 || o.CacheSize < 0 || o.SnapshotKeep < 0 || o.SnapshotRate < 0:
 		return dfs.Errorf(dfs.Invalid, op, "a size or time is negative")
 	}
 	return nil

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
@@ -54,47 +56,26 @@ func (h *Host) prepareSnapDir() error {
 	return wrapStore("open raft host", h.snapDir(), makeDir(h.opts.FS, h.snapDir()))
 }
 
-// cleanSnapDir removes what no install needs any more.
-func (h *Host) cleanSnapDir() error {
-	names, err := h.opts.FS.List(h.snapDir())
-	if err != nil {
-		return wrapStore("open raft host", h.snapDir(), err)
-	}
-	return h.removeSnapFiles(names)
-}
-
-func (h *Host) removeSnapFiles(names []string) error {
-	var errs []error
-	for _, n := range names {
-		path := h.opts.FS.PathJoin(h.snapDir(), n)
-		if there, err := exists(h.opts.FS, path); err == nil && !there {
-			continue
-		}
-		errs = append(errs, h.opts.FS.Remove(path))
-	}
-	return wrapStore("clean snapshots", h.snapDir(), firstError(errs...))
-}
-
-// ReceiveSnapshot takes a stream that a peer's SnapshotSink sent, chunk by
-// chunk from recv, which returns io.EOF at its end. It returns nil once the
-// snapshot is installed, durably. An error leaves the old state, and the peer
-// will try again: Exist when this replica has as much already, Busy when too
-// many come at once, Corrupt or Invalid for a torn or malformed stream.
-func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, recv func() ([]byte, error)) error {
+// ReceiveSnapshot takes the stream that a peer opened with OpenSnapshot. It
+// returns nil once the snapshot is installed, durably. An error leaves the old
+// state, and the peer will try again, going on where a stream broke: Exist when
+// this replica has as much already, Busy when too many come at once, Corrupt or
+// Invalid for a damaged or malformed stream.
+//
+// A stream takes memory for one chunk, a read buffer, one row and one table's
+// index: with rows of ordinary size about 2 MiB, however large the state.
+func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, stream SnapshotStream) error {
 	select {
 	case h.receiving <- struct{}{}:
 		defer func() { <-h.receiving }()
 	default:
 		return dfs.Errorf(dfs.Busy, "receive snapshot", "too many at a time")
 	}
-	first, err := recv()
+	first, err := recvKind(stream, chunkHead)
 	if err != nil {
 		return err
 	}
-	if len(first) == 0 || first[0] != chunkHead {
-		return dfs.Errorf(dfs.Invalid, "receive snapshot", "a stream without a head")
-	}
-	head, err := decodeSnapshotHead(first[1:])
+	head, err := decodeSnapshotHead(first)
 	if err != nil {
 		return err
 	}
@@ -104,13 +85,39 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, recv func()
 	}
 	defer r.state.endReceiving()
 	inst := &install{to: head.at, term: head.term, from: from, token: h.sequence.Add(1), done: make(chan error, 1)}
-	sum := sha256.New()
-	_, _ = sum.Write(first[1:])
-	in := &chunkReader{h: h, recv: recv, sum: sum}
-	if err := h.storeSnapshot(r, inst, in); err != nil {
-		return firstError(err, h.removeSnapFiles(inst.files))
+	w, err := h.beginReceiving(r, inst, &head, stream)
+	if err != nil {
+		return err
 	}
-	return r.offer(ctx, inst)
+	if err := w.run(); err != nil {
+		return w.abandon(err)
+	}
+	// From here on the tables are the install's.
+	inst.files = w.have.names()
+	r.state.setHeld(nil)
+	if err := r.offer(ctx, inst); err != nil {
+		return firstError(err, h.forget(r.id, nil))
+	}
+	h.snaps.installed.Add(1)
+	return stream.Send([]byte{chunkInstalled})
+}
+
+// recvKind returns the payload of the next chunk, which must be of a kind.
+func recvKind(stream SnapshotStream, kind byte) ([]byte, error) {
+	chunk, err := stream.Recv()
+	if err != nil {
+		return nil, torn(err)
+	}
+	if len(chunk) == 0 || len(chunk) > SnapshotChunk || chunk[0] != kind {
+		return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "not the chunk that belongs here")
+	}
+	return chunk[1:], nil
+}
+
+// torn is the error of a stream that broke. It does not wrap err: io.EOF is no
+// end of the data.
+func torn(err error) error {
+	return dfs.Errorf(dfs.Unavailable, "receive snapshot", "torn stream: %v", err)
 }
 
 // expectSnapshot finds the replica that a stream is for and checks that it
@@ -127,6 +134,7 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	if r == nil {
 		return nil, dfs.Errorf(dfs.NotExist, "receive snapshot", "%v has no replica on node %v", head.group, h.opts.Node)
 	}
+	newer := r.office.Load().Term > head.term
 	s := &r.state
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,6 +145,8 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 		return nil, dfs.Errorf(dfs.Busy, "receive snapshot", "%v receives one already", head.group)
 	case head.term == 0 && !s.lost:
 		return nil, dfs.Errorf(dfs.Exist, "receive snapshot", "%v has its state", head.group)
+	case head.term > 0 && newer:
+		return nil, dfs.Errorf(dfs.Exist, "receive snapshot", "%v has a newer leader", head.group)
 	case head.at.index < s.cur.index, head.at.index == s.cur.index && !s.lost:
 		return nil, dfs.Errorf(dfs.Exist, "receive snapshot", "%v is at entry %d, the snapshot at %d", head.group, s.cur.index, head.at.index)
 	}
@@ -147,39 +157,80 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 func (s *state) endReceiving() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.receiving = false
+	s.receiving, s.arriving = false, nil
+	if s.held != nil {
+		s.held.since = time.Now()
+	}
 }
 
-// chunkReader reads the data of a stream and remembers how it ended.
+// beginReceiving agrees with the sender on where to go on. What is held of
+// another transfer, or damaged, is removed.
+func (h *Host) beginReceiving(r *replica, inst *install, head *snapshotHead, stream SnapshotStream) (*snapshotReader, error) {
+	begin := &held{id: head.snapshotID, from: inst.from, checked: true}
+	var err error
+	if begin.state, err = begin.id.newSum().(encoding.BinaryMarshaler).MarshalBinary(); err != nil {
+		return nil, dfs.Errorf(dfs.Internal, "receive snapshot", "%v", err)
+	}
+	have := begin
+	if old := r.state.held; old != nil && old.same(head, inst.from) {
+		if err := h.check(old); err != nil {
+			h.log.Warn("rest of a snapshot not used", "group", uint16(r.id), "cause", err)
+		} else {
+			have = old
+		}
+	}
+	offer, err := have.point()
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(append([]byte{chunkOffer}, offer.encode()...)); err != nil {
+		return nil, torn(err)
+	}
+	payload, err := recvKind(stream, chunkFrom)
+	if err != nil {
+		return nil, err
+	}
+	from, err := decodePoint(payload)
+	if err != nil {
+		return nil, err
+	}
+	if from.keys == 0 {
+		have = begin
+	} else if from.keys != offer.keys || !bytes.Equal(from.sum, offer.sum) {
+		return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "it begins at key %d, want %d or the beginning", from.keys, offer.keys)
+	}
+	if old := r.state.held; old != nil && old != have {
+		r.state.setHeld(nil)
+		if err := h.forget(r.id, old.names()); err != nil {
+			return nil, err
+		}
+	}
+	if have.keys > 0 {
+		h.snaps.resumed.Add(1)
+		h.log.Info("snapshot goes on", "group", uint16(r.id), "from", uint32(inst.from), "bytes", have.bytes, "keys", have.keys)
+	}
+	return newSnapshotReader(h, r, inst, have, stream)
+}
+
+// chunkReader reads the data of a stream up to the next point or the end.
 type chunkReader struct {
-	h    *Host
-	recv func() ([]byte, error)
-	sum  hash.Hash
-	rest []byte
-	end  []byte // payload of chunkEnd
+	h      *Host
+	stream SnapshotStream
+	sum    hash.Hash
+	seen   *arrival
+	rest   []byte
+	at     *point // where the data stopped; nil while it goes on
+	end    bool   // at is the end
 }
 
+// Read returns io.EOF at a point and at the end.
 func (c *chunkReader) Read(p []byte) (int, error) {
 	for len(c.rest) == 0 {
-		if c.end != nil {
+		if c.at != nil {
 			return 0, io.EOF
 		}
-		chunk, err := c.recv()
-		if err != nil {
-			// Not wrapped: io.EOF here is no end of the data.
-			return 0, dfs.Errorf(dfs.Unavailable, "receive snapshot", "torn stream: %v", err)
-		}
-		if len(chunk) == 0 || len(chunk) > SnapshotChunk {
-			return 0, dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of %d bytes", len(chunk))
-		}
-		switch chunk[0] {
-		case chunkData:
-			c.rest = chunk[1:]
-			_, _ = c.sum.Write(c.rest)
-		case chunkEnd:
-			c.end = chunk[1:]
-		default:
-			return 0, dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of unknown kind %d", chunk[0])
+		if err := c.next(); err != nil {
+			return 0, err
 		}
 	}
 	n := copy(p, c.rest)
@@ -187,80 +238,210 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// check compares what was read with what the end says.
+func (c *chunkReader) next() error {
+	chunk, err := c.stream.Recv()
+	if err != nil {
+		return torn(err)
+	}
+	if len(chunk) == 0 || len(chunk) > SnapshotChunk {
+		return dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of %d bytes", len(chunk))
+	}
+	switch chunk[0] {
+	case chunkData:
+		c.rest = chunk[1:]
+		_, _ = c.sum.Write(c.rest)
+		c.seen.bytes.Add(uint64(len(c.rest)))
+		c.h.snaps.received.Add(uint64(len(c.rest)))
+		if err := c.h.pace.WaitN(c.h.ctx, len(chunk)); err != nil {
+			return errClosing("receive snapshot")
+		}
+		return nil
+	case chunkPoint, chunkEnd:
+		at, err := decodePoint(chunk[1:])
+		c.at, c.end = &at, chunk[0] == chunkEnd
+		return err
+	}
+	return dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of unknown kind %d", chunk[0])
+}
+
+// check compares what was read with what the point or end says.
 func (c *chunkReader) check(keys uint64) error {
-	n, w := binary.Uvarint(c.end)
-	if w <= 0 || n != keys || !bytes.Equal(c.end[w:], c.sum.Sum(nil)) {
+	if c.at.keys != keys || !bytes.Equal(c.at.sum, c.sum.Sum(nil)) {
 		return dfs.Errorf(dfs.Corrupt, "receive snapshot", "%d keys arrived, and they are not what was sent", keys)
 	}
 	return nil
 }
 
-// storeSnapshot writes a stream to files that can be ingested.
-func (h *Host) storeSnapshot(r *replica, inst *install, in *chunkReader) (err error) {
-	w := &tableWriter{h: h, group: r.id, inst: inst}
-	defer func() {
-		if cerr := w.closeTable(); err == nil {
-			err = cerr
-		}
-		if err == nil {
-			err = wrapStore("receive snapshot", r.id.String(), syncDir(h.opts.FS, h.snapDir()))
-		}
-	}()
-	if err := w.add(stateKey(r.id, stateApplied), inst.to.encode()); err != nil {
-		return err
+// snapshotReader stores one stream in tables that can be ingested.
+type snapshotReader struct {
+	h    *Host
+	r    *replica
+	in   *chunkReader
+	buf  *bufio.Reader
+	out  *tableWriter
+	have *held // what is stored for good, through the last point
+	keys uint64
+	told time.Time
+}
+
+func newSnapshotReader(h *Host, r *replica, inst *install, have *held, stream SnapshotStream) (*snapshotReader, error) {
+	sum, err := have.sum()
+	if err != nil {
+		return nil, err
 	}
-	buf := bufio.NewReaderSize(in, 64<<10)
-	prefix := stateKey(r.id, stateData)
-	var keys uint64
-	for ; ; keys++ {
-		key, err := readSized(buf)
-		if errors.Is(err, io.EOF) {
-			return in.check(keys)
+	in := &chunkReader{h: h, stream: stream, sum: sum, seen: r.state.arrive(have)}
+	return &snapshotReader{
+		h: h, r: r, in: in, buf: bufio.NewReaderSize(in, 64<<10),
+		out:  &tableWriter{h: h, group: r.id, token: inst.token, base: len(have.files), last: bytes.Clone(have.last)},
+		have: have, keys: have.keys, told: time.Now(),
+	}, nil
+}
+
+// run stores the rest of the snapshot and checks all of it.
+func (s *snapshotReader) run() error {
+	s.h.snapStep(s.r.id, SnapRecvStart)
+	if s.have.keys == 0 {
+		if err := s.out.add(stateKey(s.r.id, stateApplied), s.have.id.at.encode()); err != nil {
+			return err
 		}
+	}
+	for {
+		more, err := s.pair()
 		if err != nil {
 			return err
 		}
-		value, err := readSized(buf)
-		if errors.Is(err, io.EOF) {
-			return dfs.Errorf(dfs.Invalid, "receive snapshot", "a key without a value")
+		if more {
+			continue
 		}
-		if err != nil {
+		if err := s.in.check(s.keys); err != nil {
 			return err
 		}
-		if err := w.add(append(prefix[:len(prefix):len(prefix)], key...), value); err != nil {
+		if s.in.end {
+			s.h.snapStep(s.r.id, SnapRecvEnd)
+			return s.seal()
+		}
+		if err := s.note(); err != nil {
 			return err
 		}
+		s.in.at = nil
 	}
 }
 
-// readSized reads a length and so many bytes; io.EOF before the length only.
+// pair stores a key and its value; false at a point and at the end.
+func (s *snapshotReader) pair() (bool, error) {
+	if _, err := s.buf.Peek(1); errors.Is(err, io.EOF) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	key, err := readSized(s.buf)
+	if err != nil {
+		return false, err
+	}
+	value, err := readSized(s.buf)
+	if err != nil {
+		return false, err
+	}
+	s.keys++
+	s.in.seen.keys.Store(s.keys)
+	return true, s.out.add(append(stateKey(s.r.id, stateData), key...), value)
+}
+
+// note makes a point one to go on from, when enough has come since the last.
+func (s *snapshotReader) note() error {
+	if s.out.size < s.h.opts.SnapshotFileBytes/2 {
+		return nil
+	}
+	s.h.snapStep(s.r.id, SnapRecvSeal)
+	if err := s.seal(); err != nil {
+		return err
+	}
+	s.h.snapStep(s.r.id, SnapRecvNote)
+	if err := s.h.saveHeld(s.have); err != nil {
+		return err
+	}
+	s.r.state.setHeld(s.have)
+	s.h.snapStep(s.r.id, SnapRecvNoted)
+	if time.Since(s.told) >= snapshotLogEvery {
+		s.told = time.Now()
+		s.h.log.Info("snapshot being received", "group", uint16(s.r.id), "from", uint32(s.have.from), "bytes", s.have.bytes, "keys", s.have.keys)
+	}
+	return nil
+}
+
+// seal finishes the table in the making and adds what is new to what is had.
+func (s *snapshotReader) seal() error {
+	if err := s.out.closeTable(); err != nil {
+		return err
+	}
+	if err := syncDir(s.h.opts.FS, s.h.snapDir()); err != nil {
+		return wrapStore("receive snapshot", s.r.id.String(), err)
+	}
+	state, err := s.in.sum.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return dfs.Errorf(dfs.Internal, "receive snapshot", "%v", err)
+	}
+	next := *s.have
+	next.keys, next.bytes, next.state = s.keys, s.in.seen.bytes.Load(), state
+	next.last = bytes.Clone(s.out.last)
+	next.files = append(slices.Clip(next.files), s.out.files...)
+	s.out.base, s.out.files = len(next.files), nil
+	s.have = &next
+	return nil
+}
+
+// abandon removes what a stream that failed has left after its last point, and
+// all when none can go on from there.
+func (s *snapshotReader) abandon(err error) error {
+	_ = s.out.closeTable() // removed next
+	held := s.r.state.held
+	if goesOn(err) && held != nil {
+		return firstError(err, s.h.removeSnapFiles(s.out.names()), s.h.removeSnapFiles(s.have.names()[len(held.files):]))
+	}
+	s.r.state.setHeld(nil)
+	return firstError(err, s.h.forget(s.r.id, append(s.have.names(), s.out.names()...)))
+}
+
+// readSized reads a length and so many bytes.
 func readSized(r *bufio.Reader) ([]byte, error) {
 	n, err := binary.ReadUvarint(r)
 	if err != nil {
-		return nil, err
+		return nil, tornRow(err)
 	}
 	if n > maxSnapshotValue {
 		return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "a key or value of %d bytes", n)
 	}
 	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "a torn key or value")
-		}
-		return nil, err
+	_, err = io.ReadFull(r, b)
+	return b, tornRow(err)
+}
+
+// tornRow gives the end of the data inside of a row its kind.
+func tornRow(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return dfs.Errorf(dfs.Invalid, "receive snapshot", "a torn key or value")
 	}
-	return b, nil
+	return err
 }
 
 // tableWriter writes ascending keys to tables of bounded size.
 type tableWriter struct {
 	h     *Host
 	group dfs.GroupID
-	inst  *install
+	token uint64
+	base  int        // tables of earlier points
+	files []heldFile // since the last point, the one in the making included
 	table *sstable.Writer
 	size  int
-	last  []byte
+	last  []byte // key
+}
+
+func (w *tableWriter) names() []string {
+	out := make([]string, len(w.files))
+	for i, f := range w.files {
+		out[i] = f.name
+	}
+	return out
 }
 
 func (w *tableWriter) add(key, value []byte) error {
@@ -271,7 +452,8 @@ func (w *tableWriter) add(key, value []byte) error {
 	if w.last != nil && bytes.Compare(key, w.last) <= 0 {
 		return dfs.Errorf(dfs.Invalid, "receive snapshot", "keys out of order")
 	}
-	if w.size >= w.h.opts.SnapshotFileBytes {
+	// A point comes earlier, from a sender with the same options.
+	if w.size >= 2*w.h.opts.SnapshotFileBytes {
 		if err := w.closeTable(); err != nil {
 			return err
 		}
@@ -290,12 +472,12 @@ func (w *tableWriter) openTable() error {
 	if err := w.h.roomForTable(); err != nil {
 		return err
 	}
-	name := fmt.Sprintf("%d-%d-%d-%d.sst", w.group, w.h.store.starts, w.inst.token, len(w.inst.files))
+	name := fmt.Sprintf("%d-%d-%d-%d.sst", w.group, w.h.store.starts, w.token, w.base+len(w.files))
 	f, err := w.h.opts.FS.Create(w.h.opts.FS.PathJoin(w.h.snapDir(), name), vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return wrapStore("receive snapshot", name, err)
 	}
-	w.inst.files = append(w.inst.files, name)
+	w.files = append(w.files, heldFile{name: name})
 	w.table = sstable.NewWriter(objstorageprovider.NewFileWritable(f), sstable.WriterOptions{
 		TableFormat: storeFormat.MaxTableFormat(),
 	})
@@ -319,7 +501,16 @@ func (w *tableWriter) closeTable() error {
 	}
 	err := w.table.Close()
 	w.table, w.size = nil, 0
-	return wrapStore("receive snapshot", w.group.String(), err)
+	if err != nil {
+		return wrapStore("receive snapshot", w.group.String(), err)
+	}
+	f := &w.files[len(w.files)-1]
+	st, err := w.h.opts.FS.Stat(w.h.opts.FS.PathJoin(w.h.snapDir(), f.name))
+	if err != nil {
+		return wrapStore("receive snapshot", f.name, err)
+	}
+	f.size = uint64(st.Size())
+	return nil
 }
 
 // errNotNeeded says that the library had no use for a snapshot.

@@ -27,7 +27,8 @@ const (
 	logHardState = 0x00
 	logTruncated = 0x01
 	logIntent    = 0x02
-	logTombstone = 0x04
+	logTombstone = 0x03
+	logHeld      = 0x04
 	logEntry     = 0x10
 )
 
@@ -101,6 +102,18 @@ func newDecoder(b []byte) *decoder {
 	}
 	return &decoder{b: b[1:]}
 }
+
+// newSummedDecoder reads what appendSum ended.
+func newSummedDecoder(b []byte) *decoder {
+	n := len(b) - 4
+	if n < 0 || binary.BigEndian.Uint32(b[n:]) != crc(0, b[:n]) {
+		return &decoder{bad: true}
+	}
+	return newDecoder(b[:n])
+}
+
+// appendSum ends a record with a sum over all of it.
+func appendSum(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc(0, b)) }
 
 func (d *decoder) uint() uint64 {
 	v, n := binary.Uvarint(d.b)

@@ -2,10 +2,12 @@ package raftgroup
 
 import (
 	"bytes"
+	"encoding"
 	"errors"
 	"reflect"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -66,8 +68,14 @@ func TestRecordsRoundTrip(t *testing.T) {
 func FuzzRecords(f *testing.F) {
 	a, cut := sampleApplied(), truncated{index: 1, term: 1, conf: confState([]uint64{1})}
 	in := intent{to: a, hard: hardState(7, 2, 300), files: []string{"a", "b"}}
-	head := snapshotHead{group: 1, term: 2, at: a}
-	for _, b := range [][]byte{a.encode(), cut.encode(), in.encode(), head.encode(), encodeHardState(in.hard), encodeMark(5), encodeEntry(1, entry(1, 1), 9)} {
+	head := snapshotHead{term: 2, snapshotID: snapshotID{group: 1, start: 4, number: 8, at: a}}
+	sum, err := head.newSum().(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	seam := point{keys: 9, sum: make([]byte, 32)}
+	rest := held{id: head.snapshotID, from: 2, keys: 9, last: []byte("key"), state: sum, files: []heldFile{{"1-1-1-0.sst", 77}}}
+	for _, b := range [][]byte{a.encode(), cut.encode(), in.encode(), head.encode(), seam.encode(), rest.encode(), encodeHardState(in.hard), encodeMark(5), encodeEntry(1, entry(1, 1), 9)} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -89,6 +97,65 @@ func FuzzRecords(f *testing.F) {
 		_, _ = decodeHardState(b, 1)
 		_, _, _ = decodeEntry(1, 1, b)
 		_, _ = decodeMark(b)
-		_, _ = decodeSnapshotHead(b)
+		if head, err := decodeSnapshotHead(b); err == nil {
+			if again, err := decodeSnapshotHead(head.encode()); err != nil || again.number != head.number || again.at.index != head.at.index {
+				t.Errorf("head %+v became %+v, %v", head, again, err)
+			}
+		}
+		if p, err := decodePoint(b); err == nil {
+			if again, err := decodePoint(p.encode()); err != nil || again.keys != p.keys || !bytes.Equal(again.sum, p.sum) {
+				t.Errorf("point %+v became %+v, %v", p, again, err)
+			}
+		}
+		if p, err := decodeHeld(b, 1); err == nil {
+			if again, err := decodeHeld(p.encode(), 1); err != nil || !reflect.DeepEqual(again.files, p.files) || again.keys != p.keys {
+				t.Errorf("held %+v became %+v, %v", p, again, err)
+			}
+		}
+	})
+}
+
+// FuzzSnapshotStream reads bytes as the data of a stream, cut into chunks: no
+// panic, nothing left, and the state untouched, for the sum is never right.
+func FuzzSnapshotStream(f *testing.F) {
+	f.Add([]byte{1, 'a', 1, 'x', 1, 'b', 0}, uint8(3))
+	f.Add([]byte{1, 'b', 0, 1, 'a', 0}, uint8(0))
+	f.Add([]byte{0x80, 0x80, 0x80, 0x08, 1}, uint8(1))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1}, uint8(4))
+	fs := vfs.NewMem()
+	h, err := Open(Options{
+		FS: fs, Dir: "data", Node: 1, SnapshotFileBytes: 64, AcceptGroup: func(dfs.GroupID) bool { return true },
+		StateMachine: func(dfs.GroupID) StateMachine { return kvMachine{} },
+		Send:         func(dfs.NodeID, Lane, []byte) bool { return true },
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			f.Error(err)
+		}
+	})
+	f.Fuzz(func(t *testing.T, b []byte, cut uint8) {
+		head := snapshotHead{term: 9, snapshotID: snapshotID{group: 3, start: 1, number: 1, at: sampleApplied()}}
+		sum := head.newSum()
+		begin := point{sum: sum.Sum(nil)}
+		chunks := [][]byte{append([]byte{chunkHead}, head.encode()...), append([]byte{chunkFrom}, begin.encode()...)}
+		n := min(int(cut), len(b))
+		for i, part := range [][]byte{b[:n], b[n:]} {
+			_, _ = sum.Write(part)
+			at := point{keys: uint64(i + 1), sum: sum.Sum(nil)}
+			chunks = append(chunks, append([]byte{chunkData}, part...), append([]byte{chunkPoint}, at.encode()...))
+		}
+		if err := h.ReceiveSnapshot(t.Context(), 2, &chunkList{chunks: chunks}); err == nil {
+			t.Error("a stream without an end is taken")
+		}
+		if st, ok := h.Status(3); ok && st.Applied != 0 {
+			t.Errorf("the state is at entry %d", st.Applied)
+		}
+		names, err := fs.List("data/raft-snap")
+		if err != nil || len(names) > 2 {
+			t.Errorf("%v are left (%v)", names, err)
+		}
 	})
 }

@@ -80,8 +80,8 @@ type replica struct {
 	seen map[uint64]uint64
 	// answered holds that of its last answer to a leader's append or heartbeat.
 	answered map[uint64]uint64
-	// sending holds the peers that a snapshot is being sent to, and its index.
-	sending map[dfs.NodeID]uint64
+	// sending holds the snapshots on their way to peers, and who follows one.
+	sending map[dfs.NodeID]*transfer
 }
 
 // round is what one round of a replica does after its lock is released.

@@ -2,14 +2,11 @@ package raftgroup
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
 )
@@ -135,81 +132,48 @@ func (c *cluster) noSnapFiles() {
 	}
 }
 
-// TestInstallSurvivesCrashAtEachStep loses power right before each step of an
-// install and right after it.
-func TestInstallSurvivesCrashAtEachStep(t *testing.T) {
-	for step := 1; step <= 4; step++ {
-		for _, keep := range []int{0, 100} {
-			t.Run(fmt.Sprintf("step %d keep %d", step, keep), func(t *testing.T) {
-				inBubble(t, func(t *testing.T) { installCrash(t, step, keep) })
-			})
-		}
-	}
-}
-
-func installCrash(t *testing.T, step, keep int) {
-	c := newCluster(t, 1, 3, 0)
-	defer c.stop()
-	crashed := make(chan *node, 1)
-	var once atomic.Bool
-	c.tune = func(o *Options) {
-		id, fs := o.Node, o.FS.(*vfs.MemFS)
-		o.Hooks.InstallStep = func(_ dfs.GroupID, s int) {
-			if s != step || !once.CompareAndSwap(false, true) {
-				return
-			}
-			c.mu.Lock()
-			c.nodes[id].dead.Store(true)
-			c.mu.Unlock()
-			rng := rand.New(rand.NewPCG(1, uint64(step)))
-			crashed <- &node{c: c, id: id, fs: fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rng})}
-		}
-	}
-	sleeper, _ := c.sleeper(1000)
-	c.heal()
-	next := <-crashed
-	if next.id != sleeper {
-		t.Fatalf("node %v installs a snapshot, want %v", next.id, sleeper)
-	}
-	if err := c.nodes[sleeper].host.Close(); err != nil {
-		t.Error(err)
-	}
-	c.mu.Lock()
-	c.nodes[sleeper] = next
-	c.mu.Unlock()
-	c.revive(next)
-	st, _ := c.h(sleeper).Status(0)
-	if installed := st.Applied > 100; installed != (step > 1) {
-		t.Errorf("after a crash before step %d the state is at entry %d", step, st.Applied)
-	}
-	c.propose(0, "put new value")
-	c.converge(c.all()...)
-}
-
 func TestSnapshotsAreRefusedWhenMalformed(t *testing.T) {
-	good := func(h *Host) [][]byte {
-		head := snapshotHead{group: 0, term: 5, at: applied{index: 50, term: 5, conf: confState([]uint64{1, 2})}}
-		return [][]byte{append([]byte{chunkHead}, head.encode()...)}
+	id := snapshotID{group: 0, start: 1, number: 1, at: applied{index: 50, term: 5, conf: confState([]uint64{1, 2})}}
+	head := snapshotHead{term: 5, snapshotID: id}
+	begin := point{sum: id.newSum().Sum(nil)}
+	start := func(more ...[]byte) [][]byte {
+		return append([][]byte{
+			append([]byte{chunkHead}, head.encode()...), append([]byte{chunkFrom}, begin.encode()...),
+		}, more...)
 	}
+	end := func(keys uint64) []byte {
+		p := point{keys: keys, sum: make([]byte, 32)}
+		return append([]byte{chunkEnd}, p.encode()...)
+	}
+	flipped := append([]byte{chunkHead}, head.encode()...)
+	flipped[5] ^= 1
+	ahead := point{keys: 7, sum: begin.sum}
 	for name, tc := range map[string]struct {
-		chunks func(h *Host) [][]byte
+		chunks [][]byte
 		kind   dfs.Kind
 	}{
-		"empty":           {func(*Host) [][]byte { return [][]byte{{}} }, dfs.Invalid},
-		"no head":         {func(*Host) [][]byte { return [][]byte{{chunkData, 1}} }, dfs.Invalid},
-		"torn head":       {func(*Host) [][]byte { return [][]byte{{chunkHead, recordVersion, 1}} }, dfs.Invalid},
-		"unknown version": {func(*Host) [][]byte { return [][]byte{{chunkHead, 99}} }, dfs.Invalid},
-		"torn":            {good, dfs.Unavailable},
-		"unknown chunk":   {func(h *Host) [][]byte { return append(good(h), []byte{'X'}) }, dfs.Invalid},
-		"wrong end":       {func(h *Host) [][]byte { return append(good(h), []byte{chunkEnd, 0, 1, 2}) }, dfs.Corrupt},
-		"torn key":        {func(h *Host) [][]byte { return append(good(h), []byte{chunkData, 9, 'a'}, []byte{chunkEnd, 0}) }, dfs.Invalid},
-		"no value":        {func(h *Host) [][]byte { return append(good(h), []byte{chunkData, 1, 'a'}, []byte{chunkEnd, 0}) }, dfs.Invalid},
-		"order": {func(h *Host) [][]byte {
-			return append(good(h), []byte{chunkData, 1, 'b', 0, 1, 'a', 0}, []byte{chunkEnd, 2})
-		}, dfs.Invalid},
-		"huge": {func(h *Host) [][]byte {
-			return append(good(h), []byte{chunkData, 0xff, 0xff, 0xff, 0xff, 0x7f})
-		}, dfs.Invalid},
+		"empty":           {[][]byte{{}}, dfs.Invalid},
+		"no head":         {[][]byte{{chunkData, 1}}, dfs.Invalid},
+		"torn head":       {[][]byte{{chunkHead, recordVersion, 1}}, dfs.Invalid},
+		"flipped head":    {[][]byte{flipped}, dfs.Invalid},
+		"unknown version": {[][]byte{append([]byte{chunkHead}, appendSum([]byte{99})...)}, dfs.Invalid},
+		"no beginning":    {start()[:1], dfs.Unavailable},
+		"data at once":    {[][]byte{start()[0], {chunkData, 1}}, dfs.Invalid},
+		"torn beginning":  {[][]byte{start()[0], {chunkFrom, recordVersion}}, dfs.Invalid},
+		"begins later":    {[][]byte{start()[0], append([]byte{chunkFrom}, ahead.encode()...)}, dfs.Invalid},
+		"torn":            {start(), dfs.Unavailable},
+		"empty chunk":     {start([]byte{}), dfs.Invalid},
+		"large chunk":     {start(make([]byte, SnapshotChunk+1)), dfs.Invalid},
+		"unknown chunk":   {start([]byte{'X'}), dfs.Invalid},
+		"malformed end":   {start([]byte{chunkEnd, recordVersion, 0, 1, 2}), dfs.Invalid},
+		"wrong end":       {start(end(0)), dfs.Corrupt},
+		"wrong point":     {start([]byte{chunkData, 1, 'a', 0}, append([]byte{chunkPoint}, end(1)[1:]...)), dfs.Corrupt},
+		"torn key":        {start([]byte{chunkData, 9, 'a'}, end(0)), dfs.Invalid},
+		"torn length":     {start([]byte{chunkData, 0x80}, end(0)), dfs.Invalid},
+		"no value":        {start([]byte{chunkData, 1, 'a'}, end(0)), dfs.Invalid},
+		"point in a row":  {start([]byte{chunkData, 1, 'a'}, append([]byte{chunkPoint}, end(0)[1:]...)), dfs.Invalid},
+		"order":           {start([]byte{chunkData, 1, 'b', 0, 1, 'a', 0}, end(2)), dfs.Invalid},
+		"huge":            {start([]byte{chunkData, 0xff, 0xff, 0xff, 0xff, 0x7f}), dfs.Invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
@@ -217,8 +181,7 @@ func TestSnapshotsAreRefusedWhenMalformed(t *testing.T) {
 				defer c.stop()
 				c.boot()
 				c.propose(0, "put a 1")
-				chunks := tc.chunks(c.h(1))
-				err := c.h(1).ReceiveSnapshot(t.Context(), 2, chunkList(&chunks))
+				err := c.h(1).ReceiveSnapshot(t.Context(), 2, &chunkList{chunks: tc.chunks})
 				wantKind(t, err, tc.kind)
 				c.propose(0, "put a 2")
 				c.noSnapFiles()

@@ -34,6 +34,8 @@ type state struct {
 	fault error   // why nothing is served any more
 
 	receiving bool // a snapshot stream is arriving
+	arriving  *arrival
+	held      *held // what arrived of one that broke off; its stream's while receiving
 
 	checks [checkKept]checkpoint
 	newest checkpoint
@@ -47,7 +49,7 @@ type checkpoint struct{ index, hash uint64 }
 
 // readApplied reads the applied record; durable asks for what a crash now would
 // leave. The zero value says that there is none.
-func readApplied(db *pebble.DB, g dfs.GroupID, durable bool) (a applied, err error) {
+func readApplied(db pebble.Reader, g dfs.GroupID, durable bool) (a applied, err error) {
 	key := stateKey(g, stateApplied)
 	it, err := db.NewIter(&pebble.IterOptions{
 		LowerBound:                key,

@@ -41,6 +41,11 @@ func (h *Host) tidy() {
 		}
 		flush := false
 		for _, r := range h.sorted() {
+			r.tidyTransfers()
+			if err := h.tidyHeld(r); err != nil {
+				h.fail(err)
+				return
+			}
 			f, err := r.trim()
 			if err != nil {
 				h.fail(err)
@@ -68,6 +73,8 @@ func (r *replica) trim() (flush bool, err error) {
 	keep, limit := uint64(r.h.opts.KeepEntries), uint64(r.h.opts.LogBytes)
 	if r.h.spare.Load() {
 		keep = min(keep, spareEntries)
+	} else {
+		limit += r.logSlack()
 	}
 	over := r.l.size() > limit
 	if !over && last-trunc.index <= keep+keep/4 {
@@ -81,6 +88,15 @@ func (r *replica) trim() (flush bool, err error) {
 	if over {
 		if target, err = r.l.lastWithin(limit / 2); err != nil {
 			return false, ignoreCut(err)
+		}
+		if from, ok := r.transfersFrom(); ok && from >= trunc.index {
+			least, err := r.l.lastWithin(limit)
+			if err != nil {
+				return false, ignoreCut(err)
+			}
+			if from >= least {
+				target = min(target, from)
+			}
 		}
 	}
 	if target > durable.index {
@@ -117,17 +133,14 @@ func ignoreCut(err error) error {
 func (r *replica) neededFrom(target uint64) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, index := range r.sending {
-		target = min(target, index)
+	for _, t := range r.sending {
+		target = min(target, t.index)
 	}
 	if r.fault != nil || r.role != raft.StateLeader {
 		return target
 	}
-	now := r.timeLocked()
 	r.raw.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		seen, ok := r.seen[id]
-		live := ok && now-seen <= liveTimeouts*uint64(r.h.opts.ElectionTicks)
-		if live && p.State != tracker.StateSnapshot {
+		if r.liveLocked(id) && p.State != tracker.StateSnapshot {
 			target = min(target, p.Match)
 		}
 	})

@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// RaftBatch: the first one of a stream has hello and no data, all others have data.
+// RaftBatch: the first one of a caller has hello and no data, all others have data.
 type RaftBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -187,10 +187,10 @@ const file_raftlink_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\"\n" +
 	"\n" +
-	"\bRaftDone2x\n" +
+	"\bRaftDone2{\n" +
 	"\x04Raft\x127\n" +
-	"\bMessages\x12\x14.dfsd.wire.RaftBatch\x1a\x13.dfsd.wire.RaftDone(\x01\x127\n" +
-	"\bSnapshot\x12\x14.dfsd.wire.RaftBatch\x1a\x13.dfsd.wire.RaftDone(\x01B\x15Z\x13dfsd/transport/wireb\x06proto3"
+	"\bMessages\x12\x14.dfsd.wire.RaftBatch\x1a\x13.dfsd.wire.RaftDone(\x01\x12:\n" +
+	"\bSnapshot\x12\x14.dfsd.wire.RaftBatch\x1a\x14.dfsd.wire.RaftBatch(\x010\x01B\x15Z\x13dfsd/transport/wireb\x06proto3"
 
 var (
 	file_raftlink_proto_rawDescOnce sync.Once
@@ -217,7 +217,7 @@ var file_raftlink_proto_depIdxs = []int32{
 	0, // 2: dfsd.wire.Raft.Messages:input_type -> dfsd.wire.RaftBatch
 	0, // 3: dfsd.wire.Raft.Snapshot:input_type -> dfsd.wire.RaftBatch
 	2, // 4: dfsd.wire.Raft.Messages:output_type -> dfsd.wire.RaftDone
-	2, // 5: dfsd.wire.Raft.Snapshot:output_type -> dfsd.wire.RaftDone
+	0, // 5: dfsd.wire.Raft.Snapshot:output_type -> dfsd.wire.RaftBatch
 	4, // [4:6] is the sub-list for method output_type
 	2, // [2:4] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name

@@ -99,7 +99,7 @@ func (c *drpcRaftClient) Snapshot(ctx context.Context) (DRPCRaft_SnapshotClient,
 type DRPCRaft_SnapshotClient interface {
 	drpc.Stream
 	Send(*RaftBatch) error
-	CloseAndRecv() (*RaftDone, error)
+	Recv() (*RaftBatch, error)
 }
 
 type drpcRaft_SnapshotClient struct {
@@ -114,21 +114,15 @@ func (x *drpcRaft_SnapshotClient) Send(m *RaftBatch) error {
 	return x.MsgSend(m, drpcEncoding_File_raftlink_proto{})
 }
 
-func (x *drpcRaft_SnapshotClient) CloseAndRecv() (*RaftDone, error) {
-	if err := x.CloseSend(); err != nil {
-		return nil, err
-	}
-	m := new(RaftDone)
+func (x *drpcRaft_SnapshotClient) Recv() (*RaftBatch, error) {
+	m := new(RaftBatch)
 	if err := x.MsgRecv(m, drpcEncoding_File_raftlink_proto{}); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-func (x *drpcRaft_SnapshotClient) CloseAndRecvMsg(m *RaftDone) error {
-	if err := x.CloseSend(); err != nil {
-		return err
-	}
+func (x *drpcRaft_SnapshotClient) RecvMsg(m *RaftBatch) error {
 	return x.MsgRecv(m, drpcEncoding_File_raftlink_proto{})
 }
 
@@ -213,7 +207,7 @@ func (x *drpcRaft_MessagesStream) RecvMsg(m *RaftBatch) error {
 
 type DRPCRaft_SnapshotStream interface {
 	drpc.Stream
-	SendAndClose(*RaftDone) error
+	Send(*RaftBatch) error
 	Recv() (*RaftBatch, error)
 }
 
@@ -225,11 +219,8 @@ func (x *drpcRaft_SnapshotStream) GetStream() drpc.Stream {
 	return x.Stream
 }
 
-func (x *drpcRaft_SnapshotStream) SendAndClose(m *RaftDone) error {
-	if err := x.MsgSend(m, drpcEncoding_File_raftlink_proto{}); err != nil {
-		return err
-	}
-	return x.CloseSend()
+func (x *drpcRaft_SnapshotStream) Send(m *RaftBatch) error {
+	return x.MsgSend(m, drpcEncoding_File_raftlink_proto{})
 }
 
 func (x *drpcRaft_SnapshotStream) Recv() (*RaftBatch, error) {
