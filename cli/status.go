@@ -296,7 +296,8 @@ func (s *status) addGroups(r *wire.StatusReply) {
 	for _, g := range r.GetGroups() {
 		known[g.GetGroup()] = g
 	}
-	for id := range uint32(s.m.Groups + 1) {
+	for _, row := range s.m.Groups {
+		id := uint32(row.ID)
 		g := known[id] // nil: no leader has reported
 		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners())}
 		if g.GetLeader() != 0 {

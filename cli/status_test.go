@@ -18,7 +18,7 @@ func statusAt() time.Time { return time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC) }
 // healthy is what the control leader says of a cluster of one meta node and
 // three stores where nothing is amiss.
 func healthy() *wire.StatusReply {
-	m := &dfs.Map{Cluster: dfs.ClusterID{1, 2, 3}, Epoch: 12, Groups: 2, DefaultClass: dfs.Replicated(2), BlockSize: 4 << 20}
+	m := &dfs.Map{Cluster: dfs.ClusterID{1, 2, 3}, Epoch: 12, DefaultClass: dfs.Replicated(2), BlockSize: 4 << 20}
 	m.Nodes = append(m.Nodes, &dfs.Node{ID: 1, Name: "meta1", Addr: "127.0.0.1:7400", Roles: dfs.RoleMeta, Release: "v1"})
 	m.Nodes = append(m.Nodes, &dfs.Node{ID: 2, Name: "gone", Roles: dfs.RoleMeta, Replaced: true})
 	r := &wire.StatusReply{Leader: 1, Formed: true, MetaUp: []uint32{1}, Sessions: 2}
@@ -43,6 +43,7 @@ func healthy() *wire.StatusReply {
 		m.PGs = append(m.PGs, pg)
 	}
 	for g := range uint32(3) {
+		m.Groups = append(m.Groups, &dfs.Group{ID: dfs.GroupID(g), Replicas: []dfs.NodeID{1}})
 		r.Groups = append(r.Groups, &wire.GroupStatus{Group: g, Leader: 1, Voters: []uint32{1}, Applied: uint64(100 + g), Inodes: uint64(g)})
 	}
 	r.Redundancy = &wire.Redundancy{Pgs: 3, Full: 3, AllFull: true}

@@ -558,7 +558,10 @@ func (w *world) open(change func(*client.Options)) (*client.Client, error) {
 
 // testMap is a map of stores, one a node, and placement groups over them.
 func testMap(stores int, class dfs.Class) *dfs.Map {
-	m := &dfs.Map{Cluster: testCluster, Epoch: 5, Groups: groups, DefaultClass: class, BlockSize: blockSize}
+	m := &dfs.Map{Cluster: testCluster, Epoch: 5, DefaultClass: class, BlockSize: blockSize}
+	for g := range groups + 1 {
+		m.Groups = append(m.Groups, &dfs.Group{ID: dfs.GroupID(g), Replicas: []dfs.NodeID{1, 2}})
+	}
 	for n := dfs.NodeID(1); n <= 2; n++ {
 		m.Nodes = append(m.Nodes, &dfs.Node{ID: n, Name: fmt.Sprint("m", n), Addr: fmt.Sprintf("m%d:1", n), Roles: dfs.RoleMeta})
 	}

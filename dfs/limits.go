@@ -44,6 +44,14 @@ const (
 	// MaxPGs bounds the placement groups of a cluster: the map is one message.
 	MaxPGs = 4096
 
+	// MaxGroups bounds the namespace groups of a cluster: each is a row of the map,
+	// and a log that somebody leads.
+	MaxGroups = 1024
+
+	// MaxReplicas bounds the voters of a Raft group. Seven survive the loss of
+	// three; more make every write slower and are hardly ever needed.
+	MaxReplicas = 7
+
 	// MaxStoresPerNode bounds the disks of one node, and so a registration; a
 	// machine with more of them runs several nodes.
 	MaxStoresPerNode = 64

@@ -59,6 +59,23 @@ type Store struct {
 	StateSince  int64 // milliseconds since 1970 UTC, by the control leader's clock
 }
 
+// Group is what the map says of a Raft group: who should vote in it. Who does
+// is in the group's own log; its leader brings the one to the other.
+//
+//	create ─▶ forming ──every listed replica votes──▶ ready
+//	             └──the founder is gone: abandoned, and begun under the next number
+type Group struct {
+	ID       GroupID
+	Founder  NodeID   // of a forming group: it alone makes a first replica; 0: ready
+	Replicas []NodeID // that should vote; ascending, 1 to MaxReplicas
+}
+
+// Ready reports whether the group may be used.
+func (g *Group) Ready() bool { return g.Founder == 0 }
+
+// Has reports whether a node should vote in the group.
+func (g *Group) Has(n NodeID) bool { return slices.Contains(g.Replicas, n) }
+
 // ActingSet is a list of stores bound to the epoch that proposed it.
 // Epoch 0: no set.
 type ActingSet struct {
@@ -207,9 +224,9 @@ func (p *PG) Clone() *PG {
 type Map struct {
 	Cluster      ClusterID
 	Epoch        Epoch
-	Groups       int   // namespace groups 1..Groups
-	DefaultClass Class // of files whose directory says nothing else
-	BlockSize    int   // bytes
+	DefaultClass Class    // of files whose directory says nothing else
+	BlockSize    int      // bytes
+	Groups       []*Group // the control group first; numbers of abandoned ones are missing
 	Nodes        []*Node
 	Stores       []*Store
 	PGs          []*PG          // each slice sorted by ID
@@ -230,6 +247,26 @@ func (m *Map) Codec(class Class) Codec {
 		return DefaultCodec
 	}
 	return m.Settings[i].Codec
+}
+
+// Group returns a Raft group, nil when there is none.
+func (m *Map) Group(id GroupID) *Group {
+	i, ok := slices.BinarySearchFunc(m.Groups, id, func(g *Group, id GroupID) int { return cmp.Compare(g.ID, id) })
+	if !ok {
+		return nil
+	}
+	return m.Groups[i]
+}
+
+// Namespace returns the numbers of the namespace groups that are ready, ascending.
+func (m *Map) Namespace() []GroupID {
+	var out []GroupID
+	for _, g := range m.Groups {
+		if g.ID != ControlGroup && g.Ready() {
+			out = append(out, g.ID)
+		}
+	}
+	return out
 }
 
 // Node returns a node, nil when there is none.

@@ -54,7 +54,7 @@ func (s *Service) balanceLoop() {
 		}
 		for _, g := range excess(me, leaders) {
 			st, _ := h.Status(g)
-			to := heir(me, leaders, &st, full)
+			to := heir(me, leaders, hosts(s.maps.current(), full), &st, full)
 			if to == 0 {
 				continue
 			}
@@ -76,9 +76,14 @@ func (s *Service) balanceLoop() {
 // leaders lists who leads each group, as far as this node knows.
 func (s *Service) leaders(h *raftgroup.Host) map[dfs.GroupID]dfs.NodeID {
 	out := map[dfs.GroupID]dfs.NodeID{}
-	for g := range dfs.GroupID(s.groupCount() + 1) {
-		o, _ := h.Leader(g)
-		out[g] = o.Leader
+	m := s.maps.current()
+	if m == nil {
+		return out
+	}
+	for _, g := range m.Groups {
+		if g.Ready() {
+			out[g.ID] = s.leaderOf(h, g.ID)
+		}
 	}
 	return out
 }
@@ -102,11 +107,24 @@ func excess(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID) []dfs.GroupID {
 	return own
 }
 
+// hosts counts the meta nodes with space that should have a replica of some group.
+func hosts(m *dfs.Map, full map[dfs.NodeID]*wire.MetaDisk) int {
+	seen := map[dfs.NodeID]bool{}
+	for _, g := range m.Groups {
+		for _, n := range g.Replicas {
+			if full[n] == nil {
+				seen[n] = true
+			}
+		}
+	}
+	return len(seen)
+}
+
 // heir returns the voter to hand a group to, 0 for none: the one that leads the
-// fewest, if this node leads more than its share. Those whose disk is full have
+// fewest, if this node leads more than its share among so many nodes. Those whose disk is full have
 // none, and what they lead goes elsewhere by settleSpace. Nothing moves while the
 // group has a member that is away, is behind, or has no vote yet.
-func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
+func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes int, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
 	voters := slices.DeleteFunc(slices.Clone(st.Voters), func(v dfs.NodeID) bool { return full[v] != nil })
 	if !slices.Contains(voters, me) || st.Role != raftgroup.RoleLeader || st.Joint || len(st.Learners) > 0 {
 		return 0
@@ -120,7 +138,7 @@ func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, st *raftgroup.Statu
 	for _, n := range leaders {
 		led[n]++
 	}
-	share := (len(leaders) + len(voters) - 1) / len(voters)
+	share := (len(leaders) + nodes - 1) / max(nodes, 1)
 	if led[me] <= share {
 		return 0
 	}

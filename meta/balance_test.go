@@ -61,7 +61,7 @@ func TestHeir(t *testing.T) {
 		if c.spoil != nil {
 			c.spoil(st)
 		}
-		if got := heir(c.me, leads(c.counts...), st, nil); got != c.want {
+		if got := heir(c.me, leads(c.counts...), len(c.counts), st, nil); got != c.want {
 			t.Errorf("%s: node %v hands to %v, want %v", c.name, c.me, got, c.want)
 		}
 	}
@@ -100,7 +100,7 @@ func TestBalanceEnds(t *testing.T) {
 				next := maps.Clone(picture)
 				for me := range dfs.NodeID(nodes) {
 					for _, g := range excess(me+1, picture) {
-						if to := heir(me+1, picture, healthy(me+1, nodes), nil); to != 0 {
+						if to := heir(me+1, picture, nodes, healthy(me+1, nodes), nil); to != 0 {
 							next[g] = to
 							break
 						}

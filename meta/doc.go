@@ -11,8 +11,10 @@
 //   - registry.go keeps what heartbeats say; planner.go turns it, on the control
 //     leader, into decisions by package repair; sessions.go keeps the leases.
 //   - balance.go evens out which node leads how many groups.
+//   - replicas.go brings the members of each group to the list that the control
+//     group keeps, and this node's replicas to the lists that name it.
 //   - groups.go is what the leader of each group does in the background:
-//     membership, trimming of history, the delete queue, left-over intents.
+//     trimming of history, the delete queue, left-over intents.
 //   - mutate.go serves the namespace; status.go explains the whole.
 //
 // # Invariants

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"dfsd/dfs"
 	"dfsd/raftgroup"
 	"dfsd/transport/metas"
@@ -66,12 +64,12 @@ func (s *Service) enter() error {
 	if !ms.Founding && !s.awaitMap() {
 		return s.ctx.Err()
 	}
-	for g := range s.groupCount() {
-		if err := s.joinGroup(h, dfs.GroupID(g+1)); err != nil {
-			return err
-		}
-	}
 	if ms.Founding {
+		for g := range s.opts.Groups {
+			if err := s.joinGroup(h, dfs.GroupID(g+1)); err != nil {
+				return err
+			}
+		}
 		if err := s.found(h); err != nil {
 			return err
 		}
@@ -331,15 +329,7 @@ func (s *Service) found(h *raftgroup.Host) error {
 		return err
 	}
 	for g := 1; g <= s.opts.Groups; g++ {
-		le := &wire.LogEntry{Version: clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g), DefaultClass: ""}}}
-		data, err := proto.Marshal(le)
-		if err != nil {
-			return err
-		}
-		err = s.insist(func(ctx context.Context) error {
-			_, err := h.Propose(ctx, dfs.GroupID(g), data)
-			return err
-		})
+		err = s.insist(func(ctx context.Context) error { return s.initGroup(ctx, h, dfs.GroupID(g)) })
 		if err != nil {
 			return dfs.Wrap("found group", fmt.Sprint(g), err)
 		}

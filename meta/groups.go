@@ -2,7 +2,6 @@ package meta
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"dfsd/dfs"
@@ -27,11 +26,19 @@ func (s *Service) groupLoop(g dfs.GroupID) {
 	var intents dfs.Ino // the child past which the next round goes on
 	for s.sleep(groupTick) {
 		h := s.host.Load()
+		if s.maps.current().Group(g) == nil {
+			return // abandoned: its number is never used again
+		}
 		if _, leads := s.leads(g); !leads || h == nil {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, 4*metas.AttemptTimeout)
 		s.step(g, "membership", s.tendMembers(ctx, h, g))
+		if g != dfs.ControlGroup && !ready(s.maps.current(), g) {
+			s.step(g, "forming", s.formGroup(ctx, h, g))
+			cancel()
+			continue
+		}
 		if g != dfs.ControlGroup && s.mutable() {
 			s.step(g, "trim", s.trim(ctx, h, g))
 			s.step(g, "delete queue", s.drainDeletes(ctx, h, g))
@@ -43,38 +50,16 @@ func (s *Service) groupLoop(g dfs.GroupID) {
 	}
 }
 
+// ready reports whether a map calls a group ready.
+func ready(m *dfs.Map, g dfs.GroupID) bool {
+	row := m.Group(g)
+	return row != nil && row.Ready()
+}
+
 func (s *Service) step(g dfs.GroupID, what string, err error) {
 	if err != nil && s.ctx.Err() == nil && dfs.KindOf(err) != dfs.NotLeader {
 		s.log.Debug("background step", "group", uint16(g), "step", what, "cause", err)
 	}
-}
-
-// tendMembers brings the group's members to the registered meta nodes, one
-// change at a time: learners first, voters once they have caught up, and
-// replaced nodes away.
-func (s *Service) tendMembers(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
-	m := s.maps.current()
-	st, ok := h.Status(g)
-	if m == nil || !ok {
-		return nil
-	}
-	for _, n := range m.MetaNodes() {
-		switch {
-		case slices.Contains(st.Voters, n.ID):
-		case slices.Contains(st.Learners, n.ID):
-			if st.CaughtUp(n.ID) {
-				return h.Promote(ctx, g, n.ID)
-			}
-		default:
-			return h.AddLearner(ctx, g, n.ID)
-		}
-	}
-	for _, id := range slices.Concat(st.Voters, st.Learners) {
-		if n := m.Node(id); n != nil && n.Replaced {
-			return h.RemoveReplica(ctx, g, id)
-		}
-	}
-	return nil
 }
 
 // trim drops history that nobody may ask for any more.

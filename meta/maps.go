@@ -45,6 +45,13 @@ func (p *published) current() *dfs.Map {
 	return p.m
 }
 
+// watch returns the current map, and what is closed when there is another.
+func (p *published) watch() (*dfs.Map, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.m, p.next
+}
+
 func (p *published) isFormed() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -181,13 +188,12 @@ func (s *Service) GetMap(ctx context.Context, req *wire.GetMapRequest) (*wire.Ge
 	if reply.Map == nil && (req.Linearizable || floor > 0) {
 		return nil, dfs.Errorf(dfs.Unavailable, "get map", "this node has not applied epoch %d yet", floor)
 	}
-	for g := range dfs.GroupID(s.groupCount() + 1) {
-		o, _ := h.Leader(g)
-		reply.Leaders = append(reply.Leaders, &wire.GroupLeader{Group: uint32(g), Node: uint32(o.Leader)})
-		if g == dfs.ControlGroup {
-			reply.Leader = uint32(o.Leader)
+	if m := s.maps.current(); m != nil {
+		for _, g := range m.Groups {
+			reply.Leaders = append(reply.Leaders, &wire.GroupLeader{Group: uint32(g.ID), Node: uint32(s.leaderOf(h, g.ID))})
 		}
 	}
+	reply.Leader = uint32(s.leaderOf(h, dfs.ControlGroup))
 	return reply, nil
 }
 

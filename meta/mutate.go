@@ -3,6 +3,7 @@ package meta
 import (
 	"context"
 	"hash/fnv"
+	"math"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -27,17 +28,38 @@ func (s *Service) namespaceLeader(group uint32) (dfs.GroupID, *raftgroup.Host, e
 	if err != nil {
 		return 0, nil, err
 	}
-	if group == 0 || group > uint32(s.groupCount()) {
-		return 0, nil, dfs.Errorf(dfs.Invalid, "ask group", "there is no namespace group %d", group)
-	}
-	g := dfs.GroupID(group)
-	if err := opened(h, g); err != nil {
+	g, err := s.namespaceGroup(h, group)
+	if err != nil {
 		return 0, nil, err
 	}
 	if o, _ := h.Leader(g); o.Leader != s.opts.Identity.Membership().Node {
 		return 0, nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: o.Leader}
 	}
 	return g, h, nil
+}
+
+// namespaceGroup refuses numbers that no namespace group has, and those of which
+// there is no replica here, with a hint when this node is to have none.
+func (s *Service) namespaceGroup(h *raftgroup.Host, group uint32) (dfs.GroupID, error) {
+	g := dfs.GroupID(group)
+	m := s.maps.current()
+	switch row := (*dfs.Group)(nil); {
+	case group == 0 || group > math.MaxUint16:
+		return 0, dfs.Errorf(dfs.Invalid, "ask group", "there is no namespace group %d", group)
+	case m == nil:
+		return 0, dfs.Errorf(dfs.Unavailable, "ask group", "this node has no map yet")
+	default:
+		if row = m.Group(g); row == nil {
+			if len(m.Groups) > 0 && g < m.Groups[len(m.Groups)-1].ID {
+				return 0, dfs.Errorf(dfs.Invalid, "ask group", "there is no namespace group %d", group)
+			}
+			return 0, dfs.Errorf(dfs.Unavailable, "ask group", "this node knows no namespace group %d", group)
+		}
+		if _, ok := h.Leader(g); !ok && !row.Has(s.opts.Identity.Membership().Node) {
+			return 0, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: s.leaderOf(h, g)}
+		}
+	}
+	return g, opened(h, g)
 }
 
 // opened refuses while this node, which has just started or joined, has no
@@ -128,11 +150,11 @@ func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadRe
 	if err != nil {
 		return nil, err
 	}
-	g := dfs.GroupID(req.Group)
-	if req.Group == 0 || req.Group > uint32(s.groupCount()) || req.Query == nil {
-		return nil, dfs.Errorf(dfs.Invalid, "read", "there is no namespace group %d, or no query", req.Group)
+	if req.Query == nil {
+		return nil, dfs.Errorf(dfs.Invalid, "read", "no query")
 	}
-	if err := opened(h, g); err != nil {
+	g, err := s.namespaceGroup(h, req.Group)
+	if err != nil {
 		return nil, err
 	}
 	place := req.Query.GetPlaceDir()
@@ -151,7 +173,7 @@ func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadRe
 	}
 	if place != nil {
 		pd := out.GetPlaceDir()
-		pd.Group = uint32(s.place.choose(g, int(pd.Parent.GetLevel()), s.groupCount(), place))
+		pd.Group = uint32(s.place.choose(g, int(pd.Parent.GetLevel()), s.maps.current().Namespace(), place))
 	}
 	return &wire.ReadReply{Result: out}, nil
 }
@@ -195,22 +217,19 @@ const placedWeight = 16
 
 // choose returns the group for a directory below a parent of the given level:
 // the one with the fewest inodes near the root, the parent's below. Ties go by
-// the hash of parent and name.
-func (p *placer) choose(parent dfs.GroupID, level, groups int, q *wire.PlaceDirQuery) dfs.GroupID {
+// the hash of parent and name. REQUIRES: there is a group.
+func (p *placer) choose(parent dfs.GroupID, level int, groups []dfs.GroupID, q *wire.PlaceDirQuery) dfs.GroupID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if level >= spreadLevels && !p.overfull(parent, groups) {
+	if level >= spreadLevels && !p.overfull(parent, len(groups)) {
 		return parent
 	}
 	h := fnv.New32a()
 	_, _ = h.Write(q.Name)
-	first := int(h.Sum32()^uint32(q.Parent)) % groups
-	if first < 0 {
-		first += groups
-	}
+	first := int(uint64(h.Sum32()^uint32(q.Parent)) % uint64(len(groups)))
 	best, least := dfs.GroupID(0), uint64(0)
 	for i := range groups {
-		g := dfs.GroupID(1 + (first+i)%groups)
+		g := groups[(first+i)%len(groups)]
 		if load := p.loads[g] + placedWeight*p.placed[g]; best == 0 || load < least {
 			best, least = g, load
 		}

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -116,25 +117,29 @@ func (s *Service) planOnce(ctx context.Context) error {
 	if m == nil {
 		return nil
 	}
+	decisions := repair.PlanGroups(s.groupInput(m))
 	if !s.maps.isFormed() {
-		return s.checkFormed(ctx)
+		if len(decisions) == 0 {
+			return s.checkFormed(ctx)
+		}
+	} else {
+		out := repair.Plan(s.planInput(m))
+		s.plan.mu.Lock()
+		s.plan.notes = out.Notes
+		if len(out.Decisions) == 0 {
+			s.plan.content = m.Epoch
+		}
+		s.plan.mu.Unlock()
+		decisions = append(decisions, out.Decisions...)
 	}
-	in := s.planInput(m)
-	out := repair.Plan(in)
-	s.plan.mu.Lock()
-	s.plan.notes = out.Notes
-	if len(out.Decisions) == 0 {
-		s.plan.content = m.Epoch
-	}
-	s.plan.mu.Unlock()
-	if len(out.Decisions) == 0 {
+	if len(decisions) == 0 {
 		return nil
 	}
 	op := &wire.PlanOp{}
-	for _, d := range out.Decisions {
+	for _, d := range decisions {
 		op.Decisions = append(op.Decisions, s.encode(d))
 		switch d.(type) {
-		case repair.MarkDown, repair.MarkOut, repair.CreatePGs:
+		case repair.MarkDown, repair.MarkOut, repair.CreatePGs, repair.SetReplicas, repair.AbandonGroup:
 			s.log.Info("decided", "group", 0, "decision", d.String())
 		}
 	}
@@ -172,6 +177,34 @@ func (s *Service) planInput(m *dfs.Map) repair.Input {
 		if st := m.Store(id); st != nil && st.Incarnation.Mark == pm.Mark {
 			in.Persisted[id] = dfs.Epoch(pm.Epoch)
 		}
+	}
+	return in
+}
+
+// groupInput is what the planner of groups decides from.
+func (s *Service) groupInput(m *dfs.Map) repair.GroupInput {
+	in := repair.GroupInput{
+		Map: m, Width: control.Width(s.controlState().GetForm()), Views: s.beats.groupViews(),
+		Up: map[dfs.NodeID]bool{}, Gone: map[dfs.NodeID]bool{}, Full: map[dfs.NodeID]bool{},
+	}
+	if h := s.host.Load(); h != nil {
+		if st, ok := h.Status(dfs.ControlGroup); ok {
+			s.beats.hearMembers(&st)
+		}
+	}
+	s.plan.mu.Lock()
+	elected := s.plan.elected
+	s.plan.mu.Unlock()
+	for _, n := range m.MetaNodes() {
+		at := s.beats.lastHeard(n.ID)
+		in.Up[n.ID] = time.Since(at) < voteFresh
+		if at.Before(elected) {
+			at = elected // before, others listened: a new leader gives everybody the whole period
+		}
+		in.Gone[n.ID] = time.Since(at) >= s.opts.Grace
+	}
+	for id := range s.space.full() {
+		in.Full[id] = true
 	}
 	return in
 }
@@ -244,6 +277,14 @@ func (s *Service) encode(d repair.Decision) *wire.Decision {
 		return &wire.Decision{Decision: &wire.Decision_Activate{Activate: &wire.ActivateDecision{
 			Pg: uint32(d.PG), Epoch: uint64(d.Epoch), Persisted: s.marksOf(d.PG),
 		}}}
+	case repair.SetReplicas:
+		return &wire.Decision{Decision: &wire.Decision_Replicas{Replicas: &wire.ReplicasDecision{
+			Group: uint32(d.Group), Was: wire.Ints(d.Was), Replicas: wire.Ints(d.To),
+		}}}
+	case repair.AbandonGroup:
+		return &wire.Decision{Decision: &wire.Decision_Abandon{Abandon: &wire.AbandonDecision{
+			Group: uint32(d.Group), Founder: uint32(d.Founder), Replicas: wire.Ints(d.Replicas),
+		}}}
 	case repair.CreatePGs:
 		return &wire.Decision{Decision: &wire.Decision_Create{Create: &wire.CreatePGsDecision{Class: d.Class.String(), Count: uint32(d.Count)}}}
 	}
@@ -264,22 +305,18 @@ func (s *Service) marksOf(id dfs.PGID) []*wire.PersistedMark {
 	return out
 }
 
-// checkFormed opens the cluster for mutations once every listed meta node
-// votes in every group.
+// checkFormed opens the cluster for mutations once every listed meta node has
+// registered and every group's list, of full width, votes.
 func (s *Service) checkFormed(ctx context.Context) error {
-	m := s.maps.current()
-	voters := map[uint32]int{} // node to groups that it votes in
-	for _, g := range s.beats.groupBeats() {
-		for _, v := range g.Voters {
-			voters[v]++
+	m, st := s.maps.current(), s.controlState()
+	for _, p := range s.opts.Peers {
+		if !slices.ContainsFunc(m.MetaNodes(), func(n *dfs.Node) bool { return n.Name == p.Name }) {
+			return nil
 		}
 	}
-	for _, p := range s.opts.Peers {
-		listed := false
-		for _, n := range m.MetaNodes() {
-			listed = listed || n.Name == p.Name && voters[uint32(n.ID)] == m.Groups+1
-		}
-		if !listed {
+	views := s.beats.groupViews()
+	for _, g := range m.Groups {
+		if v := views[g.ID]; v == nil || len(g.Replicas) < control.Width(st.GetForm()) || !slices.Equal(v.Voters, g.Replicas) {
 			return nil
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/raftgroup"
 	"dfsd/repair"
 	"dfsd/transport"
 	"dfsd/transport/wire"
@@ -56,16 +57,19 @@ type registry struct {
 	detect *repair.Detector
 	beats  map[dfs.StoreID]beat
 	votes  map[dfs.NodeID]vote
-	words  map[dfs.NodeID]word    // the last of each node
-	claims map[claim]time.Time    // when each was first made
-	loads  map[dfs.GroupID]uint64 // inodes a group, from the control leader
-	formed bool                   // as the control leader says
+	words  map[dfs.NodeID]word        // the last of each node
+	claims map[claim]time.Time        // when each was first made
+	loads  map[dfs.GroupID]uint64     // inodes a group, from the control leader
+	lead   map[dfs.GroupID]dfs.NodeID // who leads each group, from the control leader
+	heard  map[dfs.NodeID]time.Time   // when a meta node was last heard of, by anybody
+	formed bool                       // as the control leader says
 }
 
 func newRegistry(s *Service) *registry {
 	return &registry{
 		s: s, detect: repair.NewDetector(s.opts.Health, time.Now()),
 		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]uint64{},
+		lead: map[dfs.GroupID]dfs.NodeID{}, heard: map[dfs.NodeID]time.Time{},
 		words: map[dfs.NodeID]word{}, claims: map[claim]time.Time{},
 	}
 }
@@ -171,7 +175,15 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 	if err != nil {
 		return nil, err
 	}
+	s.beats.registered(dfs.NodeID(reply.GetRegister().GetNode()))
 	return reply.GetRegister(), nil
+}
+
+// registered notes a sign of life.
+func (r *registry) registered(id dfs.NodeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heard[id] = time.Now()
 }
 
 // mayReturn refuses, for now, to call up a store that was declared down and has
@@ -313,6 +325,12 @@ func (s *Service) report() *wire.MetaReport {
 		}
 		gb := &wire.GroupBeat{
 			Group: uint32(st.Group), Term: st.Term, Applied: st.Applied, Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners),
+			LogBytes: st.LogBytes,
+		}
+		for _, p := range st.Peers {
+			if p.Active {
+				gb.Heard = append(gb.Heard, uint32(p.Node))
+			}
 		}
 		if st.Group != dfs.ControlGroup {
 			gb.Inodes = s.countInodes(h, st.Group)
@@ -346,6 +364,12 @@ func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) {
 	defer r.mu.Unlock()
 	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, disk: rep.Disk, at: now}
 	r.words[dfs.NodeID(rep.Node)] = word{inc, now}
+	r.heard[dfs.NodeID(rep.Node)] = now
+	for _, g := range rep.Groups {
+		for _, n := range g.Heard {
+			r.heard[dfs.NodeID(n)] = now
+		}
+	}
 }
 
 // freshVotes returns what was said lately.
@@ -380,10 +404,53 @@ func (r *registry) groupBeats() []*wire.GroupBeat {
 }
 
 func (r *registry) loadsNow() []*wire.GroupLoad {
+	leaders := r.leadersNow()
 	var out []*wire.GroupLoad
 	for _, g := range r.groupBeats() {
-		if g.Group != 0 {
-			out = append(out, &wire.GroupLoad{Group: g.Group, Inodes: g.Inodes})
+		out = append(out, &wire.GroupLoad{Group: g.Group, Inodes: g.Inodes, Leader: uint32(leaders[g.Group])})
+	}
+	return out
+}
+
+// groupViews returns what the leaders said lately of their groups.
+func (r *registry) groupViews() map[dfs.GroupID]*repair.GroupView {
+	leaders := r.leadersNow()
+	out := map[dfs.GroupID]*repair.GroupView{}
+	for _, g := range r.groupBeats() {
+		out[dfs.GroupID(g.Group)] = &repair.GroupView{
+			Leader: leaders[g.Group], Voters: wire.IDs[dfs.NodeID](g.Voters), Learners: wire.IDs[dfs.NodeID](g.Learners), Heard: wire.IDs[dfs.NodeID](g.Heard),
+		}
+	}
+	return out
+}
+
+// hearMembers notes who answers in a group that this node leads.
+func (r *registry) hearMembers(st *raftgroup.Status) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range st.Peers {
+		if p.Active {
+			r.heard[p.Node] = now
+		}
+	}
+}
+
+// lastHeard is when anybody last heard of a meta node, as far as this node knows.
+func (r *registry) lastHeard(id dfs.NodeID) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.heard[id]
+}
+
+// leadersNow returns who said lately that it leads a group, in the latest term.
+func (r *registry) leadersNow() map[uint32]dfs.NodeID {
+	terms, out := map[uint32]uint64{}, map[uint32]dfs.NodeID{}
+	for id, v := range r.freshVotes() {
+		for _, g := range v.groups {
+			if g.Term > terms[g.Group] {
+				terms[g.Group], out[g.Group] = g.Term, id
+			}
 		}
 	}
 	return out
@@ -393,8 +460,12 @@ func (r *registry) loadsNow() []*wire.GroupLoad {
 func (r *registry) learn(loads []*wire.GroupLoad, formed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	clear(r.lead)
 	for _, l := range loads {
-		r.loads[dfs.GroupID(l.Group)] = l.Inodes
+		r.lead[dfs.GroupID(l.Group)] = dfs.NodeID(l.Leader)
+		if l.Group != 0 {
+			r.loads[dfs.GroupID(l.Group)] = l.Inodes
+		}
 	}
 	r.formed = formed
 	r.s.place.settle(r.loads)

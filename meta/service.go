@@ -243,17 +243,8 @@ func (s *Service) run() error {
 	s.wg.Go(s.sessionLoop)
 	s.wg.Go(s.balanceLoop)
 	s.wg.Go(s.spaceLoop)
-	for g := range s.groupCount() + 1 {
-		s.wg.Go(func() { s.groupLoop(dfs.GroupID(g)) })
-	}
+	s.wg.Go(s.hostLoop)
 	return nil
-}
-
-func (s *Service) groupCount() int {
-	if m := s.maps.current(); m != nil {
-		return m.Groups
-	}
-	return s.opts.Groups
 }
 
 // raft returns the host, or why there is none.
@@ -285,6 +276,7 @@ func (s *Service) openHost() (*raftgroup.Host, error) {
 	}
 	o.Reserve = s.opts.Reserve
 	o.Send = s.links.send
+	o.AcceptGroup = s.acceptGroup
 	o.OpenSnapshot = s.links.openSnapshot
 	o.OnApplied = func(g dfs.GroupID, _ uint64) {
 		if g == dfs.ControlGroup {

@@ -116,7 +116,7 @@ func (s *Service) OpenSession(ctx context.Context, req *wire.OpenSessionRequest)
 	if !s.maps.isFormed() {
 		return nil, s.notFormed()
 	}
-	ss, err := s.readSessions(ctx, h)
+	ss, _, err := s.readSessions(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -202,12 +202,17 @@ func (s *Service) CloseSession(ctx context.Context, req *wire.CloseSessionReques
 	return &wire.CloseSessionReply{}, nil
 }
 
-func (s *Service) readSessions(ctx context.Context, h *raftgroup.Host) (out control.Sessions, err error) {
+// readSessions lists the sessions, and the namespace groups that were ready at
+// the same moment. One that becomes ready later has fenced what has ended by then.
+func (s *Service) readSessions(ctx context.Context, h *raftgroup.Host) (out control.Sessions, groups []dfs.GroupID, err error) {
 	err = h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
-		out, err = control.ReadSessions(r)
+		if out, err = control.ReadSessions(r); err != nil {
+			return err
+		}
+		groups, err = control.ReadNamespace(r)
 		return err
 	})
-	return out, err
+	return out, groups, err
 }
 
 // sessionLoop ends sessions on the control leader, in the order that keeps
@@ -232,7 +237,7 @@ func (s *Service) endSessions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ss, err := s.readSessions(ctx, h)
+	ss, groups, err := s.readSessions(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -242,7 +247,7 @@ func (s *Service) endSessions(ctx context.Context) error {
 		if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Expire{Expire: op}}); err != nil {
 			return err
 		}
-		if ss, err = s.readSessions(ctx, h); err != nil {
+		if ss, groups, err = s.readSessions(ctx, h); err != nil {
 			return err
 		}
 	}
@@ -252,7 +257,7 @@ func (s *Service) endSessions(ctx context.Context) error {
 	if len(ss.Expiring) == 0 && swept {
 		return nil
 	}
-	if err := s.fenceAll(ctx, ss); err != nil {
+	if err := s.fenceAll(ctx, ss, groups); err != nil {
 		return err
 	}
 	s.lease.mu.Lock()
@@ -267,13 +272,12 @@ func (s *Service) endSessions(ctx context.Context) error {
 }
 
 // fenceAll has every namespace group commit the fence.
-func (s *Service) fenceAll(ctx context.Context, ss control.Sessions) error {
-	fence := &wire.FenceOp{Highest: uint64(ss.Highest), Live: ranges(ss.Live), Index: ss.Index}
-	errs := make([]error, s.groupCount())
+func (s *Service) fenceAll(ctx context.Context, ss control.Sessions, groups []dfs.GroupID) error {
+	fence := fenceOf(ss)
+	errs := make([]error, len(groups))
 	var wg sync.WaitGroup
-	for i := range errs {
+	for i, g := range groups {
 		wg.Go(func() {
-			g := dfs.GroupID(i + 1)
 			errs[i] = s.opts.Metas.Call(ctx, g, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
 				_, err := c.Fence(ctx, &wire.FenceRequest{Group: uint32(g), Fence: fence})
 				return err
@@ -283,10 +287,15 @@ func (s *Service) fenceAll(ctx context.Context, ss control.Sessions) error {
 	wg.Wait()
 	for i, err := range errs {
 		if err != nil {
-			return dfs.Wrap("fence", dfs.GroupID(i+1).String(), err)
+			return dfs.Wrap("fence", groups[i].String(), err)
 		}
 	}
 	return nil
+}
+
+// fenceOf is the fence of every session that is not live.
+func fenceOf(ss control.Sessions) *wire.FenceOp {
+	return &wire.FenceOp{Highest: uint64(ss.Highest), Live: ranges(ss.Live), Index: ss.Index}
 }
 
 // ranges joins sorted session numbers into ranges.

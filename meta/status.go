@@ -34,7 +34,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	reply := &wire.StatusReply{
 		Map: wire.FromMap(m), Leader: uint32(s.opts.Identity.Membership().Node), Formed: s.maps.isFormed(),
 	}
-	if ss, err := s.readSessions(ctx, h); err == nil {
+	if ss, _, err := s.readSessions(ctx, h); err == nil {
 		reply.Sessions = uint64(len(ss.Live))
 	}
 	reply.MetaUp = s.metaUp(h)
@@ -68,15 +68,11 @@ func (s *Service) metaUp(h *raftgroup.Host) []uint32 {
 }
 
 func (s *Service) statusGroups(reply *wire.StatusReply) {
-	leaders := map[uint32]uint32{}
-	for id, v := range s.beats.freshVotes() {
-		for _, g := range v.groups {
-			leaders[g.Group] = uint32(id)
-		}
-	}
+	leaders := s.beats.leadersNow()
 	for _, g := range s.beats.groupBeats() {
 		reply.Groups = append(reply.Groups, &wire.GroupStatus{
-			Group: g.Group, Leader: leaders[g.Group], Voters: g.Voters, Learners: g.Learners, Applied: g.Applied, Inodes: g.Inodes,
+			Group: g.Group, Leader: uint32(leaders[g.Group]), Voters: g.Voters, Learners: g.Learners, Applied: g.Applied, Inodes: g.Inodes,
+			LogBytes: g.LogBytes,
 		})
 	}
 	// A leader that has just taken over has not reported yet: what the replica
@@ -87,7 +83,7 @@ func (s *Service) statusGroups(reply *wire.StatusReply) {
 		if told || st.Leader == 0 {
 			continue
 		}
-		gs := &wire.GroupStatus{Group: g, Leader: uint32(st.Leader), Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners), Applied: st.Applied}
+		gs := &wire.GroupStatus{Group: g, Leader: uint32(st.Leader), Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners), Applied: st.Applied, LogBytes: st.LogBytes}
 		if g != 0 {
 			gs.Inodes = s.countInodes(s.host.Load(), st.Group)
 		}
@@ -138,9 +134,9 @@ func (s *Service) problems(reply *wire.StatusReply, m *dfs.Map) []string {
 		led[g.Group] = true
 	}
 	var leaderless []string
-	for g := range uint32(m.Groups + 1) {
-		if !led[g] {
-			leaderless = append(leaderless, strconv.Itoa(int(g)))
+	for _, g := range m.Groups {
+		if !led[uint32(g.ID)] && g.Ready() {
+			leaderless = append(leaderless, strconv.Itoa(int(g.ID)))
 		}
 	}
 	switch n := len(leaderless); {

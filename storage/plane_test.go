@@ -51,8 +51,9 @@ func newPlane() *plane {
 		persisted: map[dfs.StoreID]dfs.Epoch{}, beats: map[dfs.StoreID]*wire.StoreBeat{}, asked: map[dfs.BlockID]int{},
 	}
 	p.m = &dfs.Map{
-		Cluster: p.cluster, Epoch: 1, Groups: 1, DefaultClass: dfs.Replicated(2), BlockSize: dfs.DefaultBlockSize,
-		Nodes: []*dfs.Node{{ID: 1, Name: "meta", Addr: "meta:1", Roles: dfs.RoleMeta}},
+		Cluster: p.cluster, Epoch: 1, DefaultClass: dfs.Replicated(2), BlockSize: dfs.DefaultBlockSize,
+		Groups: []*dfs.Group{{ID: 0, Replicas: []dfs.NodeID{1}}, {ID: 1, Replicas: []dfs.NodeID{1}}},
+		Nodes:  []*dfs.Node{{ID: 1, Name: "meta", Addr: "meta:1", Roles: dfs.RoleMeta}},
 	}
 	return p
 }

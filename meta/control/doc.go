@@ -4,8 +4,8 @@
 //
 // # Nouns
 //
-//   - The cluster map (dfs.Map) is stored row by row: nodes, stores, placement
-//     groups. Every entry that changes it raises its epoch by one.
+//   - The cluster map (dfs.Map) is stored row by row: Raft groups, nodes, stores,
+//     placement groups. Every entry that changes it raises its epoch by one.
 //   - A session is live, then expiring (its fence is on the way to every
 //     namespace group), then gone.
 //   - A decision of the repair planner is checked again when it is applied,
@@ -15,7 +15,7 @@
 // # Invariants
 //
 //   - Node 1 is the founder, the first listed meta node: nobody registers before it.
-//   - Node, store, session, placement group numbers and epochs only grow.
+//   - Node, store, session, group, placement group numbers and epochs only grow.
 //   - Entries evaluate alike on every replica: time, random numbers and limits
 //     travel in the entry, time never goes back.
 //   - A registration whose lineage lacks the start on record is that of a copied

@@ -30,7 +30,7 @@ func TestRowBytes(t *testing.T) {
 			PgsPerClass: 256, Grace: 600_000,
 		},
 		Epoch: 9, LastNode: 1, LastStore: 3, LastPg: 256, LastSession: 5, SessionIndex: 6, Now: 1000, Formed: true, Revision: 12,
-		Classes: []string{"rep2"}, Settings: []*wire.ClassSetting{wire.FromClassSetting(dfs.ClassSetting{Class: dfs.Replicated(3), Codec: dfs.CodecZstd})},
+		LastGroup: 8, Classes: []string{"rep2"}, Settings: []*wire.ClassSetting{wire.FromClassSetting(dfs.ClassSetting{Class: dfs.Replicated(3), Codec: dfs.CodecZstd})},
 	}
 	session := &wire.SessionRow{Holder: "h", Mark: 0xc1, Opened: 1000, Expiring: true}
 	marshal := func(m proto.Message) []byte {
@@ -46,13 +46,15 @@ func TestRowBytes(t *testing.T) {
 		want       string // key, a space, value; in hexadecimal
 	}{
 		{"state", stateKey, marshal(state),
-			"61 0a2d0a100000000000000000000000000000000010081a047265703320808080022a056d6574613130800238c0cf241009180120032880023005380640e8074801500c5a047265703262080a04726570331002"},
+			"61 0a2d0a100000000000000000000000000000000010081a047265703320808080022a056d6574613130800238c0cf241009180120032880023005380640e8074801500c5a047265703262080a047265703310026808"},
 		{"node", key32(tagNode, 1), marshal(&wire.NodeRow{Node: wire.FromNode(node)}),
 			"6e00000001 0a42080112056d657461311a0d31302e302e302e313a3734303020032a0c08a101110200000000000000320276313a090a047261636b1201723a090a047a6f6e6512017a"},
 		{"store", key32(tagStore, 3), marshal(wire.FromStore(store)),
 			"7300000003 080310011a0c08a10111020000000000000020808080808020280230e807"},
 		{"placement group", key32(tagPG, 7), marshal(wire.FromPG(pg)),
 			"7000000007 08071204726570331a0301020322060805120201022a07080912030102033209080110b10118052004"},
+		{"group", key32(tagGroup, 9), marshal(wire.FromGroup(&dfs.Group{ID: 9, Founder: 2, Replicas: []dfs.NodeID{1, 2, 5}})),
+			"6700000009 080910021a03010205"},
 		{"session", key64(tagSession, 5), marshal(session),
 			"760000000000000005 0a016810c10118e8072001"},
 		{"mark of a session", key64(tagSessionMark, 0xc1), key64(0, 5)[1:],

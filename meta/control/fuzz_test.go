@@ -39,6 +39,12 @@ func FuzzApply(f *testing.F) {
 			decision("target pg=1 stores=1,2"), decision("propose pg=1 newest=7 stores=1,2"), decision("activate pg=1 epoch=8 persisted=1:31:9,2:32:9"),
 			decision("down store=1 mark=31 start=1 voters=1"), decision("out store=1 mark=31 start=1"), decision("create class=rep1 count=3"), {},
 		}}}},
+		{Entry: &wire.ControlEntry_CreateGroup{CreateGroup: &wire.CreateGroupRequest{Replicas: []uint32{1}}}},
+		{Entry: &wire.ControlEntry_GroupReady{GroupReady: &wire.GroupReadyOp{Group: 3, Replicas: []uint32{1}}}},
+		{Entry: &wire.ControlEntry_ChangeReplicas{ChangeReplicas: &wire.ChangeReplicasRequest{Group: 1, Add: 2, Remove: 1}}},
+		{Entry: &wire.ControlEntry_Plan{Plan: &wire.PlanOp{Decisions: []*wire.Decision{
+			decision("replicas group=1 was=1 to=1,2"), decision("replicas group=65537 was=1 to=1"), decision("abandon group=3 founder=1 to=1"),
+		}}}},
 		{Entry: &wire.ControlEntry_Plan{}},
 		{},
 	} {

@@ -18,6 +18,7 @@ const (
 	tagNode         = 'n' // + node ID: wire.NodeRow
 	tagStore        = 's' // + store ID: wire.MapStore
 	tagPG           = 'p' // + PG ID: wire.MapPG
+	tagGroup        = 'g' // + group: wire.MapGroup
 	tagSession      = 'v' // + session ID: wire.SessionRow
 	tagSessionMark  = 'w' // + mark: session ID, 8 bytes
 	tagIncarnations = 'i' // + incarnation mark of a node or store: kind byte, ID 4 bytes, barred starts 8 bytes each
@@ -85,10 +86,17 @@ func ReadMap(r raftgroup.Reader) (*dfs.Map, error) {
 
 func readMap(r raftgroup.Reader, st *wire.ControlState) (*dfs.Map, error) {
 	c := &wire.ClusterMap{
-		Cluster: st.Form.Cluster, Epoch: st.Epoch, Groups: st.Form.Groups, DefaultClass: st.Form.DefaultClass, BlockSize: st.Form.BlockSize,
+		Cluster: st.Form.Cluster, Epoch: st.Epoch, DefaultClass: st.Form.DefaultClass, BlockSize: st.Form.BlockSize,
 		Settings: st.Settings,
 	}
-	err := scan(r, tagNode, func(_ []byte, n *wire.NodeRow) error {
+	err := scan(r, tagGroup, func(_ []byte, g *wire.MapGroup) error {
+		c.Groups = append(c.Groups, g)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = scan(r, tagNode, func(_ []byte, n *wire.NodeRow) error {
 		c.Nodes = append(c.Nodes, n.Node)
 		return nil
 	})
@@ -110,6 +118,28 @@ func readMap(r raftgroup.Reader, st *wire.ControlState) (*dfs.Map, error) {
 		return nil, err
 	}
 	return c.ToDFS()
+}
+
+// ReadGroup returns a Raft group, nil when there is none.
+func ReadGroup(r raftgroup.Reader, g dfs.GroupID) (*dfs.Group, error) {
+	row := &wire.MapGroup{}
+	ok, err := get(r, key32(tagGroup, uint32(g)), row)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return row.ToDFS()
+}
+
+// ReadNamespace lists the namespace groups that are ready, ascending.
+func ReadNamespace(r raftgroup.Reader) ([]dfs.GroupID, error) {
+	var out []dfs.GroupID
+	err := scan(r, tagGroup, func(_ []byte, g *wire.MapGroup) error {
+		if g.Id != 0 && g.Founder == 0 {
+			out = append(out, dfs.GroupID(g.Id))
+		}
+		return nil
+	})
+	return out, err
 }
 
 // Sessions is what the control group knows of sessions.

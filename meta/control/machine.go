@@ -39,6 +39,7 @@ type entry struct {
 	nodes    map[dfs.NodeID]bool
 	stores   map[dfs.StoreID]bool
 	pgs      map[dfs.PGID]bool
+	groups   map[dfs.GroupID]bool
 	marks    map[uint64][]byte // rows of incarnation marks that this entry changed
 	sessions bool
 }
@@ -80,7 +81,8 @@ func (mc *Machine) apply(tx raftgroup.Tx, data []byte) (*wire.ControlReply, erro
 	}
 	ev := &entry{
 		tx: tx, rules: mc.rules, st: st, m: cloneMap(mc.m), now: max(st.Now, ce.Now),
-		nodes: map[dfs.NodeID]bool{}, stores: map[dfs.StoreID]bool{}, pgs: map[dfs.PGID]bool{}, marks: map[uint64][]byte{},
+		nodes: map[dfs.NodeID]bool{}, stores: map[dfs.StoreID]bool{}, pgs: map[dfs.PGID]bool{},
+		groups: map[dfs.GroupID]bool{}, marks: map[uint64][]byte{},
 	}
 	reply, err := ev.dispatch(ce)
 	if err != nil {
@@ -116,6 +118,13 @@ func (ev *entry) dispatch(ce *wire.ControlEntry) (*wire.ControlReply, error) {
 		return ok, ev.wantClass(op.WantClass)
 	case *wire.ControlEntry_SetClass:
 		return ok, ev.setClass(op.SetClass.GetSetting())
+	case *wire.ControlEntry_CreateGroup:
+		r, err := ev.createGroup(op.CreateGroup.GetReplicas())
+		return &wire.ControlReply{Reply: &wire.ControlReply_CreateGroup{CreateGroup: r}}, err
+	case *wire.ControlEntry_GroupReady:
+		return ok, ev.groupReady(op.GroupReady)
+	case *wire.ControlEntry_ChangeReplicas:
+		return ok, ev.changeReplicas(op.ChangeReplicas)
 	case *wire.ControlEntry_Bar:
 		return ok, ev.bar(op.Bar)
 	case *wire.ControlEntry_Formed:
@@ -130,14 +139,19 @@ func (mc *Machine) form(tx raftgroup.Tx, st *wire.ControlState, op *wire.FormOp,
 	if st != nil {
 		return nil, dfs.Errorf(dfs.Exist, "form cluster", "cluster %x exists", st.Form.Cluster)
 	}
-	if len(op.Cluster) != len(dfs.ClusterID{}) || op.Groups == 0 || op.Groups > 1<<15 || op.BlockSize == 0 || op.BlockSize > dfs.MaxBlockSize || op.PgsPerClass == 0 || len(op.Metas) == 0 {
+	if len(op.Cluster) != len(dfs.ClusterID{}) || op.Groups == 0 || op.Groups > dfs.MaxGroups || op.BlockSize == 0 || op.BlockSize > dfs.MaxBlockSize || op.PgsPerClass == 0 || len(op.Metas) == 0 {
 		return nil, dfs.Errorf(dfs.Invalid, "form cluster", "malformed settings")
 	}
 	if _, err := dfs.ParseClass(op.DefaultClass); err != nil {
 		return nil, err
 	}
 	mc.m = nil
-	return &wire.ControlReply{}, put(tx, stateKey, &wire.ControlState{Form: op, Epoch: 1, Now: now, Revision: 1})
+	for _, g := range founded(op) {
+		if err := put(tx, key32(tagGroup, uint32(g.ID)), wire.FromGroup(g)); err != nil {
+			return nil, err
+		}
+	}
+	return &wire.ControlReply{}, put(tx, stateKey, &wire.ControlState{Form: op, Epoch: 1, Now: now, Revision: 1, LastGroup: op.Groups})
 }
 
 // finish writes what the entry changed.
@@ -163,6 +177,19 @@ func (ev *entry) finish() error {
 	}
 	for id := range ev.pgs {
 		if err := put(ev.tx, key32(tagPG, uint32(id)), wire.FromPG(ev.m.PG(id))); err != nil {
+			return err
+		}
+	}
+	for id := range ev.groups {
+		key := key32(tagGroup, uint32(id))
+		g := ev.m.Group(id)
+		if g == nil {
+			if err := ev.tx.Delete(key); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := put(ev.tx, key, wire.FromGroup(g)); err != nil {
 			return err
 		}
 	}
@@ -226,5 +253,6 @@ func cloneMap(m *dfs.Map) *dfs.Map {
 	c.Nodes = append([]*dfs.Node(nil), m.Nodes...)
 	c.Stores = append([]*dfs.Store(nil), m.Stores...)
 	c.PGs = append([]*dfs.PG(nil), m.PGs...)
+	c.Groups = append([]*dfs.Group(nil), m.Groups...)
 	return &c
 }

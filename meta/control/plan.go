@@ -25,6 +25,10 @@ func (ev *entry) plan(op *wire.PlanOp) error {
 			err = ev.activate(d.Activate)
 		case *wire.Decision_Create:
 			err = ev.createPGs(d.Create)
+		case *wire.Decision_Replicas:
+			err = ev.setReplicas(d.Replicas)
+		case *wire.Decision_Abandon:
+			err = ev.abandon(d.Abandon)
 		default:
 			err = dfs.Errorf(dfs.Unsupported, "plan", "decision of an unknown kind")
 		}

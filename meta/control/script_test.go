@@ -22,6 +22,7 @@ import (
 //	open · close · expire · expired · sessions
 //	plan                               its decisions are lines of input
 //	bar mark= start=
+//	create-group replicas= · group-ready group= replicas= · change group= add= remove=
 //	refill-done
 //	want class= · classes              the default class and what was asked for
 //	set class= codec= · settings       what is set for classes
@@ -126,6 +127,14 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		ce.Entry = &wire.ControlEntry_Form{Form: op}
 	case "bar":
 		ce.Entry = &wire.ControlEntry_Bar{Bar: &wire.BarOp{Mark: f.num("mark"), Start: f.num("start")}}
+	case "create-group":
+		ce.Entry = &wire.ControlEntry_CreateGroup{CreateGroup: &wire.CreateGroupRequest{Replicas: f.list("replicas")}}
+	case "group-ready":
+		ce.Entry = &wire.ControlEntry_GroupReady{GroupReady: &wire.GroupReadyOp{Group: uint32(f.num("group")), Replicas: f.list("replicas"), SessionIndex: f.num("index")}}
+	case "change":
+		ce.Entry = &wire.ControlEntry_ChangeReplicas{ChangeReplicas: &wire.ChangeReplicasRequest{
+			Group: uint32(f.num("group")), Add: uint32(f.num("add")), Remove: uint32(f.num("remove")),
+		}}
 	case "formed":
 		ce.Entry = &wire.ControlEntry_Formed{Formed: &wire.FormedOp{}}
 	case "register":
@@ -228,6 +237,14 @@ func decision(line string) *wire.Decision {
 			}
 		}
 		return &wire.Decision{Decision: &wire.Decision_Activate{Activate: op}}
+	case "replicas":
+		return &wire.Decision{Decision: &wire.Decision_Replicas{Replicas: &wire.ReplicasDecision{
+			Group: uint32(f.num("group")), Was: f.list("was"), Replicas: f.list("to"),
+		}}}
+	case "abandon":
+		return &wire.Decision{Decision: &wire.Decision_Abandon{Abandon: &wire.AbandonDecision{
+			Group: uint32(f.num("group")), Founder: uint32(f.num("founder")), Replicas: f.list("to"),
+		}}}
 	case "create":
 		return &wire.Decision{Decision: &wire.Decision_Create{Create: &wire.CreatePGsDecision{Class: f["class"], Count: uint32(f.num("count"))}}}
 	}
@@ -240,6 +257,9 @@ func answer(r *wire.ControlReply) string {
 	}
 	if reg := r.GetRegister(); reg != nil {
 		return fmt.Sprintf("node %d stores %v epoch %d", reg.Node, reg.Stores, reg.Epoch)
+	}
+	if g := r.GetCreateGroup(); g != nil {
+		return fmt.Sprintf("group %d", g.Group)
 	}
 	if open := r.GetOpenSession(); open != nil {
 		return fmt.Sprintf("session %d", open.Session)
@@ -258,6 +278,13 @@ func (s *script) drawMap(t *testing.T) string {
 	st, _ := ReadState(s.w.reader())
 	var b strings.Builder
 	fmt.Fprintf(&b, "epoch %d formed %v time %d\n", m.Epoch, st.Formed, st.Now)
+	for _, g := range m.Groups {
+		fmt.Fprintf(&b, "%v replicas %v", g.ID, g.Replicas)
+		if !g.Ready() {
+			fmt.Fprintf(&b, " forming at %v", g.Founder)
+		}
+		b.WriteString("\n")
+	}
 	for _, n := range m.Nodes {
 		fmt.Fprintf(&b, "%v %s at %s %v %v replaced=%v\n", n.ID, n.Name, n.Addr, n.Roles, n.Incarnation, n.Replaced)
 	}

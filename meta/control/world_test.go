@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"google.golang.org/protobuf/proto"
 
+	"dfsd/dfs"
 	"dfsd/raftgroup"
 	"dfsd/repair"
 	"dfsd/transport/wire"
@@ -117,6 +118,13 @@ func (w *world) dump(prefix []byte) string {
 	return b.String()
 }
 
+func nodeIDs(m *dfs.Map) (out []dfs.NodeID) {
+	for _, n := range m.Nodes {
+		out = append(out, n.ID)
+	}
+	return out
+}
+
 // check holds what is stored against the package's invariants.
 func (w *world) check() {
 	w.t.Helper()
@@ -130,6 +138,11 @@ func (w *world) check() {
 			w.t.Fatalf("map %v, %v", m, err)
 		}
 		return
+	}
+	for _, g := range m.Groups {
+		if uint32(g.ID) > st.LastGroup || without(g.Replicas, nodeIDs(m)) > 0 && st.LastNode > 0 {
+			w.t.Errorf("group %+v; the last number given is %d", g, st.LastGroup)
+		}
 	}
 	for _, n := range m.Nodes {
 		if uint32(n.ID) > st.LastNode {

@@ -187,6 +187,12 @@ func Inodes(r raftgroup.Reader) (uint64, error) {
 	return st.inodes, err
 }
 
+// Begun reports whether the group has been given its first state.
+func Begun(r raftgroup.Reader) (bool, error) {
+	st, err := readState(r)
+	return st != nil, err
+}
+
 // Fence returns up to which session the group fences those that are not live,
 // and the index of the control group's state that it was told so from.
 func Fence(r raftgroup.Reader) (highest dfs.SessionID, index uint64, err error) {

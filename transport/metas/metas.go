@@ -41,6 +41,7 @@ type Book struct {
 	mu      sync.Mutex
 	seeds   []string // as configured
 	addrs   map[dfs.NodeID]string
+	groups  map[dfs.GroupID][]dfs.NodeID // who should have a replica
 	leaders map[dfs.GroupID]dfs.NodeID
 	epoch   dfs.Epoch
 }
@@ -68,6 +69,10 @@ func (b *Book) Update(m *dfs.Map) {
 		return
 	}
 	b.epoch = m.Epoch
+	b.groups = make(map[dfs.GroupID][]dfs.NodeID, len(m.Groups))
+	for _, g := range m.Groups {
+		b.groups[g.ID] = g.Replicas
+	}
 	clear(b.addrs)
 	for _, n := range m.MetaNodes() {
 		b.addrs[n.ID] = n.Addr
@@ -97,13 +102,27 @@ func (b *Book) Addrs() []string {
 	return slices.Compact(out)
 }
 
-// order lists the addresses to try for a group: its leader first, the others
-// in random order.
+// order lists the addresses to try for a group: its leader first, then the nodes
+// that should have a replica, then all others, who may know better; each of the
+// two in random order.
 func (b *Book) order(g dfs.GroupID) []string {
 	addrs := b.Addrs()
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	listed := map[string]bool{}
+	for _, n := range b.groups[g] {
+		listed[b.addrs[n]] = true
+	}
+	slices.SortStableFunc(addrs, func(x, y string) int {
+		switch {
+		case listed[x] == listed[y]:
+			return 0
+		case listed[x]:
+			return -1
+		}
+		return 1
+	})
 	if first := b.addrs[b.leaders[g]]; first != "" {
 		addrs = slices.DeleteFunc(addrs, func(a string) bool { return a == first })
 		addrs = slices.Insert(addrs, 0, first)

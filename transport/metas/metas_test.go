@@ -2,6 +2,7 @@ package metas
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,4 +54,30 @@ func TestLeaderThatJoinedLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestOrder: the leader, then who has a replica, then the rest.
+func TestOrder(t *testing.T) {
+	m := &dfs.Map{Epoch: 1, Groups: []*dfs.Group{{ID: 0, Replicas: []dfs.NodeID{1, 2, 3}}, {ID: 4, Replicas: []dfs.NodeID{2, 5, 9}}}}
+	for i := range dfs.NodeID(5) {
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: i + 1, Addr: string('a' + rune(i)), Roles: dfs.RoleMeta})
+	}
+	b := New(nil, []string{"seed"})
+	if got := b.order(4); !slices.Equal(got, []string{"seed"}) {
+		t.Errorf("without a map: %q", got)
+	}
+	b.Update(m)
+	for range 20 {
+		got := b.order(4)
+		if slices.Sort(got[:2]); !slices.Equal(got[:2], []string{"b", "e"}) || len(got) != 5 {
+			t.Fatalf("group 4: %q", got)
+		}
+		if got := b.order(7); len(got) != 5 {
+			t.Fatalf("a group that the map does not have: %q", got)
+		}
+	}
+	b.SetLeader(4, 3)
+	if got := b.order(4); got[0] != "c" || len(got) != 5 {
+		t.Errorf("led by a node that is not listed: %q", got)
+	}
 }

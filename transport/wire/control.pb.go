@@ -41,6 +41,9 @@ type ControlEntry struct {
 	//	*ControlEntry_WantClass
 	//	*ControlEntry_Bar
 	//	*ControlEntry_SetClass
+	//	*ControlEntry_CreateGroup
+	//	*ControlEntry_GroupReady
+	//	*ControlEntry_ChangeReplicas
 	Entry         isControlEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -198,6 +201,33 @@ func (x *ControlEntry) GetSetClass() *SetClassRequest {
 	return nil
 }
 
+func (x *ControlEntry) GetCreateGroup() *CreateGroupRequest {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_CreateGroup); ok {
+			return x.CreateGroup
+		}
+	}
+	return nil
+}
+
+func (x *ControlEntry) GetGroupReady() *GroupReadyOp {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_GroupReady); ok {
+			return x.GroupReady
+		}
+	}
+	return nil
+}
+
+func (x *ControlEntry) GetChangeReplicas() *ChangeReplicasRequest {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_ChangeReplicas); ok {
+			return x.ChangeReplicas
+		}
+	}
+	return nil
+}
+
 type isControlEntry_Entry interface {
 	isControlEntry_Entry()
 }
@@ -250,6 +280,18 @@ type ControlEntry_SetClass struct {
 	SetClass *SetClassRequest `protobuf:"bytes,27,opt,name=set_class,json=setClass,proto3,oneof"`
 }
 
+type ControlEntry_CreateGroup struct {
+	CreateGroup *CreateGroupRequest `protobuf:"bytes,28,opt,name=create_group,json=createGroup,proto3,oneof"`
+}
+
+type ControlEntry_GroupReady struct {
+	GroupReady *GroupReadyOp `protobuf:"bytes,29,opt,name=group_ready,json=groupReady,proto3,oneof"`
+}
+
+type ControlEntry_ChangeReplicas struct {
+	ChangeReplicas *ChangeReplicasRequest `protobuf:"bytes,30,opt,name=change_replicas,json=changeReplicas,proto3,oneof"`
+}
+
 func (*ControlEntry_Form) isControlEntry_Entry() {}
 
 func (*ControlEntry_Register) isControlEntry_Entry() {}
@@ -273,6 +315,12 @@ func (*ControlEntry_WantClass) isControlEntry_Entry() {}
 func (*ControlEntry_Bar) isControlEntry_Entry() {}
 
 func (*ControlEntry_SetClass) isControlEntry_Entry() {}
+
+func (*ControlEntry_CreateGroup) isControlEntry_Entry() {}
+
+func (*ControlEntry_GroupReady) isControlEntry_Entry() {}
+
+func (*ControlEntry_ChangeReplicas) isControlEntry_Entry() {}
 
 // FormOp makes the cluster; it is the first entry.
 type FormOp struct {
@@ -608,6 +656,8 @@ type Decision struct {
 	//	*Decision_Propose
 	//	*Decision_Activate
 	//	*Decision_Create
+	//	*Decision_Replicas
+	//	*Decision_Abandon
 	Decision      isDecision_Decision `protobuf_oneof:"decision"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -695,6 +745,24 @@ func (x *Decision) GetCreate() *CreatePGsDecision {
 	return nil
 }
 
+func (x *Decision) GetReplicas() *ReplicasDecision {
+	if x != nil {
+		if x, ok := x.Decision.(*Decision_Replicas); ok {
+			return x.Replicas
+		}
+	}
+	return nil
+}
+
+func (x *Decision) GetAbandon() *AbandonDecision {
+	if x != nil {
+		if x, ok := x.Decision.(*Decision_Abandon); ok {
+			return x.Abandon
+		}
+	}
+	return nil
+}
+
 type isDecision_Decision interface {
 	isDecision_Decision()
 }
@@ -719,6 +787,14 @@ type Decision_Create struct {
 	Create *CreatePGsDecision `protobuf:"bytes,5,opt,name=create,proto3,oneof"`
 }
 
+type Decision_Replicas struct {
+	Replicas *ReplicasDecision `protobuf:"bytes,6,opt,name=replicas,proto3,oneof"`
+}
+
+type Decision_Abandon struct {
+	Abandon *AbandonDecision `protobuf:"bytes,7,opt,name=abandon,proto3,oneof"`
+}
+
 func (*Decision_State) isDecision_Decision() {}
 
 func (*Decision_Target) isDecision_Decision() {}
@@ -729,33 +805,35 @@ func (*Decision_Activate) isDecision_Decision() {}
 
 func (*Decision_Create) isDecision_Decision() {}
 
-// StateDecision declares a store down (with the voters that suspect it) or out.
-type StateDecision struct {
+func (*Decision_Replicas) isDecision_Decision() {}
+
+func (*Decision_Abandon) isDecision_Decision() {}
+
+// ReplicasDecision says who should vote in a group. The planner never makes the
+// list shorter, and takes one node out of it at the most.
+type ReplicasDecision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
-	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
-	Incarnation   *Incarnation           `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`       // that was watched: a later start is not meant
-	Voters        []uint32               `protobuf:"varint,4,rep,packed,name=voters,proto3" json:"voters,omitempty"`         // that suspect it
-	Electorate    []uint32               `protobuf:"varint,5,rep,packed,name=electorate,proto3" json:"electorate,omitempty"` // all voters of the control group, as its leader knows them
-	Grace         int64                  `protobuf:"varint,6,opt,name=grace,proto3" json:"grace,omitempty"`                  // out: how long it must have been down, milliseconds
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Was           []uint32               `protobuf:"varint,2,rep,packed,name=was,proto3" json:"was,omitempty"`           // the list that the decision was made from
+	Replicas      []uint32               `protobuf:"varint,3,rep,packed,name=replicas,proto3" json:"replicas,omitempty"` // ascending
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StateDecision) Reset() {
-	*x = StateDecision{}
+func (x *ReplicasDecision) Reset() {
+	*x = ReplicasDecision{}
 	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StateDecision) String() string {
+func (x *ReplicasDecision) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StateDecision) ProtoMessage() {}
+func (*ReplicasDecision) ProtoMessage() {}
 
-func (x *StateDecision) ProtoReflect() protoreflect.Message {
+func (x *ReplicasDecision) ProtoReflect() protoreflect.Message {
 	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -767,75 +845,57 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
-func (*StateDecision) Descriptor() ([]byte, []int) {
+// Deprecated: Use ReplicasDecision.ProtoReflect.Descriptor instead.
+func (*ReplicasDecision) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *StateDecision) GetStore() uint32 {
+func (x *ReplicasDecision) GetGroup() uint32 {
 	if x != nil {
-		return x.Store
+		return x.Group
 	}
 	return 0
 }
 
-func (x *StateDecision) GetState() uint32 {
+func (x *ReplicasDecision) GetWas() []uint32 {
 	if x != nil {
-		return x.State
-	}
-	return 0
-}
-
-func (x *StateDecision) GetIncarnation() *Incarnation {
-	if x != nil {
-		return x.Incarnation
+		return x.Was
 	}
 	return nil
 }
 
-func (x *StateDecision) GetVoters() []uint32 {
+func (x *ReplicasDecision) GetReplicas() []uint32 {
 	if x != nil {
-		return x.Voters
+		return x.Replicas
 	}
 	return nil
 }
 
-func (x *StateDecision) GetElectorate() []uint32 {
-	if x != nil {
-		return x.Electorate
-	}
-	return nil
-}
-
-func (x *StateDecision) GetGrace() int64 {
-	if x != nil {
-		return x.Grace
-	}
-	return 0
-}
-
-type TargetDecision struct {
+// AbandonDecision gives up a forming group whose founder is gone, and begins
+// again under the next number.
+type AbandonDecision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
-	Stores        []uint32               `protobuf:"varint,2,rep,packed,name=stores,proto3" json:"stores,omitempty"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Founder       uint32                 `protobuf:"varint,2,opt,name=founder,proto3" json:"founder,omitempty"`          // that is gone
+	Replicas      []uint32               `protobuf:"varint,3,rep,packed,name=replicas,proto3" json:"replicas,omitempty"` // of the new one, its founder first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *TargetDecision) Reset() {
-	*x = TargetDecision{}
+func (x *AbandonDecision) Reset() {
+	*x = AbandonDecision{}
 	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *TargetDecision) String() string {
+func (x *AbandonDecision) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*TargetDecision) ProtoMessage() {}
+func (*AbandonDecision) ProtoMessage() {}
 
-func (x *TargetDecision) ProtoReflect() protoreflect.Message {
+func (x *AbandonDecision) ProtoReflect() protoreflect.Message {
 	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -847,256 +907,30 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
-func (*TargetDecision) Descriptor() ([]byte, []int) {
+// Deprecated: Use AbandonDecision.ProtoReflect.Descriptor instead.
+func (*AbandonDecision) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *TargetDecision) GetPg() uint32 {
+func (x *AbandonDecision) GetGroup() uint32 {
 	if x != nil {
-		return x.Pg
+		return x.Group
 	}
 	return 0
 }
 
-func (x *TargetDecision) GetStores() []uint32 {
+func (x *AbandonDecision) GetFounder() uint32 {
 	if x != nil {
-		return x.Stores
+		return x.Founder
+	}
+	return 0
+}
+
+func (x *AbandonDecision) GetReplicas() []uint32 {
+	if x != nil {
+		return x.Replicas
 	}
 	return nil
-}
-
-type ProposeDecision struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
-	Newest        uint64                 `protobuf:"varint,2,opt,name=newest,proto3" json:"newest,omitempty"` // the PG's newest epoch that the decision was made from
-	Stores        []uint32               `protobuf:"varint,3,rep,packed,name=stores,proto3" json:"stores,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ProposeDecision) Reset() {
-	*x = ProposeDecision{}
-	mi := &file_control_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ProposeDecision) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ProposeDecision) ProtoMessage() {}
-
-func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
-func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *ProposeDecision) GetPg() uint32 {
-	if x != nil {
-		return x.Pg
-	}
-	return 0
-}
-
-func (x *ProposeDecision) GetNewest() uint64 {
-	if x != nil {
-		return x.Newest
-	}
-	return 0
-}
-
-func (x *ProposeDecision) GetStores() []uint32 {
-	if x != nil {
-		return x.Stores
-	}
-	return nil
-}
-
-type ActivateDecision struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the proposal
-	Persisted     []*PersistedMark       `protobuf:"bytes,3,rep,name=persisted,proto3" json:"persisted,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ActivateDecision) Reset() {
-	*x = ActivateDecision{}
-	mi := &file_control_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ActivateDecision) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ActivateDecision) ProtoMessage() {}
-
-func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
-func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *ActivateDecision) GetPg() uint32 {
-	if x != nil {
-		return x.Pg
-	}
-	return 0
-}
-
-func (x *ActivateDecision) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *ActivateDecision) GetPersisted() []*PersistedMark {
-	if x != nil {
-		return x.Persisted
-	}
-	return nil
-}
-
-// PersistedMark says which map epoch a store's current incarnation has on disk.
-type PersistedMark struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
-	Mark          uint64                 `protobuf:"varint,2,opt,name=mark,proto3" json:"mark,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PersistedMark) Reset() {
-	*x = PersistedMark{}
-	mi := &file_control_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PersistedMark) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PersistedMark) ProtoMessage() {}
-
-func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
-func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *PersistedMark) GetStore() uint32 {
-	if x != nil {
-		return x.Store
-	}
-	return 0
-}
-
-func (x *PersistedMark) GetMark() uint64 {
-	if x != nil {
-		return x.Mark
-	}
-	return 0
-}
-
-func (x *PersistedMark) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-type CreatePGsDecision struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
-	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreatePGsDecision) Reset() {
-	*x = CreatePGsDecision{}
-	mi := &file_control_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreatePGsDecision) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreatePGsDecision) ProtoMessage() {}
-
-func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
-func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *CreatePGsDecision) GetClass() string {
-	if x != nil {
-		return x.Class
-	}
-	return ""
-}
-
-func (x *CreatePGsDecision) GetCount() uint32 {
-	if x != nil {
-		return x.Count
-	}
-	return 0
 }
 
 type ControlReply struct {
@@ -1107,6 +941,7 @@ type ControlReply struct {
 	//
 	//	*ControlReply_Register
 	//	*ControlReply_OpenSession
+	//	*ControlReply_CreateGroup
 	Reply         isControlReply_Reply `protobuf_oneof:"reply"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1114,7 +949,7 @@ type ControlReply struct {
 
 func (x *ControlReply) Reset() {
 	*x = ControlReply{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +961,7 @@ func (x *ControlReply) String() string {
 func (*ControlReply) ProtoMessage() {}
 
 func (x *ControlReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +974,7 @@ func (x *ControlReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlReply.ProtoReflect.Descriptor instead.
 func (*ControlReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ControlReply) GetKind() uint32 {
@@ -1181,6 +1016,15 @@ func (x *ControlReply) GetOpenSession() *OpenSessionReply {
 	return nil
 }
 
+func (x *ControlReply) GetCreateGroup() *CreateGroupReply {
+	if x != nil {
+		if x, ok := x.Reply.(*ControlReply_CreateGroup); ok {
+			return x.CreateGroup
+		}
+	}
+	return nil
+}
+
 type isControlReply_Reply interface {
 	isControlReply_Reply()
 }
@@ -1193,9 +1037,15 @@ type ControlReply_OpenSession struct {
 	OpenSession *OpenSessionReply `protobuf:"bytes,17,opt,name=open_session,json=openSession,proto3,oneof"`
 }
 
+type ControlReply_CreateGroup struct {
+	CreateGroup *CreateGroupReply `protobuf:"bytes,18,opt,name=create_group,json=createGroup,proto3,oneof"`
+}
+
 func (*ControlReply_Register) isControlReply_Reply() {}
 
 func (*ControlReply_OpenSession) isControlReply_Reply() {}
+
+func (*ControlReply_CreateGroup) isControlReply_Reply() {}
 
 // ControlState is the control group's row of counters and settings.
 type ControlState struct {
@@ -1212,13 +1062,14 @@ type ControlState struct {
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"` // grows with every applied entry
 	Classes       []string               `protobuf:"bytes,11,rep,name=classes,proto3" json:"classes,omitempty"`    // that have been asked for besides the default, in that order; never taken back
 	Settings      []*ClassSetting        `protobuf:"bytes,12,rep,name=settings,proto3" json:"settings,omitempty"`  // sorted by class; a part of the map
+	LastGroup     uint32                 `protobuf:"varint,13,opt,name=last_group,json=lastGroup,proto3" json:"last_group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControlState) Reset() {
 	*x = ControlState{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1081,7 @@ func (x *ControlState) String() string {
 func (*ControlState) ProtoMessage() {}
 
 func (x *ControlState) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1094,7 @@ func (x *ControlState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlState.ProtoReflect.Descriptor instead.
 func (*ControlState) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ControlState) GetForm() *FormOp {
@@ -1330,6 +1181,13 @@ func (x *ControlState) GetSettings() []*ClassSetting {
 	return nil
 }
 
+func (x *ControlState) GetLastGroup() uint32 {
+	if x != nil {
+		return x.LastGroup
+	}
+	return 0
+}
+
 // NodeRow is the control group's row of a node.
 type NodeRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1340,7 +1198,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1210,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1223,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeRow) GetNode() *MapNode {
@@ -1388,7 +1246,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1258,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1271,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionRow) GetHolder() string {
@@ -1449,7 +1307,7 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\n" +
-	"meta.proto\"\xb0\x05\n" +
+	"meta.proto\"\xfd\x06\n" +
 	"\fControlEntry\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\x03R\x03now\x12'\n" +
 	"\x04form\x18\x10 \x01(\v2\x11.dfsd.wire.FormOpH\x00R\x04form\x128\n" +
@@ -1465,7 +1323,11 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"want_class\x18\x19 \x01(\v2\x1b.dfsd.wire.WantClassRequestH\x00R\twantClass\x12$\n" +
 	"\x03bar\x18\x1a \x01(\v2\x10.dfsd.wire.BarOpH\x00R\x03bar\x129\n" +
-	"\tset_class\x18\x1b \x01(\v2\x1a.dfsd.wire.SetClassRequestH\x00R\bsetClassB\a\n" +
+	"\tset_class\x18\x1b \x01(\v2\x1a.dfsd.wire.SetClassRequestH\x00R\bsetClass\x12B\n" +
+	"\fcreate_group\x18\x1c \x01(\v2\x1d.dfsd.wire.CreateGroupRequestH\x00R\vcreateGroup\x12:\n" +
+	"\vgroup_ready\x18\x1d \x01(\v2\x17.dfsd.wire.GroupReadyOpH\x00R\n" +
+	"groupReady\x12K\n" +
+	"\x0fchange_replicas\x18\x1e \x01(\v2 .dfsd.wire.ChangeReplicasRequestH\x00R\x0echangeReplicasB\a\n" +
 	"\x05entry\"\xce\x01\n" +
 	"\x06FormOp\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
@@ -1487,48 +1349,32 @@ const file_control_proto_rawDesc = "" +
 	"\bsessions\x18\x01 \x03(\x04R\bsessions\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\";\n" +
 	"\x06PlanOp\x121\n" +
-	"\tdecisions\x18\x01 \x03(\v2\x13.dfsd.wire.DecisionR\tdecisions\"\xa8\x02\n" +
+	"\tdecisions\x18\x01 \x03(\v2\x13.dfsd.wire.DecisionR\tdecisions\"\x9b\x03\n" +
 	"\bDecision\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x18.dfsd.wire.StateDecisionH\x00R\x05state\x123\n" +
 	"\x06target\x18\x02 \x01(\v2\x19.dfsd.wire.TargetDecisionH\x00R\x06target\x126\n" +
 	"\apropose\x18\x03 \x01(\v2\x1a.dfsd.wire.ProposeDecisionH\x00R\apropose\x129\n" +
 	"\bactivate\x18\x04 \x01(\v2\x1b.dfsd.wire.ActivateDecisionH\x00R\bactivate\x126\n" +
-	"\x06create\x18\x05 \x01(\v2\x1c.dfsd.wire.CreatePGsDecisionH\x00R\x06createB\n" +
+	"\x06create\x18\x05 \x01(\v2\x1c.dfsd.wire.CreatePGsDecisionH\x00R\x06create\x129\n" +
+	"\breplicas\x18\x06 \x01(\v2\x1b.dfsd.wire.ReplicasDecisionH\x00R\breplicas\x126\n" +
+	"\aabandon\x18\a \x01(\v2\x1a.dfsd.wire.AbandonDecisionH\x00R\aabandonB\n" +
 	"\n" +
-	"\bdecision\"\xc3\x01\n" +
-	"\rStateDecision\x12\x14\n" +
-	"\x05store\x18\x01 \x01(\rR\x05store\x12\x14\n" +
-	"\x05state\x18\x02 \x01(\rR\x05state\x128\n" +
-	"\vincarnation\x18\x03 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x16\n" +
-	"\x06voters\x18\x04 \x03(\rR\x06voters\x12\x1e\n" +
-	"\n" +
-	"electorate\x18\x05 \x03(\rR\n" +
-	"electorate\x12\x14\n" +
-	"\x05grace\x18\x06 \x01(\x03R\x05grace\"8\n" +
-	"\x0eTargetDecision\x12\x0e\n" +
-	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
-	"\x06stores\x18\x02 \x03(\rR\x06stores\"Q\n" +
-	"\x0fProposeDecision\x12\x0e\n" +
-	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
-	"\x06newest\x18\x02 \x01(\x04R\x06newest\x12\x16\n" +
-	"\x06stores\x18\x03 \x03(\rR\x06stores\"p\n" +
-	"\x10ActivateDecision\x12\x0e\n" +
-	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
-	"\tpersisted\x18\x03 \x03(\v2\x18.dfsd.wire.PersistedMarkR\tpersisted\"O\n" +
-	"\rPersistedMark\x12\x14\n" +
-	"\x05store\x18\x01 \x01(\rR\x05store\x12\x12\n" +
-	"\x04mark\x18\x02 \x01(\x04R\x04mark\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"?\n" +
-	"\x11CreatePGsDecision\x12\x14\n" +
-	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xb9\x01\n" +
+	"\bdecision\"V\n" +
+	"\x10ReplicasDecision\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x10\n" +
+	"\x03was\x18\x02 \x03(\rR\x03was\x12\x1a\n" +
+	"\breplicas\x18\x03 \x03(\rR\breplicas\"]\n" +
+	"\x0fAbandonDecision\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
+	"\afounder\x18\x02 \x01(\rR\afounder\x12\x1a\n" +
+	"\breplicas\x18\x03 \x03(\rR\breplicas\"\xfb\x01\n" +
 	"\fControlReply\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x126\n" +
 	"\bregister\x18\x10 \x01(\v2\x18.dfsd.wire.RegisterReplyH\x00R\bregister\x12@\n" +
-	"\fopen_session\x18\x11 \x01(\v2\x1b.dfsd.wire.OpenSessionReplyH\x00R\vopenSessionB\a\n" +
-	"\x05reply\"\xfd\x02\n" +
+	"\fopen_session\x18\x11 \x01(\v2\x1b.dfsd.wire.OpenSessionReplyH\x00R\vopenSession\x12@\n" +
+	"\fcreate_group\x18\x12 \x01(\v2\x1b.dfsd.wire.CreateGroupReplyH\x00R\vcreateGroupB\a\n" +
+	"\x05reply\"\x9c\x03\n" +
 	"\fControlState\x12%\n" +
 	"\x04form\x18\x01 \x01(\v2\x11.dfsd.wire.FormOpR\x04form\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1b\n" +
@@ -1543,7 +1389,9 @@ const file_control_proto_rawDesc = "" +
 	"\brevision\x18\n" +
 	" \x01(\x04R\brevision\x12\x18\n" +
 	"\aclasses\x18\v \x03(\tR\aclasses\x123\n" +
-	"\bsettings\x18\f \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\"1\n" +
+	"\bsettings\x18\f \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\x12\x1d\n" +
+	"\n" +
+	"last_group\x18\r \x01(\rR\tlastGroup\"1\n" +
 	"\aNodeRow\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.dfsd.wire.MapNodeR\x04node\"l\n" +
 	"\n" +
@@ -1565,69 +1413,77 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_control_proto_goTypes = []any{
-	(*ControlEntry)(nil),        // 0: dfsd.wire.ControlEntry
-	(*FormOp)(nil),              // 1: dfsd.wire.FormOp
-	(*FormedOp)(nil),            // 2: dfsd.wire.FormedOp
-	(*BarOp)(nil),               // 3: dfsd.wire.BarOp
-	(*ExpireOp)(nil),            // 4: dfsd.wire.ExpireOp
-	(*ExpiredOp)(nil),           // 5: dfsd.wire.ExpiredOp
-	(*PlanOp)(nil),              // 6: dfsd.wire.PlanOp
-	(*Decision)(nil),            // 7: dfsd.wire.Decision
-	(*StateDecision)(nil),       // 8: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),      // 9: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),     // 10: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),    // 11: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),       // 12: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),   // 13: dfsd.wire.CreatePGsDecision
-	(*ControlReply)(nil),        // 14: dfsd.wire.ControlReply
-	(*ControlState)(nil),        // 15: dfsd.wire.ControlState
-	(*NodeRow)(nil),             // 16: dfsd.wire.NodeRow
-	(*SessionRow)(nil),          // 17: dfsd.wire.SessionRow
-	(*RegisterRequest)(nil),     // 18: dfsd.wire.RegisterRequest
-	(*OpenSessionRequest)(nil),  // 19: dfsd.wire.OpenSessionRequest
-	(*CloseSessionRequest)(nil), // 20: dfsd.wire.CloseSessionRequest
-	(*RefillDoneRequest)(nil),   // 21: dfsd.wire.RefillDoneRequest
-	(*WantClassRequest)(nil),    // 22: dfsd.wire.WantClassRequest
-	(*SetClassRequest)(nil),     // 23: dfsd.wire.SetClassRequest
-	(*Incarnation)(nil),         // 24: dfsd.wire.Incarnation
-	(*RegisterReply)(nil),       // 25: dfsd.wire.RegisterReply
-	(*OpenSessionReply)(nil),    // 26: dfsd.wire.OpenSessionReply
-	(*ClassSetting)(nil),        // 27: dfsd.wire.ClassSetting
-	(*MapNode)(nil),             // 28: dfsd.wire.MapNode
+	(*ControlEntry)(nil),          // 0: dfsd.wire.ControlEntry
+	(*FormOp)(nil),                // 1: dfsd.wire.FormOp
+	(*FormedOp)(nil),              // 2: dfsd.wire.FormedOp
+	(*BarOp)(nil),                 // 3: dfsd.wire.BarOp
+	(*ExpireOp)(nil),              // 4: dfsd.wire.ExpireOp
+	(*ExpiredOp)(nil),             // 5: dfsd.wire.ExpiredOp
+	(*PlanOp)(nil),                // 6: dfsd.wire.PlanOp
+	(*Decision)(nil),              // 7: dfsd.wire.Decision
+	(*ReplicasDecision)(nil),      // 8: dfsd.wire.ReplicasDecision
+	(*AbandonDecision)(nil),       // 9: dfsd.wire.AbandonDecision
+	(*ControlReply)(nil),          // 10: dfsd.wire.ControlReply
+	(*ControlState)(nil),          // 11: dfsd.wire.ControlState
+	(*NodeRow)(nil),               // 12: dfsd.wire.NodeRow
+	(*SessionRow)(nil),            // 13: dfsd.wire.SessionRow
+	(*RegisterRequest)(nil),       // 14: dfsd.wire.RegisterRequest
+	(*OpenSessionRequest)(nil),    // 15: dfsd.wire.OpenSessionRequest
+	(*CloseSessionRequest)(nil),   // 16: dfsd.wire.CloseSessionRequest
+	(*RefillDoneRequest)(nil),     // 17: dfsd.wire.RefillDoneRequest
+	(*WantClassRequest)(nil),      // 18: dfsd.wire.WantClassRequest
+	(*SetClassRequest)(nil),       // 19: dfsd.wire.SetClassRequest
+	(*CreateGroupRequest)(nil),    // 20: dfsd.wire.CreateGroupRequest
+	(*GroupReadyOp)(nil),          // 21: dfsd.wire.GroupReadyOp
+	(*ChangeReplicasRequest)(nil), // 22: dfsd.wire.ChangeReplicasRequest
+	(*StateDecision)(nil),         // 23: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 24: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 25: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 26: dfsd.wire.ActivateDecision
+	(*CreatePGsDecision)(nil),     // 27: dfsd.wire.CreatePGsDecision
+	(*RegisterReply)(nil),         // 28: dfsd.wire.RegisterReply
+	(*OpenSessionReply)(nil),      // 29: dfsd.wire.OpenSessionReply
+	(*CreateGroupReply)(nil),      // 30: dfsd.wire.CreateGroupReply
+	(*ClassSetting)(nil),          // 31: dfsd.wire.ClassSetting
+	(*MapNode)(nil),               // 32: dfsd.wire.MapNode
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: dfsd.wire.ControlEntry.form:type_name -> dfsd.wire.FormOp
-	18, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
-	19, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
-	20, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
+	14, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
+	15, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
+	16, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
 	4,  // 4: dfsd.wire.ControlEntry.expire:type_name -> dfsd.wire.ExpireOp
 	5,  // 5: dfsd.wire.ControlEntry.expired:type_name -> dfsd.wire.ExpiredOp
 	6,  // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
-	21, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
+	17, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
 	2,  // 8: dfsd.wire.ControlEntry.formed:type_name -> dfsd.wire.FormedOp
-	22, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
+	18, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
 	3,  // 10: dfsd.wire.ControlEntry.bar:type_name -> dfsd.wire.BarOp
-	23, // 11: dfsd.wire.ControlEntry.set_class:type_name -> dfsd.wire.SetClassRequest
-	7,  // 12: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
-	8,  // 13: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
-	9,  // 14: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
-	10, // 15: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
-	11, // 16: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
-	13, // 17: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
-	24, // 18: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	12, // 19: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	25, // 20: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
-	26, // 21: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
-	1,  // 22: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
-	27, // 23: dfsd.wire.ControlState.settings:type_name -> dfsd.wire.ClassSetting
-	28, // 24: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	19, // 11: dfsd.wire.ControlEntry.set_class:type_name -> dfsd.wire.SetClassRequest
+	20, // 12: dfsd.wire.ControlEntry.create_group:type_name -> dfsd.wire.CreateGroupRequest
+	21, // 13: dfsd.wire.ControlEntry.group_ready:type_name -> dfsd.wire.GroupReadyOp
+	22, // 14: dfsd.wire.ControlEntry.change_replicas:type_name -> dfsd.wire.ChangeReplicasRequest
+	7,  // 15: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
+	23, // 16: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
+	24, // 17: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
+	25, // 18: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
+	26, // 19: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
+	27, // 20: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
+	8,  // 21: dfsd.wire.Decision.replicas:type_name -> dfsd.wire.ReplicasDecision
+	9,  // 22: dfsd.wire.Decision.abandon:type_name -> dfsd.wire.AbandonDecision
+	28, // 23: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
+	29, // 24: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
+	30, // 25: dfsd.wire.ControlReply.create_group:type_name -> dfsd.wire.CreateGroupReply
+	1,  // 26: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
+	31, // 27: dfsd.wire.ControlState.settings:type_name -> dfsd.wire.ClassSetting
+	32, // 28: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1650,6 +1506,9 @@ func file_control_proto_init() {
 		(*ControlEntry_WantClass)(nil),
 		(*ControlEntry_Bar)(nil),
 		(*ControlEntry_SetClass)(nil),
+		(*ControlEntry_CreateGroup)(nil),
+		(*ControlEntry_GroupReady)(nil),
+		(*ControlEntry_ChangeReplicas)(nil),
 	}
 	file_control_proto_msgTypes[7].OneofWrappers = []any{
 		(*Decision_State)(nil),
@@ -1657,10 +1516,13 @@ func file_control_proto_init() {
 		(*Decision_Propose)(nil),
 		(*Decision_Activate)(nil),
 		(*Decision_Create)(nil),
+		(*Decision_Replicas)(nil),
+		(*Decision_Abandon)(nil),
 	}
-	file_control_proto_msgTypes[14].OneofWrappers = []any{
+	file_control_proto_msgTypes[10].OneofWrappers = []any{
 		(*ControlReply_Register)(nil),
 		(*ControlReply_OpenSession)(nil),
+		(*ControlReply_CreateGroup)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1668,7 +1530,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@ package wire
 import (
 	"cmp"
 	"encoding/binary"
+	"math"
 	"slices"
 
 	"dfsd/dfs"
@@ -71,11 +72,19 @@ func FromPG(p *dfs.PG) *MapPG {
 	return m
 }
 
+// FromGroup converts a Raft group.
+func FromGroup(g *dfs.Group) *MapGroup {
+	return &MapGroup{Id: uint32(g.ID), Founder: uint32(g.Founder), Replicas: Ints(g.Replicas)}
+}
+
 // FromMap converts a whole map.
 func FromMap(m *dfs.Map) *ClusterMap {
 	c := &ClusterMap{
-		Cluster: m.Cluster.Bytes(), Epoch: uint64(m.Epoch), Groups: uint32(m.Groups),
+		Cluster: m.Cluster.Bytes(), Epoch: uint64(m.Epoch),
 		DefaultClass: m.DefaultClass.String(), BlockSize: uint32(m.BlockSize),
+	}
+	for _, g := range m.Groups {
+		c.Groups = append(c.Groups, FromGroup(g))
 	}
 	for _, n := range m.Nodes {
 		c.Nodes = append(c.Nodes, FromNode(n))
@@ -156,6 +165,27 @@ func (p *MapPG) ToDFS() (*dfs.PG, error) {
 	return out, nil
 }
 
+// ToDFS converts from the form of a message and refuses a number or a list that
+// no group has.
+func (g *MapGroup) ToDFS() (*dfs.Group, error) {
+	out := &dfs.Group{ID: dfs.GroupID(g.Id), Founder: dfs.NodeID(g.Founder), Replicas: IDs[dfs.NodeID](g.Replicas)}
+	switch n := len(out.Replicas); {
+	case g.Id > math.MaxUint16, n == 0, n > dfs.MaxReplicas, out.Replicas[0] == 0, !ascending(out.Replicas), g.Founder != 0 && !out.Has(out.Founder):
+		return nil, dfs.Errorf(dfs.Invalid, "read map", "group %d has founder n%d and replicas %v", g.Id, g.Founder, g.Replicas)
+	}
+	return out, nil
+}
+
+// ascending reports whether a list is sorted and names nothing twice.
+func ascending[T cmp.Ordered](in []T) bool {
+	for i := range in {
+		if i > 0 && in[i-1] >= in[i] {
+			return false
+		}
+	}
+	return true
+}
+
 // ToDFS converts from the form of a message and refuses what is not a map:
 // lists out of order, unknown classes.
 func (c *ClusterMap) ToDFS() (*dfs.Map, error) {
@@ -167,7 +197,20 @@ func (c *ClusterMap) ToDFS() (*dfs.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &dfs.Map{Cluster: id, Epoch: dfs.Epoch(c.Epoch), Groups: int(c.Groups), DefaultClass: class, BlockSize: int(c.BlockSize)}
+	m := &dfs.Map{Cluster: id, Epoch: dfs.Epoch(c.Epoch), DefaultClass: class, BlockSize: int(c.BlockSize)}
+	if len(c.Groups) > dfs.MaxGroups+1 {
+		return nil, dfs.Errorf(dfs.Invalid, "read map", "%d groups: at most %d", len(c.Groups), dfs.MaxGroups+1)
+	}
+	for i, g := range c.Groups {
+		group, err := g.ToDFS()
+		switch {
+		case err != nil:
+			return nil, err
+		case i > 0 && m.Groups[i-1].ID >= group.ID:
+			return nil, dfs.Errorf(dfs.Invalid, "read map", "groups are not sorted")
+		}
+		m.Groups = append(m.Groups, group)
+	}
 	for _, n := range c.Nodes {
 		m.Nodes = append(m.Nodes, n.ToDFS())
 	}

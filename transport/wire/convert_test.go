@@ -51,3 +51,42 @@ func TestClassSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestGroups: what a map says of Raft groups survives the way; what no group can
+// be is refused.
+func TestGroups(t *testing.T) {
+	m := &dfs.Map{DefaultClass: dfs.Replicated(3), Groups: []*dfs.Group{
+		{ID: 0, Replicas: []dfs.NodeID{1, 2, 3}}, {ID: 1, Replicas: []dfs.NodeID{7}}, {ID: 65535, Founder: 2, Replicas: []dfs.NodeID{2, 5, 6, 7, 8, 9, 10}},
+	}}
+	raw, err := proto.Marshal(wire.FromMap(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &wire.ClusterMap{}
+	if err := proto.Unmarshal(raw, got); err != nil {
+		t.Fatal(err)
+	}
+	back, err := got.ToDFS()
+	if err != nil || !reflect.DeepEqual(back.Groups, m.Groups) {
+		t.Fatalf("%v, %v", back, err)
+	}
+	if g := back.Group(65535); g == nil || g.Ready() || back.Group(2) != nil || !reflect.DeepEqual(back.Namespace(), []dfs.GroupID{1}) {
+		t.Errorf("%v, %v, %v", g, back.Group(2), back.Namespace())
+	}
+	ok := func(id uint32) *wire.MapGroup { return &wire.MapGroup{Id: id, Replicas: []uint32{1}} }
+	var many []*wire.MapGroup
+	for i := range uint32(dfs.MaxGroups + 2) {
+		many = append(many, ok(i))
+	}
+	for _, bad := range [][]*wire.MapGroup{
+		{ok(1), ok(1)}, {ok(2), ok(1)}, {ok(65536)}, many,
+		{{Id: 1}}, {{Id: 1, Replicas: []uint32{0}}}, {{Id: 1, Replicas: []uint32{2, 1}}}, {{Id: 1, Replicas: []uint32{1, 1}}},
+		{{Id: 1, Replicas: []uint32{1, 2, 3, 4, 5, 6, 7, 8}}}, {{Id: 1, Founder: 2, Replicas: []uint32{1}}},
+	} {
+		c := wire.FromMap(m)
+		c.Groups = bad
+		if _, err := c.ToDFS(); dfs.KindOf(err) != dfs.Invalid {
+			t.Errorf("%v: %v", bad[:min(len(bad), 3)], err)
+		}
+	}
+}

@@ -132,13 +132,13 @@ type ClusterMap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Groups        uint32                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
 	DefaultClass  string                 `protobuf:"bytes,4,opt,name=default_class,json=defaultClass,proto3" json:"default_class,omitempty"`
 	BlockSize     uint32                 `protobuf:"varint,5,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
 	Nodes         []*MapNode             `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Stores        []*MapStore            `protobuf:"bytes,7,rep,name=stores,proto3" json:"stores,omitempty"`
 	Pgs           []*MapPG               `protobuf:"bytes,8,rep,name=pgs,proto3" json:"pgs,omitempty"`
 	Settings      []*ClassSetting        `protobuf:"bytes,9,rep,name=settings,proto3" json:"settings,omitempty"` // sorted; at most one a class
+	Groups        []*MapGroup            `protobuf:"bytes,10,rep,name=groups,proto3" json:"groups,omitempty"`    // by number, the control group first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,13 +187,6 @@ func (x *ClusterMap) GetEpoch() uint64 {
 	return 0
 }
 
-func (x *ClusterMap) GetGroups() uint32 {
-	if x != nil {
-		return x.Groups
-	}
-	return 0
-}
-
 func (x *ClusterMap) GetDefaultClass() string {
 	if x != nil {
 		return x.DefaultClass
@@ -236,6 +229,74 @@ func (x *ClusterMap) GetSettings() []*ClassSetting {
 	return nil
 }
 
+func (x *ClusterMap) GetGroups() []*MapGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// MapGroup is a Raft group and the meta nodes that should vote in it.
+type MapGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Founder       uint32                 `protobuf:"varint,2,opt,name=founder,proto3" json:"founder,omitempty"`          // makes the first replica; 0: the group is ready
+	Replicas      []uint32               `protobuf:"varint,3,rep,packed,name=replicas,proto3" json:"replicas,omitempty"` // node IDs, ascending
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapGroup) Reset() {
+	*x = MapGroup{}
+	mi := &file_map_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapGroup) ProtoMessage() {}
+
+func (x *MapGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_map_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapGroup.ProtoReflect.Descriptor instead.
+func (*MapGroup) Descriptor() ([]byte, []int) {
+	return file_map_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MapGroup) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *MapGroup) GetFounder() uint32 {
+	if x != nil {
+		return x.Founder
+	}
+	return 0
+}
+
+func (x *MapGroup) GetReplicas() []uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
 // ClassSetting is what is set for a storage class; what is absent has its default.
 type ClassSetting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -247,7 +308,7 @@ type ClassSetting struct {
 
 func (x *ClassSetting) Reset() {
 	*x = ClassSetting{}
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +320,7 @@ func (x *ClassSetting) String() string {
 func (*ClassSetting) ProtoMessage() {}
 
 func (x *ClassSetting) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[3]
+	mi := &file_map_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +333,7 @@ func (x *ClassSetting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassSetting.ProtoReflect.Descriptor instead.
 func (*ClassSetting) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{3}
+	return file_map_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ClassSetting) GetClass() string {
@@ -305,7 +366,7 @@ type MapNode struct {
 
 func (x *MapNode) Reset() {
 	*x = MapNode{}
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +378,7 @@ func (x *MapNode) String() string {
 func (*MapNode) ProtoMessage() {}
 
 func (x *MapNode) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[4]
+	mi := &file_map_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +391,7 @@ func (x *MapNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapNode.ProtoReflect.Descriptor instead.
 func (*MapNode) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{4}
+	return file_map_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MapNode) GetId() uint32 {
@@ -403,7 +464,7 @@ type MapStore struct {
 
 func (x *MapStore) Reset() {
 	*x = MapStore{}
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +476,7 @@ func (x *MapStore) String() string {
 func (*MapStore) ProtoMessage() {}
 
 func (x *MapStore) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[5]
+	mi := &file_map_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +489,7 @@ func (x *MapStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapStore.ProtoReflect.Descriptor instead.
 func (*MapStore) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{5}
+	return file_map_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MapStore) GetId() uint32 {
@@ -483,7 +544,7 @@ type MapActing struct {
 
 func (x *MapActing) Reset() {
 	*x = MapActing{}
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +556,7 @@ func (x *MapActing) String() string {
 func (*MapActing) ProtoMessage() {}
 
 func (x *MapActing) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[6]
+	mi := &file_map_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +569,7 @@ func (x *MapActing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapActing.ProtoReflect.Descriptor instead.
 func (*MapActing) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{6}
+	return file_map_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MapActing) GetEpoch() uint64 {
@@ -537,7 +598,7 @@ type MapMember struct {
 
 func (x *MapMember) Reset() {
 	*x = MapMember{}
-	mi := &file_map_proto_msgTypes[7]
+	mi := &file_map_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +610,7 @@ func (x *MapMember) String() string {
 func (*MapMember) ProtoMessage() {}
 
 func (x *MapMember) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[7]
+	mi := &file_map_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +623,7 @@ func (x *MapMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapMember.ProtoReflect.Descriptor instead.
 func (*MapMember) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{7}
+	return file_map_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MapMember) GetStore() uint32 {
@@ -607,7 +668,7 @@ type MapPG struct {
 
 func (x *MapPG) Reset() {
 	*x = MapPG{}
-	mi := &file_map_proto_msgTypes[8]
+	mi := &file_map_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +680,7 @@ func (x *MapPG) String() string {
 func (*MapPG) ProtoMessage() {}
 
 func (x *MapPG) ProtoReflect() protoreflect.Message {
-	mi := &file_map_proto_msgTypes[8]
+	mi := &file_map_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +693,7 @@ func (x *MapPG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapPG.ProtoReflect.Descriptor instead.
 func (*MapPG) Descriptor() ([]byte, []int) {
-	return file_map_proto_rawDescGZIP(), []int{8}
+	return file_map_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MapPG) GetId() uint32 {
@@ -687,19 +748,24 @@ const file_map_proto_rawDesc = "" +
 	"\x05start\x18\x02 \x01(\x06R\x05start\"?\n" +
 	"\aLineage\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x06R\baccepted\x12\x18\n" +
-	"\aoffered\x18\x02 \x03(\x06R\aoffered\"\xc8\x02\n" +
+	"\aoffered\x18\x02 \x03(\x06R\aoffered\"\xe3\x02\n" +
 	"\n" +
 	"ClusterMap\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06groups\x18\x03 \x01(\rR\x06groups\x12#\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12#\n" +
 	"\rdefault_class\x18\x04 \x01(\tR\fdefaultClass\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x05 \x01(\rR\tblockSize\x12(\n" +
 	"\x05nodes\x18\x06 \x03(\v2\x12.dfsd.wire.MapNodeR\x05nodes\x12+\n" +
 	"\x06stores\x18\a \x03(\v2\x13.dfsd.wire.MapStoreR\x06stores\x12\"\n" +
 	"\x03pgs\x18\b \x03(\v2\x10.dfsd.wire.MapPGR\x03pgs\x123\n" +
-	"\bsettings\x18\t \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\"I\n" +
+	"\bsettings\x18\t \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\x12+\n" +
+	"\x06groups\x18\n" +
+	" \x03(\v2\x13.dfsd.wire.MapGroupR\x06groupsJ\x04\b\x03\x10\x04\"P\n" +
+	"\bMapGroup\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
+	"\afounder\x18\x02 \x01(\rR\afounder\x12\x1a\n" +
+	"\breplicas\x18\x03 \x03(\rR\breplicas\"I\n" +
 	"\fClassSetting\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x19\n" +
 	"\x05codec\x18\x02 \x01(\rH\x00R\x05codec\x88\x01\x01B\b\n" +
@@ -752,35 +818,37 @@ func file_map_proto_rawDescGZIP() []byte {
 	return file_map_proto_rawDescData
 }
 
-var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_map_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_map_proto_goTypes = []any{
 	(*Incarnation)(nil),  // 0: dfsd.wire.Incarnation
 	(*Lineage)(nil),      // 1: dfsd.wire.Lineage
 	(*ClusterMap)(nil),   // 2: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil), // 3: dfsd.wire.ClassSetting
-	(*MapNode)(nil),      // 4: dfsd.wire.MapNode
-	(*MapStore)(nil),     // 5: dfsd.wire.MapStore
-	(*MapActing)(nil),    // 6: dfsd.wire.MapActing
-	(*MapMember)(nil),    // 7: dfsd.wire.MapMember
-	(*MapPG)(nil),        // 8: dfsd.wire.MapPG
-	nil,                  // 9: dfsd.wire.MapNode.LabelsEntry
+	(*MapGroup)(nil),     // 3: dfsd.wire.MapGroup
+	(*ClassSetting)(nil), // 4: dfsd.wire.ClassSetting
+	(*MapNode)(nil),      // 5: dfsd.wire.MapNode
+	(*MapStore)(nil),     // 6: dfsd.wire.MapStore
+	(*MapActing)(nil),    // 7: dfsd.wire.MapActing
+	(*MapMember)(nil),    // 8: dfsd.wire.MapMember
+	(*MapPG)(nil),        // 9: dfsd.wire.MapPG
+	nil,                  // 10: dfsd.wire.MapNode.LabelsEntry
 }
 var file_map_proto_depIdxs = []int32{
-	4,  // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
-	5,  // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
-	8,  // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
-	3,  // 3: dfsd.wire.ClusterMap.settings:type_name -> dfsd.wire.ClassSetting
-	0,  // 4: dfsd.wire.MapNode.incarnation:type_name -> dfsd.wire.Incarnation
-	9,  // 5: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
-	0,  // 6: dfsd.wire.MapStore.incarnation:type_name -> dfsd.wire.Incarnation
-	6,  // 7: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
-	6,  // 8: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
-	7,  // 9: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	5,  // 0: dfsd.wire.ClusterMap.nodes:type_name -> dfsd.wire.MapNode
+	6,  // 1: dfsd.wire.ClusterMap.stores:type_name -> dfsd.wire.MapStore
+	9,  // 2: dfsd.wire.ClusterMap.pgs:type_name -> dfsd.wire.MapPG
+	4,  // 3: dfsd.wire.ClusterMap.settings:type_name -> dfsd.wire.ClassSetting
+	3,  // 4: dfsd.wire.ClusterMap.groups:type_name -> dfsd.wire.MapGroup
+	0,  // 5: dfsd.wire.MapNode.incarnation:type_name -> dfsd.wire.Incarnation
+	10, // 6: dfsd.wire.MapNode.labels:type_name -> dfsd.wire.MapNode.LabelsEntry
+	0,  // 7: dfsd.wire.MapStore.incarnation:type_name -> dfsd.wire.Incarnation
+	7,  // 8: dfsd.wire.MapPG.active:type_name -> dfsd.wire.MapActing
+	7,  // 9: dfsd.wire.MapPG.proposed:type_name -> dfsd.wire.MapActing
+	8,  // 10: dfsd.wire.MapPG.members:type_name -> dfsd.wire.MapMember
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_map_proto_init() }
@@ -788,14 +856,14 @@ func file_map_proto_init() {
 	if File_map_proto != nil {
 		return
 	}
-	file_map_proto_msgTypes[3].OneofWrappers = []any{}
+	file_map_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_map_proto_rawDesc), len(file_map_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

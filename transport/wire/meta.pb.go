@@ -939,6 +939,8 @@ type GroupBeat struct {
 	FenceHighest  uint64                 `protobuf:"varint,8,opt,name=fence_highest,json=fenceHighest,proto3" json:"fence_highest,omitempty"`
 	FenceIndex    uint64                 `protobuf:"varint,9,opt,name=fence_index,json=fenceIndex,proto3" json:"fence_index,omitempty"`
 	DeadIntents   []uint64               `protobuf:"varint,10,rep,packed,name=dead_intents,json=deadIntents,proto3" json:"dead_intents,omitempty"` // reserved
+	Heard         []uint32               `protobuf:"varint,11,rep,packed,name=heard,proto3" json:"heard,omitempty"`                                // the members that answer this leader, itself included
+	LogBytes      uint64                 `protobuf:"varint,12,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1043,6 +1045,20 @@ func (x *GroupBeat) GetDeadIntents() []uint64 {
 	return nil
 }
 
+func (x *GroupBeat) GetHeard() []uint32 {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
+func (x *GroupBeat) GetLogBytes() uint64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
 type MetaReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        []*GroupLoad           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
@@ -1107,6 +1123,7 @@ type GroupLoad struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Leader        uint32                 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"` // 0: not heard of lately
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1151,6 +1168,13 @@ func (x *GroupLoad) GetGroup() uint32 {
 func (x *GroupLoad) GetInodes() uint64 {
 	if x != nil {
 		return x.Inodes
+	}
+	return 0
+}
+
+func (x *GroupLoad) GetLeader() uint32 {
+	if x != nil {
+		return x.Leader
 	}
 	return 0
 }
@@ -2395,6 +2419,1025 @@ func (x *ReadReply) GetResult() *QueryResult {
 	return nil
 }
 
+// CreateGroupRequest asks for one more namespace group.
+type CreateGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replicas      []uint32               `protobuf:"varint,1,rep,packed,name=replicas,proto3" json:"replicas,omitempty"` // node IDs, its founder first; none: the control leader chooses
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CreateGroupRequest) GetReplicas() []uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+type CreateGroupReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"` // it is usable once the map calls it ready
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupReply) Reset() {
+	*x = CreateGroupReply{}
+	mi := &file_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupReply) ProtoMessage() {}
+
+func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupReply.ProtoReflect.Descriptor instead.
+func (*CreateGroupReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *CreateGroupReply) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+// ChangeReplicasRequest changes who should vote in a group; add and remove may
+// both be given.
+type ChangeReplicasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Add           uint32                 `protobuf:"varint,2,opt,name=add,proto3" json:"add,omitempty"`       // a node; 0: none
+	Remove        uint32                 `protobuf:"varint,3,opt,name=remove,proto3" json:"remove,omitempty"` // a node; 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReplicasRequest) Reset() {
+	*x = ChangeReplicasRequest{}
+	mi := &file_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReplicasRequest) ProtoMessage() {}
+
+func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
+func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ChangeReplicasRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ChangeReplicasRequest) GetAdd() uint32 {
+	if x != nil {
+		return x.Add
+	}
+	return 0
+}
+
+func (x *ChangeReplicasRequest) GetRemove() uint32 {
+	if x != nil {
+		return x.Remove
+	}
+	return 0
+}
+
+type ChangeReplicasReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReplicasReply) Reset() {
+	*x = ChangeReplicasReply{}
+	mi := &file_meta_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReplicasReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReplicasReply) ProtoMessage() {}
+
+func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReplicasReply.ProtoReflect.Descriptor instead.
+func (*ChangeReplicasReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{43}
+}
+
+type ReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Leader        bool                   `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"` // only the leader answers, once a majority has confirmed that it is one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaRequest) Reset() {
+	*x = ReplicaRequest{}
+	mi := &file_meta_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaRequest) ProtoMessage() {}
+
+func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
+func (*ReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ReplicaRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ReplicaRequest) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+type ReplicaReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Role          uint32                 `protobuf:"varint,2,opt,name=role,proto3" json:"role,omitempty"` // raftgroup.Role; 0: it has no replica of the group
+	Leader        uint32                 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	Voters        []uint32               `protobuf:"varint,5,rep,packed,name=voters,proto3" json:"voters,omitempty"` // of both halves while a change is half done
+	Learners      []uint32               `protobuf:"varint,6,rep,packed,name=learners,proto3" json:"learners,omitempty"`
+	Applied       uint64                 `protobuf:"varint,7,opt,name=applied,proto3" json:"applied,omitempty"`
+	Commit        uint64                 `protobuf:"varint,8,opt,name=commit,proto3" json:"commit,omitempty"`
+	First         uint64                 `protobuf:"varint,9,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,10,opt,name=last,proto3" json:"last,omitempty"`
+	LogBytes      uint64                 `protobuf:"varint,11,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,12,opt,name=hash,proto3" json:"hash,omitempty"` // of the state at applied
+	NeedState     bool                   `protobuf:"varint,13,opt,name=need_state,json=needState,proto3" json:"need_state,omitempty"`
+	Fault         string                 `protobuf:"bytes,14,opt,name=fault,proto3" json:"fault,omitempty"`
+	Peers         []*PeerProgress        `protobuf:"bytes,15,rep,name=peers,proto3" json:"peers,omitempty"` // from the leader only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaReply) Reset() {
+	*x = ReplicaReply{}
+	mi := &file_meta_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaReply) ProtoMessage() {}
+
+func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaReply.ProtoReflect.Descriptor instead.
+func (*ReplicaReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ReplicaReply) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetLeader() uint32 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetVoters() []uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *ReplicaReply) GetLearners() []uint32 {
+	if x != nil {
+		return x.Learners
+	}
+	return nil
+}
+
+func (x *ReplicaReply) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetLogBytes() uint64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *ReplicaReply) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *ReplicaReply) GetNeedState() bool {
+	if x != nil {
+		return x.NeedState
+	}
+	return false
+}
+
+func (x *ReplicaReply) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *ReplicaReply) GetPeers() []*PeerProgress {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type PeerProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Match         uint64                 `protobuf:"varint,2,opt,name=match,proto3" json:"match,omitempty"`
+	Active        bool                   `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`     // it answers the leader
+	Snapshot      bool                   `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // one is on its way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerProgress) Reset() {
+	*x = PeerProgress{}
+	mi := &file_meta_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerProgress) ProtoMessage() {}
+
+func (x *PeerProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerProgress.ProtoReflect.Descriptor instead.
+func (*PeerProgress) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PeerProgress) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *PeerProgress) GetMatch() uint64 {
+	if x != nil {
+		return x.Match
+	}
+	return 0
+}
+
+func (x *PeerProgress) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *PeerProgress) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
+}
+
+type MoveLeaderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveLeaderRequest) Reset() {
+	*x = MoveLeaderRequest{}
+	mi := &file_meta_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveLeaderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveLeaderRequest) ProtoMessage() {}
+
+func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveLeaderRequest.ProtoReflect.Descriptor instead.
+func (*MoveLeaderRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *MoveLeaderRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *MoveLeaderRequest) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+type MoveLeaderReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveLeaderReply) Reset() {
+	*x = MoveLeaderReply{}
+	mi := &file_meta_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveLeaderReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveLeaderReply) ProtoMessage() {}
+
+func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveLeaderReply.ProtoReflect.Descriptor instead.
+func (*MoveLeaderReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{48}
+}
+
+// GroupReadyOp says that every listed replica votes and that the group has its
+// first state.
+type GroupReadyOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Replicas      []uint32               `protobuf:"varint,2,rep,packed,name=replicas,proto3" json:"replicas,omitempty"`                      // that vote: must be the list
+	SessionIndex  uint64                 `protobuf:"varint,3,opt,name=session_index,json=sessionIndex,proto3" json:"session_index,omitempty"` // of the fence that it has committed: must be that of now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupReadyOp) Reset() {
+	*x = GroupReadyOp{}
+	mi := &file_meta_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupReadyOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupReadyOp) ProtoMessage() {}
+
+func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupReadyOp.ProtoReflect.Descriptor instead.
+func (*GroupReadyOp) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *GroupReadyOp) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *GroupReadyOp) GetReplicas() []uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *GroupReadyOp) GetSessionIndex() uint64 {
+	if x != nil {
+		return x.SessionIndex
+	}
+	return 0
+}
+
+// StateDecision declares a store down (with the voters that suspect it) or out.
+type StateDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
+	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	Incarnation   *Incarnation           `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`       // that was watched: a later start is not meant
+	Voters        []uint32               `protobuf:"varint,4,rep,packed,name=voters,proto3" json:"voters,omitempty"`         // that suspect it
+	Electorate    []uint32               `protobuf:"varint,5,rep,packed,name=electorate,proto3" json:"electorate,omitempty"` // all voters of the control group, as its leader knows them
+	Grace         int64                  `protobuf:"varint,6,opt,name=grace,proto3" json:"grace,omitempty"`                  // out: how long it must have been down, milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateDecision) Reset() {
+	*x = StateDecision{}
+	mi := &file_meta_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateDecision) ProtoMessage() {}
+
+func (x *StateDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
+func (*StateDecision) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *StateDecision) GetStore() uint32 {
+	if x != nil {
+		return x.Store
+	}
+	return 0
+}
+
+func (x *StateDecision) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *StateDecision) GetIncarnation() *Incarnation {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+func (x *StateDecision) GetVoters() []uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *StateDecision) GetElectorate() []uint32 {
+	if x != nil {
+		return x.Electorate
+	}
+	return nil
+}
+
+func (x *StateDecision) GetGrace() int64 {
+	if x != nil {
+		return x.Grace
+	}
+	return 0
+}
+
+type TargetDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Stores        []uint32               `protobuf:"varint,2,rep,packed,name=stores,proto3" json:"stores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TargetDecision) Reset() {
+	*x = TargetDecision{}
+	mi := &file_meta_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TargetDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TargetDecision) ProtoMessage() {}
+
+func (x *TargetDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
+func (*TargetDecision) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *TargetDecision) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *TargetDecision) GetStores() []uint32 {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+type ProposeDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Newest        uint64                 `protobuf:"varint,2,opt,name=newest,proto3" json:"newest,omitempty"` // the PG's newest epoch that the decision was made from
+	Stores        []uint32               `protobuf:"varint,3,rep,packed,name=stores,proto3" json:"stores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeDecision) Reset() {
+	*x = ProposeDecision{}
+	mi := &file_meta_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeDecision) ProtoMessage() {}
+
+func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
+func (*ProposeDecision) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ProposeDecision) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *ProposeDecision) GetNewest() uint64 {
+	if x != nil {
+		return x.Newest
+	}
+	return 0
+}
+
+func (x *ProposeDecision) GetStores() []uint32 {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+type ActivateDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the proposal
+	Persisted     []*PersistedMark       `protobuf:"bytes,3,rep,name=persisted,proto3" json:"persisted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateDecision) Reset() {
+	*x = ActivateDecision{}
+	mi := &file_meta_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateDecision) ProtoMessage() {}
+
+func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
+func (*ActivateDecision) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ActivateDecision) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *ActivateDecision) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ActivateDecision) GetPersisted() []*PersistedMark {
+	if x != nil {
+		return x.Persisted
+	}
+	return nil
+}
+
+// PersistedMark says which map epoch a store's current incarnation has on disk.
+type PersistedMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         uint32                 `protobuf:"varint,1,opt,name=store,proto3" json:"store,omitempty"`
+	Mark          uint64                 `protobuf:"varint,2,opt,name=mark,proto3" json:"mark,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PersistedMark) Reset() {
+	*x = PersistedMark{}
+	mi := &file_meta_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PersistedMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PersistedMark) ProtoMessage() {}
+
+func (x *PersistedMark) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
+func (*PersistedMark) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *PersistedMark) GetStore() uint32 {
+	if x != nil {
+		return x.Store
+	}
+	return 0
+}
+
+func (x *PersistedMark) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *PersistedMark) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type CreatePGsDecision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreatePGsDecision) Reset() {
+	*x = CreatePGsDecision{}
+	mi := &file_meta_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreatePGsDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreatePGsDecision) ProtoMessage() {}
+
+func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
+func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *CreatePGsDecision) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *CreatePGsDecision) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type GroupReadyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupReadyReply) Reset() {
+	*x = GroupReadyReply{}
+	mi := &file_meta_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupReadyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupReadyReply) ProtoMessage() {}
+
+func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupReadyReply.ProtoReflect.Descriptor instead.
+func (*GroupReadyReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{56}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2403,7 +3446,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +3458,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +3471,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{57}
 }
 
 type StatusReply struct {
@@ -2450,7 +3493,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +3505,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +3518,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -2563,13 +3606,14 @@ type GroupStatus struct {
 	Learners      []uint32               `protobuf:"varint,4,rep,packed,name=learners,proto3" json:"learners,omitempty"`
 	Applied       uint64                 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,6,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	LogBytes      uint64                 `protobuf:"varint,7,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +3625,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +3638,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -2639,6 +3683,13 @@ func (x *GroupStatus) GetInodes() uint64 {
 	return 0
 }
 
+func (x *GroupStatus) GetLogBytes() uint64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
 type StoreStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Beat          *StoreBeat             `protobuf:"bytes,1,opt,name=beat,proto3" json:"beat,omitempty"`
@@ -2651,7 +3702,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +3714,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +3727,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -2722,7 +3773,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +3785,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +3798,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -2889,7 +3940,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x04free\x18\x03 \x01(\x04R\x04free\x12\x1a\n" +
 	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x18\n" +
 	"\areserve\x18\x05 \x01(\x04R\areserve\x12\x10\n" +
-	"\x03dir\x18\x06 \x01(\tR\x03dir\"\x98\x02\n" +
+	"\x03dir\x18\x06 \x01(\tR\x03dir\"\xcb\x02\n" +
 	"\tGroupBeat\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
@@ -2902,14 +3953,17 @@ const file_meta_proto_rawDesc = "" +
 	"\vfence_index\x18\t \x01(\x04R\n" +
 	"fenceIndex\x12!\n" +
 	"\fdead_intents\x18\n" +
-	" \x03(\x04R\vdeadIntents\"\x80\x01\n" +
+	" \x03(\x04R\vdeadIntents\x12\x14\n" +
+	"\x05heard\x18\v \x03(\rR\x05heard\x12\x1b\n" +
+	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\"\x80\x01\n" +
 	"\x0fMetaReportReply\x12,\n" +
 	"\x06groups\x18\x01 \x03(\v2\x14.dfsd.wire.GroupLoadR\x06groups\x12\x16\n" +
 	"\x06formed\x18\x02 \x01(\bR\x06formed\x12'\n" +
-	"\x04full\x18\x03 \x03(\v2\x13.dfsd.wire.MetaDiskR\x04full\"9\n" +
+	"\x04full\x18\x03 \x03(\v2\x13.dfsd.wire.MetaDiskR\x04full\"Q\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\"s\n" +
+	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\rR\x06leader\"s\n" +
 	"\rGetMapRequest\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\x04R\x05known\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\rR\x04wait\x12\"\n" +
@@ -2976,7 +4030,78 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12&\n" +
 	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\";\n" +
 	"\tReadReply\x12.\n" +
-	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\"\x0f\n" +
+	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\"0\n" +
+	"\x12CreateGroupRequest\x12\x1a\n" +
+	"\breplicas\x18\x01 \x03(\rR\breplicas\"(\n" +
+	"\x10CreateGroupReply\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\"W\n" +
+	"\x15ChangeReplicasRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x10\n" +
+	"\x03add\x18\x02 \x01(\rR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x01(\rR\x06remove\"\x15\n" +
+	"\x13ChangeReplicasReply\">\n" +
+	"\x0eReplicaRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\bR\x06leader\"\x87\x03\n" +
+	"\fReplicaReply\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\rR\x04role\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\rR\x06leader\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06voters\x18\x05 \x03(\rR\x06voters\x12\x1a\n" +
+	"\blearners\x18\x06 \x03(\rR\blearners\x12\x18\n" +
+	"\aapplied\x18\a \x01(\x04R\aapplied\x12\x16\n" +
+	"\x06commit\x18\b \x01(\x04R\x06commit\x12\x14\n" +
+	"\x05first\x18\t \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\n" +
+	" \x01(\x04R\x04last\x12\x1b\n" +
+	"\tlog_bytes\x18\v \x01(\x04R\blogBytes\x12\x12\n" +
+	"\x04hash\x18\f \x01(\fR\x04hash\x12\x1d\n" +
+	"\n" +
+	"need_state\x18\r \x01(\bR\tneedState\x12\x14\n" +
+	"\x05fault\x18\x0e \x01(\tR\x05fault\x12-\n" +
+	"\x05peers\x18\x0f \x03(\v2\x17.dfsd.wire.PeerProgressR\x05peers\"l\n" +
+	"\fPeerProgress\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x14\n" +
+	"\x05match\x18\x02 \x01(\x04R\x05match\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\x12\x1a\n" +
+	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\"=\n" +
+	"\x11MoveLeaderRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\x11\n" +
+	"\x0fMoveLeaderReply\"e\n" +
+	"\fGroupReadyOp\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1a\n" +
+	"\breplicas\x18\x02 \x03(\rR\breplicas\x12#\n" +
+	"\rsession_index\x18\x03 \x01(\x04R\fsessionIndex\"\xc3\x01\n" +
+	"\rStateDecision\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\rR\x05store\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\rR\x05state\x128\n" +
+	"\vincarnation\x18\x03 \x01(\v2\x16.dfsd.wire.IncarnationR\vincarnation\x12\x16\n" +
+	"\x06voters\x18\x04 \x03(\rR\x06voters\x12\x1e\n" +
+	"\n" +
+	"electorate\x18\x05 \x03(\rR\n" +
+	"electorate\x12\x14\n" +
+	"\x05grace\x18\x06 \x01(\x03R\x05grace\"8\n" +
+	"\x0eTargetDecision\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
+	"\x06stores\x18\x02 \x03(\rR\x06stores\"Q\n" +
+	"\x0fProposeDecision\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x16\n" +
+	"\x06newest\x18\x02 \x01(\x04R\x06newest\x12\x16\n" +
+	"\x06stores\x18\x03 \x03(\rR\x06stores\"p\n" +
+	"\x10ActivateDecision\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
+	"\tpersisted\x18\x03 \x03(\v2\x18.dfsd.wire.PersistedMarkR\tpersisted\"O\n" +
+	"\rPersistedMark\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\rR\x05store\x12\x12\n" +
+	"\x04mark\x18\x02 \x01(\x04R\x04mark\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"?\n" +
+	"\x11CreatePGsDecision\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\x11\n" +
+	"\x0fGroupReadyReply\"\x0f\n" +
 	"\rStatusRequest\"\x8f\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
@@ -2992,14 +4117,15 @@ const file_meta_proto_rawDesc = "" +
 	"\bsessions\x18\t \x01(\x04R\bsessions\x12\x14\n" +
 	"\x05notes\x18\n" +
 	" \x03(\tR\x05notes\x12)\n" +
-	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\"\xa1\x01\n" +
+	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\"\xbe\x01\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
 	"\x06voters\x18\x03 \x03(\rR\x06voters\x12\x1a\n" +
 	"\blearners\x18\x04 \x03(\rR\blearners\x12\x18\n" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12\x16\n" +
-	"\x06inodes\x18\x06 \x01(\x04R\x06inodes\"\x86\x01\n" +
+	"\x06inodes\x18\x06 \x01(\x04R\x06inodes\x12\x1b\n" +
+	"\tlog_bytes\x18\a \x01(\x04R\blogBytes\"\x86\x01\n" +
 	"\vStoreStatus\x12(\n" +
 	"\x04beat\x18\x01 \x01(\v2\x14.dfsd.wire.StoreBeatR\x04beat\x12\x19\n" +
 	"\bbeat_age\x18\x02 \x01(\x03R\abeatAge\x12\x18\n" +
@@ -3013,7 +4139,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xcb\b\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xb4\v\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -3026,7 +4152,14 @@ const file_meta_proto_rawDesc = "" +
 	"\tKeepAlive\x12\x1b.dfsd.wire.KeepAliveRequest\x1a\x19.dfsd.wire.KeepAliveReply\x12L\n" +
 	"\fCloseSession\x12\x1e.dfsd.wire.CloseSessionRequest\x1a\x1c.dfsd.wire.CloseSessionReply\x12C\n" +
 	"\tWantClass\x12\x1b.dfsd.wire.WantClassRequest\x1a\x19.dfsd.wire.WantClassReply\x12@\n" +
-	"\bSetClass\x12\x1a.dfsd.wire.SetClassRequest\x1a\x18.dfsd.wire.SetClassReply\x12:\n" +
+	"\bSetClass\x12\x1a.dfsd.wire.SetClassRequest\x1a\x18.dfsd.wire.SetClassReply\x12I\n" +
+	"\vCreateGroup\x12\x1d.dfsd.wire.CreateGroupRequest\x1a\x1b.dfsd.wire.CreateGroupReply\x12R\n" +
+	"\x0eChangeReplicas\x12 .dfsd.wire.ChangeReplicasRequest\x1a\x1e.dfsd.wire.ChangeReplicasReply\x12=\n" +
+	"\aReplica\x12\x19.dfsd.wire.ReplicaRequest\x1a\x17.dfsd.wire.ReplicaReply\x12F\n" +
+	"\n" +
+	"MoveLeader\x12\x1c.dfsd.wire.MoveLeaderRequest\x1a\x1a.dfsd.wire.MoveLeaderReply\x12A\n" +
+	"\n" +
+	"GroupReady\x12\x17.dfsd.wire.GroupReadyOp\x1a\x1a.dfsd.wire.GroupReadyReply\x12:\n" +
 	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x127\n" +
 	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12=\n" +
 	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
@@ -3046,134 +4179,164 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_meta_proto_goTypes = []any{
-	(*ProbeRequest)(nil),        // 0: dfsd.wire.ProbeRequest
-	(*ProbeReply)(nil),          // 1: dfsd.wire.ProbeReply
-	(*RegisterRequest)(nil),     // 2: dfsd.wire.RegisterRequest
-	(*RegisterStore)(nil),       // 3: dfsd.wire.RegisterStore
-	(*RegisterReply)(nil),       // 4: dfsd.wire.RegisterReply
-	(*HeartbeatRequest)(nil),    // 5: dfsd.wire.HeartbeatRequest
-	(*StoreBeat)(nil),           // 6: dfsd.wire.StoreBeat
-	(*RefillBeat)(nil),          // 7: dfsd.wire.RefillBeat
-	(*HeartbeatReply)(nil),      // 8: dfsd.wire.HeartbeatReply
-	(*MetaReport)(nil),          // 9: dfsd.wire.MetaReport
-	(*MetaDisk)(nil),            // 10: dfsd.wire.MetaDisk
-	(*GroupBeat)(nil),           // 11: dfsd.wire.GroupBeat
-	(*MetaReportReply)(nil),     // 12: dfsd.wire.MetaReportReply
-	(*GroupLoad)(nil),           // 13: dfsd.wire.GroupLoad
-	(*GetMapRequest)(nil),       // 14: dfsd.wire.GetMapRequest
-	(*GetMapReply)(nil),         // 15: dfsd.wire.GetMapReply
-	(*GroupLeader)(nil),         // 16: dfsd.wire.GroupLeader
-	(*RefillDoneRequest)(nil),   // 17: dfsd.wire.RefillDoneRequest
-	(*RefillDone)(nil),          // 18: dfsd.wire.RefillDone
-	(*RefillDoneReply)(nil),     // 19: dfsd.wire.RefillDoneReply
-	(*OpenSessionRequest)(nil),  // 20: dfsd.wire.OpenSessionRequest
-	(*OpenSessionReply)(nil),    // 21: dfsd.wire.OpenSessionReply
-	(*KeepAliveRequest)(nil),    // 22: dfsd.wire.KeepAliveRequest
-	(*KeepAliveReply)(nil),      // 23: dfsd.wire.KeepAliveReply
-	(*CloseSessionRequest)(nil), // 24: dfsd.wire.CloseSessionRequest
-	(*CloseSessionReply)(nil),   // 25: dfsd.wire.CloseSessionReply
-	(*WantClassRequest)(nil),    // 26: dfsd.wire.WantClassRequest
-	(*WantClassReply)(nil),      // 27: dfsd.wire.WantClassReply
-	(*SetClassRequest)(nil),     // 28: dfsd.wire.SetClassRequest
-	(*SetClassReply)(nil),       // 29: dfsd.wire.SetClassReply
-	(*MutateRequest)(nil),       // 30: dfsd.wire.MutateRequest
-	(*MutateReply)(nil),         // 31: dfsd.wire.MutateReply
-	(*FenceRequest)(nil),        // 32: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),          // 33: dfsd.wire.FenceReply
-	(*GarbageRequest)(nil),      // 34: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),        // 35: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),        // 36: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),          // 37: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),         // 38: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),           // 39: dfsd.wire.ReadReply
-	(*StatusRequest)(nil),       // 40: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),         // 41: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),         // 42: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),         // 43: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),          // 44: dfsd.wire.Redundancy
-	nil,                         // 45: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),         // 46: dfsd.wire.Incarnation
-	(*Lineage)(nil),             // 47: dfsd.wire.Lineage
-	(*ClusterMap)(nil),          // 48: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),        // 49: dfsd.wire.ClassSetting
-	(*Result)(nil),              // 50: dfsd.wire.Result
-	(*FenceOp)(nil),             // 51: dfsd.wire.FenceOp
-	(*SessionMark)(nil),         // 52: dfsd.wire.SessionMark
-	(*Query)(nil),               // 53: dfsd.wire.Query
-	(*QueryResult)(nil),         // 54: dfsd.wire.QueryResult
+	(*ProbeRequest)(nil),          // 0: dfsd.wire.ProbeRequest
+	(*ProbeReply)(nil),            // 1: dfsd.wire.ProbeReply
+	(*RegisterRequest)(nil),       // 2: dfsd.wire.RegisterRequest
+	(*RegisterStore)(nil),         // 3: dfsd.wire.RegisterStore
+	(*RegisterReply)(nil),         // 4: dfsd.wire.RegisterReply
+	(*HeartbeatRequest)(nil),      // 5: dfsd.wire.HeartbeatRequest
+	(*StoreBeat)(nil),             // 6: dfsd.wire.StoreBeat
+	(*RefillBeat)(nil),            // 7: dfsd.wire.RefillBeat
+	(*HeartbeatReply)(nil),        // 8: dfsd.wire.HeartbeatReply
+	(*MetaReport)(nil),            // 9: dfsd.wire.MetaReport
+	(*MetaDisk)(nil),              // 10: dfsd.wire.MetaDisk
+	(*GroupBeat)(nil),             // 11: dfsd.wire.GroupBeat
+	(*MetaReportReply)(nil),       // 12: dfsd.wire.MetaReportReply
+	(*GroupLoad)(nil),             // 13: dfsd.wire.GroupLoad
+	(*GetMapRequest)(nil),         // 14: dfsd.wire.GetMapRequest
+	(*GetMapReply)(nil),           // 15: dfsd.wire.GetMapReply
+	(*GroupLeader)(nil),           // 16: dfsd.wire.GroupLeader
+	(*RefillDoneRequest)(nil),     // 17: dfsd.wire.RefillDoneRequest
+	(*RefillDone)(nil),            // 18: dfsd.wire.RefillDone
+	(*RefillDoneReply)(nil),       // 19: dfsd.wire.RefillDoneReply
+	(*OpenSessionRequest)(nil),    // 20: dfsd.wire.OpenSessionRequest
+	(*OpenSessionReply)(nil),      // 21: dfsd.wire.OpenSessionReply
+	(*KeepAliveRequest)(nil),      // 22: dfsd.wire.KeepAliveRequest
+	(*KeepAliveReply)(nil),        // 23: dfsd.wire.KeepAliveReply
+	(*CloseSessionRequest)(nil),   // 24: dfsd.wire.CloseSessionRequest
+	(*CloseSessionReply)(nil),     // 25: dfsd.wire.CloseSessionReply
+	(*WantClassRequest)(nil),      // 26: dfsd.wire.WantClassRequest
+	(*WantClassReply)(nil),        // 27: dfsd.wire.WantClassReply
+	(*SetClassRequest)(nil),       // 28: dfsd.wire.SetClassRequest
+	(*SetClassReply)(nil),         // 29: dfsd.wire.SetClassReply
+	(*MutateRequest)(nil),         // 30: dfsd.wire.MutateRequest
+	(*MutateReply)(nil),           // 31: dfsd.wire.MutateReply
+	(*FenceRequest)(nil),          // 32: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),            // 33: dfsd.wire.FenceReply
+	(*GarbageRequest)(nil),        // 34: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 35: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 36: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 37: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 38: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 39: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 40: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 41: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 42: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 43: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 44: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 45: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 46: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 47: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 48: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 49: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 50: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 51: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 52: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 53: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 54: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 55: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 56: dfsd.wire.GroupReadyReply
+	(*StatusRequest)(nil),         // 57: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 58: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 59: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 60: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 61: dfsd.wire.Redundancy
+	nil,                           // 62: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 63: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 64: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 65: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 66: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 67: dfsd.wire.Result
+	(*FenceOp)(nil),               // 68: dfsd.wire.FenceOp
+	(*SessionMark)(nil),           // 69: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 70: dfsd.wire.Query
+	(*QueryResult)(nil),           // 71: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	46, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	47, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	45, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	63, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	64, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	62, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	46, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	47, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	46, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	63, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	64, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	63, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	46, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	63, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	48, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	65, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	49, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	50, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	51, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	52, // 21: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	53, // 22: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	54, // 23: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	48, // 24: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	42, // 25: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	43, // 26: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	44, // 27: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	10, // 28: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	6,  // 29: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 30: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 31: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 32: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 33: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	14, // 34: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	17, // 35: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	20, // 36: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	22, // 37: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	24, // 38: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	26, // 39: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	28, // 40: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	30, // 41: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	32, // 42: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	34, // 43: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	36, // 44: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	38, // 45: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	40, // 46: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 47: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 48: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 49: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	12, // 50: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	15, // 51: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	19, // 52: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	21, // 53: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	23, // 54: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	25, // 55: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	27, // 56: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	29, // 57: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	31, // 58: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	33, // 59: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	35, // 60: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	37, // 61: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	39, // 62: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	41, // 63: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	47, // [47:64] is the sub-list for method output_type
-	30, // [30:47] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	66, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	67, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	68, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	69, // 21: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	70, // 22: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	71, // 23: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	46, // 24: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	63, // 25: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	54, // 26: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	65, // 27: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	59, // 28: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	60, // 29: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	61, // 30: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	10, // 31: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	6,  // 32: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 33: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 34: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 35: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 36: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	14, // 37: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	17, // 38: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	20, // 39: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	22, // 40: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	24, // 41: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	26, // 42: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	28, // 43: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	40, // 44: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	42, // 45: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	44, // 46: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	47, // 47: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	49, // 48: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	30, // 49: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	32, // 50: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	34, // 51: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	36, // 52: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	38, // 53: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	57, // 54: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 55: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 56: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 57: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	12, // 58: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	15, // 59: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	19, // 60: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	21, // 61: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	23, // 62: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	25, // 63: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	27, // 64: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	29, // 65: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	41, // 66: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	43, // 67: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	45, // 68: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	48, // 69: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	56, // 70: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	31, // 71: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	33, // 72: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	35, // 73: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	37, // 74: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	39, // 75: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	58, // 76: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	55, // [55:77] is the sub-list for method output_type
+	33, // [33:55] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -3189,7 +4352,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

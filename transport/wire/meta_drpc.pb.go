@@ -39,6 +39,11 @@ type DRPCMetaClient interface {
 	CloseSession(ctx context.Context, in *CloseSessionRequest) (*CloseSessionReply, error)
 	WantClass(ctx context.Context, in *WantClassRequest) (*WantClassReply, error)
 	SetClass(ctx context.Context, in *SetClassRequest) (*SetClassReply, error)
+	CreateGroup(ctx context.Context, in *CreateGroupRequest) (*CreateGroupReply, error)
+	ChangeReplicas(ctx context.Context, in *ChangeReplicasRequest) (*ChangeReplicasReply, error)
+	Replica(ctx context.Context, in *ReplicaRequest) (*ReplicaReply, error)
+	MoveLeader(ctx context.Context, in *MoveLeaderRequest) (*MoveLeaderReply, error)
+	GroupReady(ctx context.Context, in *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
 	Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error)
@@ -156,6 +161,51 @@ func (c *drpcMetaClient) SetClass(ctx context.Context, in *SetClassRequest) (*Se
 	return out, nil
 }
 
+func (c *drpcMetaClient) CreateGroup(ctx context.Context, in *CreateGroupRequest) (*CreateGroupReply, error) {
+	out := new(CreateGroupReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/CreateGroup", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) ChangeReplicas(ctx context.Context, in *ChangeReplicasRequest) (*ChangeReplicasReply, error) {
+	out := new(ChangeReplicasReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/ChangeReplicas", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) Replica(ctx context.Context, in *ReplicaRequest) (*ReplicaReply, error) {
+	out := new(ReplicaReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Replica", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) MoveLeader(ctx context.Context, in *MoveLeaderRequest) (*MoveLeaderReply, error) {
+	out := new(MoveLeaderReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/MoveLeader", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) GroupReady(ctx context.Context, in *GroupReadyOp) (*GroupReadyReply, error) {
+	out := new(GroupReadyReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/GroupReady", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error) {
 	out := new(MutateReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{}, in, out)
@@ -222,6 +272,11 @@ type DRPCMetaServer interface {
 	CloseSession(context.Context, *CloseSessionRequest) (*CloseSessionReply, error)
 	WantClass(context.Context, *WantClassRequest) (*WantClassReply, error)
 	SetClass(context.Context, *SetClassRequest) (*SetClassReply, error)
+	CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupReply, error)
+	ChangeReplicas(context.Context, *ChangeReplicasRequest) (*ChangeReplicasReply, error)
+	Replica(context.Context, *ReplicaRequest) (*ReplicaReply, error)
+	MoveLeader(context.Context, *MoveLeaderRequest) (*MoveLeaderReply, error)
+	GroupReady(context.Context, *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
 	Garbage(context.Context, *GarbageRequest) (*GarbageReply, error)
@@ -276,6 +331,26 @@ func (s *DRPCMetaUnimplementedServer) SetClass(context.Context, *SetClassRequest
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) ChangeReplicas(context.Context, *ChangeReplicasRequest) (*ChangeReplicasReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) Replica(context.Context, *ReplicaRequest) (*ReplicaReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) MoveLeader(context.Context, *MoveLeaderRequest) (*MoveLeaderReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) GroupReady(context.Context, *GroupReadyOp) (*GroupReadyReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Mutate(context.Context, *MutateRequest) (*MutateReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -302,7 +377,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 17 }
+func (DRPCMetaDescription) NumMethods() int { return 22 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -406,6 +481,51 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.SetClass, true
 	case 11:
+		return "/dfsd.wire.Meta/CreateGroup", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					CreateGroup(
+						ctx,
+						in1.(*CreateGroupRequest),
+					)
+			}, DRPCMetaServer.CreateGroup, true
+	case 12:
+		return "/dfsd.wire.Meta/ChangeReplicas", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					ChangeReplicas(
+						ctx,
+						in1.(*ChangeReplicasRequest),
+					)
+			}, DRPCMetaServer.ChangeReplicas, true
+	case 13:
+		return "/dfsd.wire.Meta/Replica", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Replica(
+						ctx,
+						in1.(*ReplicaRequest),
+					)
+			}, DRPCMetaServer.Replica, true
+	case 14:
+		return "/dfsd.wire.Meta/MoveLeader", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					MoveLeader(
+						ctx,
+						in1.(*MoveLeaderRequest),
+					)
+			}, DRPCMetaServer.MoveLeader, true
+	case 15:
+		return "/dfsd.wire.Meta/GroupReady", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					GroupReady(
+						ctx,
+						in1.(*GroupReadyOp),
+					)
+			}, DRPCMetaServer.GroupReady, true
+	case 16:
 		return "/dfsd.wire.Meta/Mutate", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -414,7 +534,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MutateRequest),
 					)
 			}, DRPCMetaServer.Mutate, true
-	case 12:
+	case 17:
 		return "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -423,7 +543,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FenceRequest),
 					)
 			}, DRPCMetaServer.Fence, true
-	case 13:
+	case 18:
 		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -432,7 +552,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GarbageRequest),
 					)
 			}, DRPCMetaServer.Garbage, true
-	case 14:
+	case 19:
 		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -441,7 +561,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MarksRequest),
 					)
 			}, DRPCMetaServer.Marks, true
-	case 15:
+	case 20:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -450,7 +570,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 16:
+	case 21:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -682,6 +802,106 @@ func (x *drpcMeta_SetClassStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_SetClassStream) SendAndClose(m *SetClassReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_CreateGroupStream interface {
+	drpc.Stream
+	SendAndClose(*CreateGroupReply) error
+}
+
+type drpcMeta_CreateGroupStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_CreateGroupStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_CreateGroupStream) SendAndClose(m *CreateGroupReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_ChangeReplicasStream interface {
+	drpc.Stream
+	SendAndClose(*ChangeReplicasReply) error
+}
+
+type drpcMeta_ChangeReplicasStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_ChangeReplicasStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_ChangeReplicasStream) SendAndClose(m *ChangeReplicasReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_ReplicaStream interface {
+	drpc.Stream
+	SendAndClose(*ReplicaReply) error
+}
+
+type drpcMeta_ReplicaStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_ReplicaStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_ReplicaStream) SendAndClose(m *ReplicaReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_MoveLeaderStream interface {
+	drpc.Stream
+	SendAndClose(*MoveLeaderReply) error
+}
+
+type drpcMeta_MoveLeaderStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_MoveLeaderStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_MoveLeaderStream) SendAndClose(m *MoveLeaderReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_GroupReadyStream interface {
+	drpc.Stream
+	SendAndClose(*GroupReadyReply) error
+}
+
+type drpcMeta_GroupReadyStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_GroupReadyStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_GroupReadyStream) SendAndClose(m *GroupReadyReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}

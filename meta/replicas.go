@@ -1,0 +1,488 @@
+package meta
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"dfsd/dfs"
+	"dfsd/meta/control"
+	"dfsd/meta/namespace"
+	"dfsd/raftgroup"
+	"dfsd/repair"
+	"dfsd/transport/metas"
+	"dfsd/transport/wire"
+)
+
+// hostTick is how often a node looks for replicas that it should not have any
+// more; a new map has it look at once.
+const hostTick = time.Second
+
+// hostLoop gives each group of the map its background loop, and brings the
+// replicas of this node to the map: it makes the first one of a group that it
+// founds and destroys those of groups that it is no member of. All others begin
+// with a message of their leader, see acceptGroup.
+func (s *Service) hostLoop() {
+	h := s.host.Load()
+	looped := map[dfs.GroupID]bool{}
+	for {
+		m, next := s.maps.watch()
+		if m != nil { // a founder makes the first one
+			for _, g := range m.Groups {
+				if !looped[g.ID] {
+					looped[g.ID] = true
+					s.wg.Go(func() { s.groupLoop(g.ID) })
+				}
+			}
+			s.foundGroups(h, m)
+			s.leaveGroups(h, m)
+		}
+		select {
+		case <-next:
+		case <-time.After(hostTick):
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// acceptGroup says whether a message of a leader makes an empty replica here: of
+// a group that lists this node, but for its founder, which begins it.
+func (s *Service) acceptGroup(g dfs.GroupID) bool {
+	m := s.maps.current()
+	if m == nil {
+		return false
+	}
+	me, row := s.opts.Identity.Membership().Node, m.Group(g)
+	return row != nil && row.Has(me) && row.Founder != me
+}
+
+// foundGroups makes the first replica of each forming group that this node is to
+// found. It is this node's alone to make, and its Raft stores know if they had
+// one before: so no group begins twice, whatever map is found after a restart.
+func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map) {
+	me := s.opts.Identity.Membership().Node
+	for _, g := range m.Groups {
+		if g.Founder != me {
+			continue
+		}
+		if _, ok := h.Leader(g.ID); ok {
+			continue
+		}
+		if err := h.CreateGroup(g.ID, []dfs.NodeID{me}); err != nil {
+			s.log.Info("a group is not founded here", "group", uint16(g.ID), "cause", err)
+		}
+	}
+}
+
+// leaveGroups destroys the replicas of groups that do not list this node any
+// more, once their leader confirms that it has been removed.
+func (s *Service) leaveGroups(h *raftgroup.Host, m *dfs.Map) {
+	me := s.opts.Identity.Membership().Node
+	for _, st := range h.Statuses() {
+		row := m.Group(st.Group)
+		if st.Group == dfs.ControlGroup || st.Fault != nil || row != nil && row.Has(me) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+		err := h.DestroyReplica(ctx, st.Group, func(ctx context.Context) error { return s.confirmLeft(ctx, h, st.Group) })
+		cancel()
+		if err != nil {
+			s.log.Debug("replica kept", "group", uint16(st.Group), "cause", err)
+		}
+	}
+}
+
+// confirmLeft finds out whether this node is neither listed in a group, as the
+// control group has it, nor a member of it, as its leader has it: both confirmed
+// by a majority. A group that is in no list any more was abandoned: it has
+// nobody to ask, and never held anything.
+func (s *Service) confirmLeft(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+	const op = "leave group"
+	me := s.opts.Identity.Membership().Node
+	var row *dfs.Group
+	err := h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
+		row, err = control.ReadGroup(r, g)
+		return err
+	})
+	switch {
+	case err != nil || row == nil:
+		return err
+	case row.Has(me):
+		return dfs.Errorf(dfs.Unavailable, op, "%v lists this node", g)
+	}
+	return s.opts.Metas.Call(ctx, g, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		reply, err := c.Replica(ctx, &wire.ReplicaRequest{Group: uint32(g), Leader: true})
+		if err == nil && (slices.Contains(reply.Voters, uint32(me)) || slices.Contains(reply.Learners, uint32(me))) {
+			return dfs.Errorf(dfs.Invalid, op, "%v has this node as a member", g) // final: asked again at the next look
+		}
+		return err
+	})
+}
+
+// Replica implements the meta service.
+func (s *Service) Replica(ctx context.Context, req *wire.ReplicaRequest) (*wire.ReplicaReply, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	g := dfs.GroupID(req.Group)
+	me := s.opts.Identity.Membership().Node
+	if req.Leader {
+		if o, ok := h.Leader(g); !ok || o.Leader != me {
+			return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: s.leaderOf(h, g)}
+		}
+		if err := h.Read(ctx, g, nothing); err != nil {
+			return nil, err
+		}
+	}
+	reply := &wire.ReplicaReply{Node: uint32(me)}
+	st, ok := h.Status(g)
+	switch {
+	case !ok || req.Group > maxGroup:
+		return reply, nil
+	case req.Leader && st.Role != raftgroup.RoleLeader:
+		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
+	}
+	reply.Role, reply.Leader, reply.Term = uint32(st.Role)+1, uint32(st.Leader), st.Term
+	reply.Voters, reply.Learners = wire.Ints(st.Voters), wire.Ints(st.Learners)
+	reply.Applied, reply.Commit, reply.First, reply.Last, reply.LogBytes = st.Applied, st.Commit, st.First, st.Last, st.LogBytes
+	reply.Hash, reply.NeedState = st.Hash[:], st.NeedState
+	if st.Fault != nil {
+		reply.Fault = st.Fault.Error()
+	}
+	if st.Role == raftgroup.RoleLeader {
+		for _, p := range st.Peers {
+			reply.Peers = append(reply.Peers, &wire.PeerProgress{Node: uint32(p.Node), Match: p.Match, Active: p.Active, Snapshot: p.Snapshot})
+		}
+	}
+	return reply, nil
+}
+
+// maxGroup is the highest number that a group can have.
+const maxGroup = 1<<16 - 1
+
+// leaderOf returns who leads a group, 0 when that is not known: by the replica
+// here, or as the control leader said.
+func (s *Service) leaderOf(h *raftgroup.Host, g dfs.GroupID) dfs.NodeID {
+	if o, ok := h.Leader(g); ok && o.Leader != 0 {
+		return o.Leader
+	}
+	s.beats.mu.Lock()
+	defer s.beats.mu.Unlock()
+	return s.beats.lead[g]
+}
+
+// step is one change of a group's members, or what must come before it.
+type step struct {
+	changes []raftgroup.Change // all at once
+	handTo  dfs.NodeID         // hand the leadership over first; 0: no need
+}
+
+// nextStep brings a group a step closer to its list, in the eyes of its leader:
+// listed nodes become learners, and voters once they have caught up, at once with
+// the removal of one that is not listed any more. Every other meta node is a
+// learner of the control group, so that it has the map and the sessions.
+func nextStep(me dfs.NodeID, m *dfs.Map, row *dfs.Group, st *raftgroup.Status) step {
+	if st.Joint {
+		return step{}
+	}
+	surplus := surplusVoters(m, row, st)
+	promoted := false
+	for _, n := range row.Replicas {
+		switch {
+		case slices.Contains(st.Voters, n):
+			continue
+		case !slices.Contains(st.Learners, n):
+			if x := m.Node(n); x != nil && !x.Replaced {
+				return step{changes: []raftgroup.Change{{Node: n, To: raftgroup.Learner}}}
+			}
+		case st.CaughtUp(n):
+			changes := []raftgroup.Change{{Node: n, To: raftgroup.Voter}}
+			if len(surplus) == 0 {
+				return step{changes: changes}
+			}
+			if surplus[0] != me {
+				return step{changes: append(changes, dismissal(m, row, surplus[0]))}
+			}
+			if to := listedHeir(me, row, st); to != 0 {
+				return step{handTo: to}
+			}
+			return step{changes: changes} // then it can be handed to this one
+		}
+		promoted = true // waits to be
+	}
+	switch {
+	case promoted: // the swap comes later
+	case len(surplus) > 0 && surplus[0] == me:
+		return step{handTo: listedHeir(me, row, st)}
+	case len(surplus) > 0 && majorityWithout(surplus[0], st):
+		return step{changes: []raftgroup.Change{dismissal(m, row, surplus[0])}}
+	}
+	for _, n := range st.Learners {
+		if !row.Has(n) && dismissal(m, row, n).To == raftgroup.None {
+			return step{changes: []raftgroup.Change{{Node: n, To: raftgroup.None}}}
+		}
+	}
+	if row.ID == dfs.ControlGroup {
+		for _, n := range m.MetaNodes() {
+			if !slices.Contains(st.Voters, n.ID) && !slices.Contains(st.Learners, n.ID) {
+				return step{changes: []raftgroup.Change{{Node: n.ID, To: raftgroup.Learner}}}
+			}
+		}
+	}
+	return step{}
+}
+
+// dismissal is what a node becomes that is not listed any more.
+func dismissal(m *dfs.Map, row *dfs.Group, n dfs.NodeID) raftgroup.Change {
+	if x := m.Node(n); row.ID == dfs.ControlGroup && x != nil && !x.Replaced && x.Roles.Has(dfs.RoleMeta) {
+		return raftgroup.Change{Node: n, To: raftgroup.Learner}
+	}
+	return raftgroup.Change{Node: n, To: raftgroup.None}
+}
+
+// surplusVoters lists the voters that are not listed, those first that do not
+// answer, and the leader last.
+func surplusVoters(m *dfs.Map, row *dfs.Group, st *raftgroup.Status) []dfs.NodeID {
+	var out []dfs.NodeID
+	for _, n := range st.Voters {
+		if !row.Has(n) {
+			out = append(out, n)
+		}
+	}
+	rank := func(n dfs.NodeID) int {
+		x := m.Node(n)
+		switch {
+		case x == nil || x.Replaced:
+			return 0
+		case n == st.Leader:
+			return 3
+		case !active(st, n):
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(out, func(a, b dfs.NodeID) int { return rank(a) - rank(b) })
+	return out
+}
+
+func active(st *raftgroup.Status, n dfs.NodeID) bool {
+	return slices.ContainsFunc(st.Peers, func(p raftgroup.Progress) bool { return p.Node == n && p.Active })
+}
+
+// listedHeir returns the listed voter to hand a group to whose leader is not
+// listed, 0 for none: the one with the longest log of those that answer.
+func listedHeir(me dfs.NodeID, row *dfs.Group, st *raftgroup.Status) dfs.NodeID {
+	var best raftgroup.Progress
+	for _, p := range st.Peers {
+		if p.Node != me && row.Has(p.Node) && !p.Learner && p.Active && !p.Snapshot && (best.Node == 0 || p.Match > best.Match) {
+			best = p
+		}
+	}
+	return best.Node
+}
+
+// majorityWithout reports whether a majority of the other voters answers.
+func majorityWithout(gone dfs.NodeID, st *raftgroup.Status) bool {
+	others, there := 0, 0
+	for _, v := range st.Voters {
+		if v != gone {
+			others++
+			if active(st, v) {
+				there++
+			}
+		}
+	}
+	return there > others/2
+}
+
+// tendMembers brings the group's members to its list, one change at a time.
+func (s *Service) tendMembers(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+	m := s.maps.current()
+	st, ok := h.Status(g)
+	if m == nil || !ok || m.Group(g) == nil {
+		return nil
+	}
+	next := nextStep(s.opts.Identity.Membership().Node, m, m.Group(g), &st)
+	switch {
+	case next.handTo != 0:
+		return h.TransferLeader(ctx, g, next.handTo)
+	case len(next.changes) > 0:
+		return h.ChangeMembers(ctx, g, next.changes...)
+	}
+	return nil
+}
+
+// formGroup gives a forming group its first state and, once its whole list votes,
+// has the control group open it. Every step may be repeated, by any leader.
+func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+	m := s.maps.current()
+	row := m.Group(g)
+	st, ok := h.Status(g)
+	if row == nil || row.Ready() || !ok {
+		return nil
+	}
+	begun := false
+	err := h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
+		begun, err = namespace.Begun(r)
+		return err
+	})
+	if err == nil && !begun {
+		err = s.initGroup(ctx, h, g)
+	}
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(st.Voters, row.Replicas) || len(st.Learners) > 0 {
+		return nil
+	}
+	ss, _, err := s.readSessions(ctx, h)
+	if err != nil {
+		return err
+	}
+	res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Fence{Fence: fenceOf(ss)}})
+	if err != nil {
+		return err
+	}
+	if err := res.ToError("fence", g.String()); err != nil {
+		return err
+	}
+	return s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+		_, err := c.GroupReady(ctx, &wire.GroupReadyOp{Group: uint32(g), Replicas: wire.Ints(row.Replicas), SessionIndex: ss.Index})
+		return err
+	})
+}
+
+// initGroup gives a group its first state, which it takes once.
+func (s *Service) initGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+	data, err := proto.Marshal(&wire.LogEntry{Version: clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g)}}})
+	if err != nil {
+		return err
+	}
+	_, err = h.Propose(ctx, g, data)
+	return err
+}
+
+// CreateGroup implements the meta service.
+func (s *Service) CreateGroup(ctx context.Context, req *wire.CreateGroupRequest) (*wire.CreateGroupReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if !s.maps.isFormed() {
+		return nil, s.notFormed()
+	}
+	if len(req.Replicas) == 0 {
+		chosen, err := repair.NewGroup(s.groupInput(s.maps.current()))
+		if err != nil {
+			return nil, err
+		}
+		req = &wire.CreateGroupRequest{Replicas: wire.Ints(chosen)}
+	}
+	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_CreateGroup{CreateGroup: req}})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("group created", "group", reply.GetCreateGroup().GetGroup(), "replicas", req.Replicas)
+	return reply.GetCreateGroup(), nil
+}
+
+// ChangeReplicas implements the meta service.
+func (s *Service) ChangeReplicas(ctx context.Context, req *wire.ChangeReplicasRequest) (*wire.ChangeReplicasReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if err := s.checkChange(req); err != nil {
+		return nil, err
+	}
+	if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_ChangeReplicas{ChangeReplicas: req}}); err != nil {
+		return nil, err
+	}
+	s.log.Info("replicas changed by an operator", "group", req.Group, "add", req.Add, "remove", req.Remove)
+	return &wire.ChangeReplicasReply{}, nil
+}
+
+// checkChange refuses a removal after which no majority of a group would answer,
+// as far as its leader said lately, and an addition that cannot be filled.
+func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
+	const op = "change replicas"
+	m := s.maps.current()
+	if m == nil {
+		return dfs.Errorf(dfs.Unavailable, op, "this node has no map yet")
+	}
+	in := s.groupInput(m)
+	row := in.Map.Group(dfs.GroupID(req.Group))
+	if row == nil || req.Group > maxGroup {
+		return nil // refused when it is applied, with the reason
+	}
+	add := dfs.NodeID(req.Add)
+	switch n := in.Map.Node(add); {
+	case add == 0 || n == nil:
+	case !in.Up[add]:
+		return dfs.Errorf(dfs.Unavailable, op, "meta node %s (%v) was not heard of lately: start it first", n.Name, add)
+	case in.Full[add]:
+		return dfs.Errorf(dfs.NoSpace, op, "the disk of meta node %s (%v) is full to its reserve: free space on it first", n.Name, add)
+	}
+	if req.Remove == 0 {
+		return nil
+	}
+	v := in.Views[row.ID]
+	if v == nil {
+		return dfs.Errorf(dfs.Unavailable, op, "%v has no leader that was heard of lately: see dfsd group show %d; a group that has lost its majority for good needs dfsd group recover", row.ID, row.ID)
+	}
+	left, there := 0, 0
+	for _, n := range v.Voters {
+		if n != dfs.NodeID(req.Remove) {
+			left++
+			if slices.Contains(v.Heard, n) {
+				there++
+			}
+		}
+	}
+	if there <= left/2 {
+		return dfs.Errorf(dfs.Unavailable, op, "without n%d only %d of %d voters of %v would answer: start the others first, or add one with dfsd group add-replica %d NODE", req.Remove, there, left, row.ID, row.ID)
+	}
+	return nil
+}
+
+// GroupReady implements the meta service.
+func (s *Service) GroupReady(ctx context.Context, op *wire.GroupReadyOp) (*wire.GroupReadyReply, error) {
+	if _, err := s.controlLeader(); err != nil {
+		return nil, err
+	}
+	if err := metaOnly(ctx, s.maps.current()); err != nil {
+		return nil, err
+	}
+	if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_GroupReady{GroupReady: op}}); err != nil {
+		return nil, err
+	}
+	s.log.Info("group ready", "group", op.Group)
+	return &wire.GroupReadyReply{}, nil
+}
+
+// MoveLeader implements the meta service.
+func (s *Service) MoveLeader(ctx context.Context, req *wire.MoveLeaderRequest) (*wire.MoveLeaderReply, error) {
+	h, err := s.raft()
+	if err != nil {
+		return nil, err
+	}
+	g, to, me := dfs.GroupID(req.Group), dfs.NodeID(req.Node), s.opts.Identity.Membership().Node
+	m := s.maps.current()
+	switch {
+	case m == nil || req.Group > maxGroup || m.Group(g) == nil:
+		return nil, dfs.Errorf(dfs.NotExist, "move leader", "there is no group %d: dfsd group ls lists them", req.Group)
+	case s.leaderOf(h, g) != me:
+		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "move leader", Object: g.String(), LeaderHint: s.leaderOf(h, g)}
+	case to == me:
+		return &wire.MoveLeaderReply{}, nil
+	case s.space.full()[to] != nil:
+		return nil, dfs.Errorf(dfs.NoSpace, "move leader", "the disk of meta node %s is full to its reserve: it leads nothing", nodeName(m, to))
+	}
+	if err := h.TransferLeader(ctx, g, to); err != nil {
+		return nil, err
+	}
+	s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "an operator asked for it")
+	return &wire.MoveLeaderReply{}, nil
+}
