@@ -87,6 +87,7 @@ func (r *replica) applyNext() {
 	if it == nil {
 		return
 	}
+	r.h.failpoint(r.id, FailCommitted)
 	for rest := it.entries; len(rest) > 0; {
 		n := applyRun(rest)
 		if err := r.applyEntries(rest[:n]); err != nil {
@@ -154,11 +155,13 @@ func (r *replica) applyEntries(es []*pb.Entry) error {
 	if err != nil {
 		return err
 	}
+	r.h.failpoint(r.id, FailApplied)
 	s.advance(next, checks)
 	for _, re := range replies {
 		r.proposals.applied(re.index, re.id, re.data)
 	}
 	r.reads.applied(next.index)
+	r.h.failpoint(r.id, FailReplied)
 	if f := r.h.opts.OnApplied; f != nil {
 		f(r.id, next.index)
 	}
@@ -216,6 +219,7 @@ func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfStat
 		if err != nil {
 			return nil, nil, err
 		}
+		r.h.failpoint(r.id, FailApplying)
 		next.index, next.term = e.GetIndex(), e.GetTerm()
 		next.hash = next.hash.extend(e, writes, re.data)
 		if isConfChange(e) {

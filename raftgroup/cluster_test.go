@@ -38,6 +38,8 @@ type cluster struct {
 	drop    float64                // of messages
 	dup     float64
 	jitter  time.Duration // messages take up to so long, so they overtake each other
+	late    float64       // of messages take up to maxLate: what an old stream still had
+	offices map[office]dfs.NodeID
 	stopped bool
 
 	tap        func(from, to dfs.NodeID, msg []byte)    // sees what is sent
@@ -53,6 +55,8 @@ type node struct {
 	fs   *vfs.MemFS
 	dead atomic.Bool // what it answers from now on does not count
 
+	paused chan struct{} // nil, or closed when the node goes on; guarded by c.mu
+
 	host *Host
 }
 
@@ -62,6 +66,8 @@ func newCluster(t *testing.T, seed uint64, nodes int, groups ...dfs.GroupID) *cl
 		rng:   rand.New(rand.NewPCG(seed, 1)),
 		nodes: map[dfs.NodeID]*node{},
 		cut:   map[[2]dfs.NodeID]bool{},
+
+		offices: map[office]dfs.NodeID{},
 	}
 	for i := range nodes {
 		id := dfs.NodeID(i + 1)
@@ -100,7 +106,8 @@ func (n *node) options() Options {
 		OpenSnapshot: func(ctx context.Context, to dfs.NodeID) (SnapshotStream, error) {
 			return c.openSnapshot(ctx, n, to)
 		},
-		Logger: testLogger(n.id),
+		OnLeaderChange: func(g dfs.GroupID, leader dfs.NodeID, term uint64) { c.elected(g, leader, term) },
+		Logger:         testLogger(n.id),
 	}
 	if c.tune != nil {
 		c.tune(&o)
@@ -144,6 +151,7 @@ func (c *cluster) boot() {
 }
 
 func (c *cluster) send(n *node, to dfs.NodeID, msg []byte) bool {
+	c.await(n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.tap != nil {
@@ -163,6 +171,9 @@ func (c *cluster) send(n *node, to dfs.NodeID, msg []byte) bool {
 		delay := time.Millisecond
 		if c.jitter > 0 {
 			delay += time.Duration(c.rng.Int64N(int64(c.jitter)))
+		}
+		if c.rng.Float64() < c.late {
+			delay += time.Duration(c.rng.Int64N(int64(maxLate)))
 		}
 		c.timers.Add(1)
 		time.AfterFunc(delay, func() {
@@ -191,6 +202,7 @@ func (c *cluster) deliver(from, to dfs.NodeID, msg []byte) {
 	}
 	h := dst.host
 	c.mu.Unlock()
+	c.await(dst)
 	if err := h.Step(from, msg); err != nil && dfs.KindOf(err) != dfs.Unavailable {
 		c.mu.Lock()
 		c.unexpected = errors.Join(c.unexpected, err)
@@ -251,6 +263,7 @@ func (p *pipe) Send(chunk []byte) error {
 	if p.down() {
 		return dfs.Errorf(dfs.Unavailable, "send chunk", "link is down")
 	}
+	p.c.await(p.from)
 	time.Sleep(time.Millisecond)
 	select {
 	case p.ch <- append([]byte(nil), chunk...):
@@ -322,6 +335,7 @@ func (c *cluster) kill(id dfs.NodeID, keepUnsynced int) *node {
 	c.mu.Lock()
 	old := c.nodes[id]
 	old.dead.Store(true)
+	c.resumeLocked(old)
 	rng := rand.New(rand.NewPCG(c.rng.Uint64(), 2))
 	c.mu.Unlock()
 	next := &node{c: c, id: id, fs: old.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keepUnsynced, RNG: rng})}
@@ -346,6 +360,9 @@ func (c *cluster) revive(n *node) {
 func (c *cluster) stop() {
 	c.mu.Lock()
 	c.stopped = true
+	for _, n := range c.nodes {
+		c.resumeLocked(n)
+	}
 	c.mu.Unlock()
 	for _, id := range c.all() {
 		n := c.nodes[id]
@@ -375,7 +392,10 @@ func (c *cluster) heal() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.cut)
-	c.drop, c.dup, c.jitter = 0, 0, 0
+	c.drop, c.dup, c.jitter, c.late = 0, 0, 0, 0
+	for _, n := range c.nodes {
+		c.resumeLocked(n)
+	}
 }
 
 // leader waits until a group has one and returns its node.
@@ -443,31 +463,38 @@ func (c *cluster) converge(ids ...dfs.NodeID) {
 
 func (c *cluster) agree(ids ...dfs.NodeID) error {
 	for _, g := range c.groups {
-		if _, err := c.findLeader(g); err != nil {
+		if err := c.agreeOn(g, ids...); err != nil {
 			return err
 		}
-		var sts []Status
-		for n := 0; ; n++ {
-			sts = sts[:0]
-			for _, id := range ids {
-				st, _ := c.h(id).Status(g)
-				sts = append(sts, st)
-			}
-			if settled(sts) {
-				break
-			}
-			if n == 1200 {
-				return fmt.Errorf("%v does not converge: %+v", g, sts)
-			}
-			time.Sleep(100 * time.Millisecond)
+	}
+	return nil
+}
+
+func (c *cluster) agreeOn(g dfs.GroupID, ids ...dfs.NodeID) error {
+	if _, err := c.findLeader(g); err != nil {
+		return err
+	}
+	var sts []Status
+	for n := 0; ; n++ {
+		sts = sts[:0]
+		for _, id := range ids {
+			st, _ := c.h(id).Status(g)
+			sts = append(sts, st)
 		}
-		for i, st := range sts {
-			if st.Hash != sts[0].Hash {
-				return fmt.Errorf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
-			}
-			if a, b := c.dump(ids[0], g), c.dump(ids[i], g); a != b {
-				return fmt.Errorf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], ids[i], a, b)
-			}
+		if settled(sts) {
+			break
+		}
+		if n == 1200 {
+			return fmt.Errorf("%v does not converge: %+v", g, sts)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	for i, st := range sts {
+		if st.Hash != sts[0].Hash {
+			return fmt.Errorf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
+		}
+		if a, b := c.dump(ids[0], g), c.dump(ids[i], g); a != b {
+			return fmt.Errorf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], ids[i], a, b)
 		}
 	}
 	return nil

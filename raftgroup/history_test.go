@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -152,7 +153,7 @@ func (c *cluster) client(h *history, id int, rnd func(n int) int, keys int, stop
 		if err := c.run(h, on, in); err != nil {
 			leaders[at.g] = 0
 			var e *dfs.Error
-			if ok := asError(err, &e); ok {
+			if errors.As(err, &e) {
 				leaders[at.g] = e.LeaderHint
 			}
 			time.Sleep(time.Duration(1+rnd(100)) * time.Millisecond)

@@ -162,6 +162,9 @@ func (w *logWriter) run() {
 			w.deliver(lw, w.out)
 		}
 		w.out.flush()
+		for _, lw := range rd.writes {
+			w.h.failpoint(lw.r.id, FailDelivered)
+		}
 		for _, lw := range rd.installs {
 			w.h.startInstall(lw)
 		}
@@ -187,6 +190,9 @@ func (w *logWriter) write(rd *logRound) error {
 			return err
 		}
 	}
+	for _, lw := range rd.writes {
+		w.h.failpoint(lw.r.id, FailStaged)
+	}
 	if err := w.h.store.commit(b, rd.sync); err != nil {
 		return err
 	}
@@ -196,7 +202,9 @@ func (w *logWriter) write(rd *logRound) error {
 	for _, lw := range rd.writes {
 		if lw.cut != nil {
 			lw.r.l.cut(*lw.cut)
+			w.h.failpoint(lw.r.id, FailCut)
 		}
+		w.h.failpoint(lw.r.id, FailSynced)
 	}
 	return nil
 }

@@ -112,6 +112,19 @@ func plan(st *Status, changes []Change) ([]*pb.ConfChangeSingle, error) {
 	return out, nil
 }
 
+// countLearnerLocked is Hooks.CountLearners.
+func (r *replica) countLearnerLocked(m *pb.Message) {
+	st := r.raw.Status()
+	if _, learner := st.Config.Learners[m.GetFrom()]; !learner {
+		return
+	}
+	for id := range st.Config.Voters[0] {
+		if id != uint64(r.h.opts.Node) {
+			_ = r.raw.Step(&pb.Message{Type: m.Type, From: proto.Uint64(id), To: m.To, Term: m.Term, Index: m.Index, Commit: m.Commit})
+		}
+	}
+}
+
 // tellRemovedLocked answers a campaign of a node that this leader has removed:
 // nothing else reaches it.
 func (r *replica) tellRemovedLocked(m *pb.Message, rd *round) {

@@ -58,14 +58,23 @@ type SnapshotStream interface {
 	Close() error
 }
 
-// Hooks change behaviour for tests. All are off by default.
+// Hooks change behaviour for tests. All are off by default. The flags are
+// planted bugs, each of which a test must find.
 type Hooks struct {
-	// AckBeforeSync delivers acknowledgements without waiting for the sync:
-	// a planted bug that a crash test must catch.
-	AckBeforeSync bool
-	// ApplyTwice applies the last applied entry once more after a restart:
-	// a planted bug that a crash test must catch.
-	ApplyTwice bool
+	AckBeforeSync  bool // acknowledgements do not wait for the sync
+	ApplyTwice     bool // the last applied entry is applied once more after a restart
+	ForgetVote     bool // hard states are written without the vote
+	CountUnsynced  bool // a leader counts its own append before it is synced
+	CountLearners  bool // a leader counts a learner's acknowledgement as a voter's
+	LeaseReads     bool // a leader answers ReadIndex without asking a majority
+	StaleReads     bool // reads do not wait for a leader's word
+	ConfBeforeSync bool // a configuration change does not wait for its hard state
+	CutUnflushed   bool // logs are cut above what the state store has flushed
+	IgnoreDamage   bool // a replica that is known to be damaged takes part
+
+	// Failpoint is called, perhaps under locks, at each moment of the way of a
+	// proposal. It must not call the host.
+	Failpoint func(g dfs.GroupID, at Failpoint)
 	// DestroyStep is called after each of the two steps of a replica's end.
 	DestroyStep func(g dfs.GroupID, step int)
 	// SnapshotStep is called before each step of a snapshot's way.

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -163,7 +164,7 @@ func TestRefusalOnASleepingFollower(t *testing.T) {
 		lead := c.leader(0)
 		_, err := c.h(lead%3+1).Propose(t.Context(), 0, []byte("put a 1"))
 		var e *dfs.Error
-		if !asError(err, &e) || e.Kind != dfs.NotLeader || e.LeaderHint != lead {
+		if !errors.As(err, &e) || e.Kind != dfs.NotLeader || e.LeaderHint != lead {
 			t.Errorf("%v, want a hint at node %v", err, lead)
 		}
 		time.Sleep(5 * time.Second)

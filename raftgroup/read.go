@@ -175,6 +175,9 @@ func (h *Host) Read(ctx context.Context, g dfs.GroupID, fn func(Reader) error) e
 	if err != nil {
 		return err
 	}
+	if h.opts.Hooks.StaleReads {
+		return r.view(fn)
+	}
 	rd := &read{done: make(chan error, 1)}
 	if err := r.reads.add(rd); err != nil {
 		return err

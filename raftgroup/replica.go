@@ -97,6 +97,10 @@ type round struct {
 
 func (r *replica) config() *raft.Config {
 	o := &r.h.opts
+	reads := raft.ReadOnlySafe
+	if o.Hooks.LeaseReads {
+		reads = raft.ReadOnlyLeaseBased
+	}
 	return &raft.Config{
 		ID:                        uint64(o.Node),
 		ElectionTick:              o.ElectionTicks,
@@ -109,7 +113,7 @@ func (r *replica) config() *raft.Config {
 		MaxInflightMsgs:           o.MaxInflight,
 		CheckQuorum:               true,
 		PreVote:                   true,
-		ReadOnlyOption:            raft.ReadOnlySafe,
+		ReadOnlyOption:            reads,
 		DisableProposalForwarding: true,
 		StepDownOnRemoval:         true,
 		Logger:                    raftLogger{r.h.log.With("group", uint16(r.id))},
@@ -137,6 +141,7 @@ func (r *replica) guardLocked(fn func()) {
 // round works through the inbox and hands out what comes of it.
 func (r *replica) round(out *outbox) round {
 	got := r.in.take()
+	r.h.failpoint(r.id, FailTaken)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var rd round
@@ -152,11 +157,13 @@ func (r *replica) round(out *outbox) round {
 			r.wakeLocked()
 		}
 		r.stepAllLocked(got, &rd)
+		r.h.failpoint(r.id, FailStepped)
 		for range maxRound {
 			if r.fault != nil || !r.raw.HasReady() {
 				break
 			}
 			r.readyLocked(out, &rd)
+			r.h.failpoint(r.id, FailHandedOut)
 		}
 		if r.fault == nil {
 			r.restLocked(&got, &rd, out)
@@ -258,6 +265,9 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 		}
 	case pb.MsgAppResp, pb.MsgHeartbeatResp:
 		r.answered[m.GetFrom()] = r.ticks
+		if r.h.opts.Hooks.CountLearners {
+			r.countLearnerLocked(m)
+		}
 	case pb.MsgTimeoutNow:
 		if r.state.missing() {
 			return
@@ -318,7 +328,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 			out.add(dfs.NodeID(m.GetTo()), laneOf(m), &f)
 		}
 	}
-	if work != nil && work.hasConfChange() {
+	if work != nil && work.hasConfChange() && !r.h.opts.Hooks.ConfBeforeSync {
 		write = r.gateLocked(write, work)
 	}
 	if work != nil {
@@ -335,6 +345,12 @@ func (r *replica) newWriteLocked(m *pb.Message) *logWrite {
 	w := &logWrite{r: r, entries: m.GetEntries(), responses: m.GetResponses(), sync: len(m.GetResponses()) > 0}
 	if m.Term != nil {
 		w.hard = hardState(m.GetTerm(), m.GetVote(), m.GetCommit())
+		if r.h.opts.Hooks.ForgetVote {
+			w.hard.Vote = nil
+		}
+	}
+	if r.h.opts.Hooks.CountUnsynced && r.role == raft.StateLeader {
+		w.sync = false
 	}
 	if m.GetSnapshot() != nil {
 		if w.install = r.state.received(m.GetSnapshot()); w.install == nil {
@@ -428,7 +444,7 @@ func (r *replica) endLocked(err error) {
 // lost what it acknowledged, so the log store has lost what it synced, and nobody
 // knows of which other groups.
 func (r *replica) damagedLocked(err error) {
-	if r.fault != nil {
+	if r.fault != nil || r.h.opts.Hooks.IgnoreDamage {
 		return
 	}
 	r.quarantineLocked(err)

@@ -80,7 +80,7 @@ func (r *replica) trim() (flush bool, err error) {
 	if !over && last-trunc.index <= keep+keep/4 {
 		return false, nil
 	}
-	durable, err := readApplied(r.state.db, r.id, true)
+	durable, err := readApplied(r.state.db, r.id, !r.h.opts.Hooks.CutUnflushed)
 	if err != nil {
 		return false, inState(err)
 	}
@@ -117,6 +117,7 @@ func (r *replica) trim() (flush bool, err error) {
 	if cut.bytes, err = r.l.bytesThrough(target); err != nil {
 		return false, ignoreCut(err)
 	}
+	r.h.failpoint(r.id, FailCutting)
 	r.h.writer.push(&logWrite{r: r, cut: &cut})
 	return flush, nil
 }
