@@ -75,6 +75,11 @@ func (h *Host) install(lw *logWrite) error {
 	if err := h.writeIntent(r.id, &in); err != nil {
 		return err
 	}
+	h.snapStep(r.id, SnapFlush)
+	// Most of what ingest flushes is flushed before the group stands still.
+	if err := h.state.Flush(); err != nil {
+		return wrapStore("install snapshot", r.id.String(), err)
+	}
 	r.state.gate.Lock()
 	r.spoilTransfers()
 	err := h.ingest(r.id, &in)
@@ -183,7 +188,6 @@ func (h *Host) ingest(g dfs.GroupID, n *intent) error {
 	for i, f := range n.files {
 		paths[i] = h.opts.FS.PathJoin(h.snapDir(), f)
 	}
-	h.snapStep(g, SnapFlush)
 	if err := h.state.Flush(); err != nil {
 		return wrapStore("install snapshot", g.String(), err)
 	}

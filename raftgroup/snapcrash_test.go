@@ -15,52 +15,60 @@ import (
 )
 
 // TestSnapshotSurvivesCrashAtEachStep loses power between any two steps of a
-// snapshot's way, of the node whose step it is: with all that was not synced, and
-// with nothing of it. The old state stands until the install's second step is
-// done, and the new one is whole after it.
+// snapshot's way, of the node whose step it is and of the node at the other end:
+// with all that was not synced, and with nothing of it. The old state stands
+// until the install's second step is done, and the new one is whole after it.
 func TestSnapshotSurvivesCrashAtEachStep(t *testing.T) {
 	for step := SnapSendOpen; step < NumSnapshotSteps; step++ {
 		for _, keep := range []int{0, 100} {
-			t.Run(fmt.Sprintf("step %d keep %d", step, keep), func(t *testing.T) {
-				inBubble(t, func(t *testing.T) { snapshotCrash(t, step, keep) })
-			})
+			for _, other := range []bool{false, true} {
+				t.Run(fmt.Sprintf("step %d keep %d other end %v", step, keep, other), func(t *testing.T) {
+					inBubble(t, func(t *testing.T) { snapshotCrash(t, step, keep, other) })
+				})
+			}
 		}
 	}
 }
 
-func snapshotCrash(t *testing.T, step SnapshotStep, keep int) {
+func snapshotCrash(t *testing.T, step SnapshotStep, keep int, other bool) {
 	c := newCluster(t, 1, 3, 0)
 	defer c.stop()
 	armed := new(atomic.Bool)
 	crashed := make(chan *node, 1)
 	var count atomic.Int32
+	var lead, sleeper dfs.NodeID
 	c.tune = func(o *Options) {
-		id, fs := o.Node, o.FS.(*vfs.MemFS)
+		id := o.Node
 		o.Hooks.SnapshotStep = func(_ dfs.GroupID, s SnapshotStep) {
 			if s != step || !armed.Load() || count.Add(1) != occurrence(step) {
 				return
 			}
+			if other {
+				id = lead + sleeper - id
+			}
 			c.mu.Lock()
+			defer c.mu.Unlock()
 			c.nodes[id].dead.Store(true)
-			c.mu.Unlock()
 			rng := rand.New(rand.NewPCG(1, uint64(step)))
-			crashed <- &node{c: c, id: id, fs: fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rng})}
+			crashed <- &node{c: c, id: id, fs: c.nodes[id].fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rng})}
 		}
 	}
-	sleeper, applied := c.sleeper(1000)
+	var applied uint64
+	sleeper, applied = c.sleeper(1000)
 	old := c.dump(sleeper, 0)
 	if err := c.h(sleeper).state.Flush(); err != nil { // a start has it without the log
 		t.Fatal(err)
 	}
-	lead := c.leader(0)
+	lead = c.leader(0)
 	if step == SnapForget || step == SnapForgetFiles {
 		c.leaveHeld(lead, sleeper)
+		lead = c.leader(0)
 	}
 	armed.Store(true)
 	c.heal()
 	next := <-crashed
 	want := sleeper
-	if step < SnapRecvStart {
+	if (step < SnapRecvStart) != other {
 		want = lead
 	}
 	if next.id != want {
@@ -74,7 +82,7 @@ func snapshotCrash(t *testing.T, step SnapshotStep, keep int) {
 	c.mu.Unlock()
 	c.revive(next)
 	st, _ := c.h(sleeper).Status(0)
-	if next.id == sleeper {
+	if next.id == sleeper && !other {
 		installed := st.Applied > applied
 		// A start finishes an install whose intent is written.
 		if installed != (step > SnapIntent) {
