@@ -11,6 +11,8 @@
 //   - The state store is a Pebble database of every group's applied state, with
 //     its write-ahead log off: the Raft log is its write-ahead log.
 //   - The mark file holds the number of a recent synced batch of the log store.
+//   - A transfer is a snapshot of a group on its way to a peer, through as many
+//     streams as that takes.
 //   - A [StateMachine] turns entries into writes and replies, deterministically.
 //
 // # The way of a proposal

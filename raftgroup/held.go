@@ -9,7 +9,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/sstable"
-	"github.com/cockroachdb/pebble/v2/sstable/block"
 
 	"dfsd/dfs"
 )
@@ -126,7 +125,7 @@ func (h *Host) checkTable(f heldFile) error {
 	if err != nil {
 		return firstError(err, file.Close())
 	}
-	r, err := sstable.NewReader(h.ctx, readable, sstable.ReaderOptions{ReaderOptions: block.ReaderOptions{}})
+	r, err := sstable.NewReader(h.ctx, readable, sstable.ReaderOptions{})
 	if err != nil {
 		return firstError(err, readable.Close())
 	}

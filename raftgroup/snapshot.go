@@ -166,8 +166,7 @@ func (h *Host) streamSnapshot(t *transfer, term uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	// A peer that takes nothing for so long is as good as gone; waiting for its
-	// install is not cut short.
+	// A peer that takes or says nothing for so long is as good as gone.
 	stuck := time.AfterFunc(snapshotStall, cancel)
 	w := &snapshotWriter{h: h, t: t, ctx: ctx, stream: stream, stuck: stuck}
 	if err = w.run(term); err != nil {
@@ -180,8 +179,12 @@ func (h *Host) streamSnapshot(t *transfer, term uint64) (err error) {
 	return err
 }
 
-// snapshotStall is how long a peer may take for one chunk.
-const snapshotStall = 30 * time.Second
+// snapshotStall is how long a peer may take for one chunk, and snapshotAnswer how
+// long to read what it holds, or to install.
+const (
+	snapshotStall  = 30 * time.Second
+	snapshotAnswer = 5 * time.Minute
+)
 
 func isMember(c *pb.ConfState, n dfs.NodeID) bool {
 	id := uint64(n)
@@ -230,7 +233,6 @@ func (w *snapshotWriter) run(term uint64) error {
 	if err := w.data(from); err != nil {
 		return err
 	}
-	w.stuck.Stop()
 	_, err = w.recv(chunkInstalled)
 	return err
 }
@@ -359,6 +361,7 @@ func (w *snapshotWriter) sendChunk(chunk []byte) error {
 
 // recv returns the payload of the receiver's next chunk.
 func (w *snapshotWriter) recv(kind byte) ([]byte, error) {
+	w.stuck.Reset(snapshotAnswer)
 	chunk, err := w.stream.Recv()
 	switch {
 	case errors.Is(err, io.EOF):

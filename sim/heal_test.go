@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -488,6 +489,55 @@ func TestFollowerCatchesUpBySnapshot(t *testing.T) {
 				t.Errorf("file %d holds %q", i, got)
 			}
 		}
+	})
+}
+
+// TestSnapshotGoesOnAfterACrash takes a meta node's power while it receives a
+// snapshot: it goes on where it was.
+func TestSnapshotGoesOnAfterACrash(t *testing.T) {
+	reached := make(chan struct{}, 1)
+	var noted atomic.Int32
+	tweak := func(o *node.Options) {
+		o.Meta.Raft.KeepEntries, o.Meta.Raft.SnapshotFileBytes = 10, 512
+		o.Meta.Raft.Hooks.SnapshotStep = func(_ dfs.GroupID, s raftgroup.SnapshotStep) {
+			if s == raftgroup.SnapRecvNoted && noted.Add(1) == 3 {
+				reached <- struct{}{}
+				time.Sleep(5 * time.Second)
+			}
+		}
+	}
+	inBubble(t, Config{Tweak: tweak}, func(t *testing.T, c *Cluster) {
+		reached = make(chan struct{}, 1)
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		away := (leader(t, c, 0, 1, 2) + 1) % 3
+		c.Crash(away)
+		time.Sleep(20 * time.Second) // it is not waited for any more
+		for i := range 100 {
+			put(t, p, fmt.Sprintf("/f%d", i), "short")
+		}
+		time.Sleep(30 * time.Second)
+		start(t, c, away)
+		select {
+		case <-reached:
+		case <-time.After(time.Minute):
+			t.Fatal("no snapshot has three tables: the test proves nothing")
+		}
+		c.Crash(away)
+		start(t, c, away)
+		var stats raftgroup.SnapshotStats
+		await(t, time.Minute, func() string {
+			if _, stats = c.nodes[away].node.Meta().Snapshots(); stats.Installed == 0 {
+				return "no snapshot is installed"
+			}
+			return ""
+		})
+		if stats.Resumed == 0 {
+			t.Errorf("after the crash was received %+v", stats)
+		}
+		time.Sleep(5 * time.Second)
+		sound(t, c)
 	})
 }
 
