@@ -247,6 +247,13 @@ func (p *pipe) down() bool {
 	return p.from.dead.Load() || p.to.dead.Load() || p.c.cut[[2]dfs.NodeID{p.from.id, p.to.id}]
 }
 
+// mute reports whether no answer arrives.
+func (p *pipe) mute() bool {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	return p.c.cut[[2]dfs.NodeID{p.to.id, p.from.id}]
+}
+
 func (p *pipe) Send(chunk []byte) error {
 	p.c.mu.Lock()
 	hook := p.c.chunks
@@ -301,7 +308,7 @@ func (p *pipe) Close() error {
 type pipeEnd struct{ p *pipe }
 
 func (e pipeEnd) Send(chunk []byte) error {
-	if e.p.down() {
+	if e.p.down() || e.p.mute() {
 		return dfs.Errorf(dfs.Unavailable, "answer", "link is down")
 	}
 	select {

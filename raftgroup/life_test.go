@@ -368,6 +368,7 @@ func liveOnce(t *testing.T, seed uint64, tune func(*Options)) (counts map[string
 		c := newCluster(t, seed, 4, testGroups(3)...)
 		c.tune = func(o *Options) {
 			o.KeepEntries, o.LogBytes = 8, 2<<10 // so that sleepers need snapshots
+			o.SnapshotFileBytes = 64             // of several tables
 			if seed%2 == 0 {
 				o.QuiesceTicks = 1 // so that groups sleep between two commands
 			}
@@ -382,6 +383,15 @@ func liveOnce(t *testing.T, seed uint64, tune func(*Options)) (counts map[string
 			}
 			c.stop()
 		}()
+		breaks := rand.New(rand.NewPCG(seed, 4))
+		c.chunks = func(_, _ dfs.NodeID, _ int) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if breaks.IntN(20) == 0 {
+				return dfs.Errorf(dfs.Unavailable, "send chunk", "the connection broke")
+			}
+			return nil
+		}
 		c.bootFirst(3)
 		h := newHistory()
 		var wg sync.WaitGroup

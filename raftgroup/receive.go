@@ -80,11 +80,14 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, stream Snap
 		return err
 	}
 	r, err := h.expectSnapshot(&head)
-	if err != nil {
+	if r == nil {
 		return err
 	}
-	defer r.state.endReceiving()
 	inst := &install{to: head.at, term: head.term, from: from, token: h.sequence.Add(1), done: make(chan error, 1)}
+	if err != nil {
+		return firstError(r.offer(ctx, inst), err)
+	}
+	defer r.state.endReceiving()
 	w, err := h.beginReceiving(r, inst, &head, stream)
 	if err != nil {
 		return err
@@ -121,7 +124,11 @@ func torn(err error) error {
 }
 
 // expectSnapshot finds the replica that a stream is for and checks that it
-// needs it. On success the caller must call endReceiving.
+// needs it. On success the caller must call endReceiving. A replica with an
+// error has as much already. Its library has to be offered the snapshot all the
+// same: it refuses, and tells the leader what it has. The leader may have missed
+// that, and would send snapshots until the group, which may need this replica for
+// a majority, had committed more.
 func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	if !h.enter() {
 		return nil, errClosing("receive snapshot")
@@ -148,7 +155,7 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	case head.term > 0 && newer:
 		return nil, dfs.Errorf(dfs.Exist, "receive snapshot", "%v has a newer leader", head.group)
 	case head.at.index < s.cur.index, head.at.index == s.cur.index && !s.lost:
-		return nil, dfs.Errorf(dfs.Exist, "receive snapshot", "%v is at entry %d, the snapshot at %d", head.group, s.cur.index, head.at.index)
+		return r, dfs.Errorf(dfs.Exist, "receive snapshot", "%v is at entry %d, the snapshot at %d", head.group, s.cur.index, head.at.index)
 	}
 	s.receiving = true
 	return r, nil
