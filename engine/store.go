@@ -423,9 +423,9 @@ func (s *Store) SetIdentity(cluster dfs.ClusterID, node dfs.NodeID, store dfs.St
 		switch {
 		case next.cluster != cluster:
 			return dfs.Errorf(dfs.WrongCluster, "identify store", "%s belongs to cluster %s, not %s", s.opts.Dir, next.cluster, cluster)
-		case next.node != node || next.store != store:
-			return dfs.Errorf(dfs.Invalid, "identify store", "%s is %s of %s, not %s of %s", s.opts.Dir, next.store, next.node, store, node)
-		case next.lineage.Accepted == s.start:
+		case next.store != store:
+			return dfs.Errorf(dfs.Invalid, "identify store", "%s is %s, not %s", s.opts.Dir, next.store, store)
+		case next.node == node && next.lineage.Accepted == s.start:
 			return nil
 		}
 	}

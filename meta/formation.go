@@ -27,8 +27,8 @@ const formationPause = 500 * time.Millisecond
 //	                 │ this one is first by name: found ────────────┘
 //	                 └ else: wait, and say for whom
 //
-// A directory that was a member before and has lost its Raft stores is
-// refused: it may have voted.
+// A directory that was a member before and whose Raft stores are lost or damaged
+// joins anew under another number: it may have voted. See rejoin.go.
 func (s *Service) enter() error {
 	id := s.opts.Identity
 	for id.Membership().Node == 0 {
@@ -40,22 +40,12 @@ func (s *Service) enter() error {
 			return s.ctx.Err()
 		}
 	}
-	h, err := s.openHost()
+	h, err := s.open()
 	if err != nil {
 		return err
 	}
 	s.host.Store(h) // from here on Close closes it
-	s.wg.Go(func() {
-		select {
-		case <-h.Failed():
-			s.fail(dfs.Wrap("serve", s.opts.Dir, h.Failure()))
-		case <-s.ctx.Done():
-		}
-	})
 	ms := id.Membership()
-	if ms.Hosted && len(h.Statuses()) == 0 {
-		return dfs.Errorf(dfs.Corrupt, "start", "%s held replicas of cluster %v and is empty now: empty the node's whole data directory to join anew", s.opts.Dir, ms.Cluster)
-	}
 	if err := s.joinGroup(h, dfs.ControlGroup); err != nil {
 		return err
 	}
@@ -220,11 +210,15 @@ func (s *Service) registration() (*wire.RegisterRequest, error) {
 // registerLoop tells the control group of this start, until it knows.
 func (s *Service) registerLoop() {
 	for {
+		was := s.opts.Identity.Incarnation()
 		ctx, cancel := context.WithTimeout(s.ctx, 2*metas.AttemptTimeout)
 		_, err := s.register(ctx)
 		cancel()
 		switch dfs.KindOf(err) {
 		case dfs.WrongCluster, dfs.Stale, dfs.Invalid:
+			if s.opts.Identity.Renewing() || s.opts.Identity.Incarnation() != was {
+				break // it is, or will be, registered as another
+			}
 			s.fail(dfs.Wrap("register", s.opts.Name, err))
 			return
 		}

@@ -63,6 +63,7 @@ type registry struct {
 	lead   map[dfs.GroupID]dfs.NodeID // who leads each group, from the control leader
 	heard  map[dfs.NodeID]time.Time   // when a meta node was last heard of, by anybody
 	formed bool                       // as the control leader says
+	ailing map[string]damage          // by name
 }
 
 func newRegistry(s *Service) *registry {
@@ -70,7 +71,7 @@ func newRegistry(s *Service) *registry {
 		s: s, detect: repair.NewDetector(s.opts.Health, time.Now()),
 		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]uint64{},
 		lead: map[dfs.GroupID]dfs.NodeID{}, heard: map[dfs.NodeID]time.Time{},
-		words: map[dfs.NodeID]word{}, claims: map[claim]time.Time{},
+		words: map[dfs.NodeID]word{}, claims: map[claim]time.Time{}, ailing: map[string]damage{},
 	}
 }
 
@@ -157,20 +158,12 @@ func (s *Service) Register(ctx context.Context, req *wire.RegisterRequest) (*wir
 	if err := nodeAt(ctx, req.Addr); err != nil {
 		return nil, err
 	}
-	m := s.maps.current()
-	term, _ := s.leads(dfs.ControlGroup)
-	if err := s.beats.admit(m, req, s.plan.ledFor(term)); err != nil {
+	err := s.checkRegister(ctx, s.maps.current(), req)
+	s.beats.ail(req, err)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.checkHolder(ctx, m, req); err != nil {
-		return nil, err
-	}
-	if err := s.mayReturn(m, req); err != nil {
-		return nil, err
-	}
-	if err := s.checkReached(ctx, m, req); err != nil {
-		return nil, err
-	}
+	req.Damage = ""
 	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Register{Register: req}})
 	if err != nil {
 		return nil, err
@@ -184,6 +177,28 @@ func (r *registry) registered(id dfs.NodeID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.heard[id] = time.Now()
+}
+
+// checkRegister refuses, mostly for now, what the control group's state machine
+// cannot judge.
+func (s *Service) checkRegister(ctx context.Context, m *dfs.Map, req *wire.RegisterRequest) error {
+	if m == nil {
+		return s.checkReached(ctx, m, req)
+	}
+	term, _ := s.leads(dfs.ControlGroup)
+	if err := s.beats.admit(m, req, s.plan.ledFor(term)); err != nil {
+		return err
+	}
+	if err := s.checkHolder(ctx, m, req); err != nil {
+		return err
+	}
+	if err := s.mayReturn(m, req); err != nil {
+		return err
+	}
+	if err := s.checkSpared(m, req); err != nil {
+		return err
+	}
+	return s.checkReached(ctx, m, req)
 }
 
 // mayReturn refuses, for now, to call up a store that was declared down and has
@@ -310,11 +325,11 @@ func (s *Service) reportLoop() {
 	}
 }
 
-// report assembles what this node sees; nil while it has no map.
+// report assembles what this node sees; nil while it has no map, or no host.
 func (s *Service) report() *wire.MetaReport {
 	m := s.maps.current()
-	h := s.host.Load()
-	if m == nil || h == nil {
+	h, err := s.raft()
+	if m == nil || err != nil {
 		return nil
 	}
 	me := s.opts.Identity.Membership().Node

@@ -25,9 +25,9 @@ const hostTick = time.Second
 // founds and destroys those of groups that it is no member of. All others begin
 // with a message of their leader, see acceptGroup.
 func (s *Service) hostLoop() {
-	h := s.host.Load()
 	looped := map[dfs.GroupID]bool{}
 	for {
+		h := s.host.Load() // another one after damage
 		m, next := s.maps.watch()
 		if m != nil { // a founder makes the first one
 			for _, g := range m.Groups {

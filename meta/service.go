@@ -35,6 +35,7 @@ type Membership struct {
 	Node     dfs.NodeID
 	Founding bool // from just before this node makes a cluster's groups until they have their first state
 	Hosted   bool // replicas were opened here once: Raft stores that are missing are lost, not new
+	Aside    bool // the Raft stores are those of the number before this one: they are put aside before any is made
 }
 
 // Identity is the node's identity in its data directory. Implementations are
@@ -54,6 +55,15 @@ type Identity interface {
 	Membership() Membership
 	// SaveMembership stores what the node learnt, durably.
 	SaveMembership(Membership) error
+
+	// Renewing reports whether this node is about to join anew: then its Raft stores
+	// are not opened any more. Renew makes it so, durably, with a mark to be known
+	// by unless it has one, and returns the incarnation to register. Renewed stores,
+	// at once and durably, what came of it: mark and number change, and the
+	// stores of the old number are to be put aside.
+	Renewing() bool
+	Renew(mark uint64) (dfs.Incarnation, error)
+	Renewed(node dfs.NodeID, since dfs.Epoch) error
 }
 
 // Options configures a Service. Zero values of tunables mean the defaults.
@@ -131,7 +141,11 @@ type Service struct {
 	}
 
 	waiting atomic.Pointer[string] // why the node is not part of a cluster yet
-	failed  atomic.Pointer[error]  // why it never will be
+	away    atomic.Bool            // the host has ended, and another is not open yet
+	damaged atomic.Bool            // the log is damaged: the node asks to join anew
+
+	restarts atomic.Uint64         // of the host, after damage that it met
+	failed   atomic.Pointer[error] // why it never will be
 }
 
 // New makes a Service that is not started.
@@ -183,7 +197,9 @@ func (s *Service) Err() error {
 }
 
 // Ready reports whether this node takes part in the control group and has a map.
-func (s *Service) Ready() bool { return s.host.Load() != nil && s.maps.current() != nil }
+func (s *Service) Ready() bool {
+	return s.host.Load() != nil && !s.away.Load() && s.maps.current() != nil
+}
 
 // Map returns the newest applied cluster map, nil before there is one.
 func (s *Service) Map() *dfs.Map { return s.maps.current() }
@@ -237,6 +253,8 @@ func (s *Service) run() error {
 	if err := s.enter(); err != nil {
 		return err
 	}
+	s.wg.Go(s.tendHost)
+	s.wg.Go(s.asideLoop)
 	s.wg.Go(s.registerLoop)
 	s.wg.Go(s.reportLoop)
 	s.wg.Go(s.controlLoop)
@@ -252,7 +270,7 @@ func (s *Service) raft() (*raftgroup.Host, error) {
 	if err := s.Err(); err != nil { // above all: a copy that was refused serves nobody
 		return nil, &dfs.Error{Kind: dfs.Unavailable, Op: "serve", Object: s.opts.Name, Text: "the meta role has ended", Err: err}
 	}
-	if h := s.host.Load(); h != nil {
+	if h := s.host.Load(); h != nil && !s.away.Load() {
 		return h, nil
 	}
 	return nil, dfs.Errorf(dfs.Unavailable, "serve", "not part of a cluster yet: %s", *s.waiting.Load())

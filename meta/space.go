@@ -123,8 +123,8 @@ func (sp *space) full() map[dfs.NodeID]*wire.MetaDisk {
 
 // spaceLoop looks at the disk, and hands over what is led here if it is full.
 func (s *Service) spaceLoop() {
-	h := s.host.Load()
 	for {
+		h := s.host.Load() // another one after damage
 		s.space.look()
 		full := s.space.disk().GetFull()
 		h.Spare(full)

@@ -45,6 +45,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	s.plan.mu.Lock()
 	reply.Notes = slices.Clone(s.plan.notes)
 	s.plan.mu.Unlock()
+	reply.Notes = append(reply.Notes, s.beats.ailments()...)
 	s.statusSpace(reply)
 	return reply, nil
 }

@@ -41,6 +41,8 @@ type identityDoc struct {
 	Node     uint32   `json:"node,omitempty"`
 	Founding bool     `json:"founding,omitempty"`
 	Hosted   bool     `json:"hosted,omitempty"`
+	Renewal  number   `json:"renewal,omitzero"` // mark under which the node asks to join anew
+	Aside    bool     `json:"aside,omitempty"`
 }
 
 // number is a random number: 16 hexadecimal digits, since readers of JSON round
@@ -215,10 +217,42 @@ func (id *Identity) Offer() error {
 		return nil
 	}
 	doc := id.doc
-	doc.Offered = nil
-	for _, n := range l.Offer(id.start).Offered {
-		doc.Offered = append(doc.Offered, number(n))
+	doc.offer(id.start)
+	return id.replaceLocked(doc)
+}
+
+// Renewing reports whether the node is about to join anew.
+func (id *Identity) Renewing() bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.doc.Renewal != 0
+}
+
+// Renew implements meta.Identity.
+func (id *Identity) Renew(mark uint64) (dfs.Incarnation, error) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.doc.Renewal == 0 {
+		doc := id.doc
+		doc.Renewal = number(mark)
+		if err := id.replaceLocked(doc); err != nil {
+			return dfs.Incarnation{}, err
+		}
 	}
+	return dfs.Incarnation{Mark: uint64(id.doc.Renewal), Start: id.start}, nil
+}
+
+// Renewed implements meta.Identity.
+func (id *Identity) Renewed(node dfs.NodeID, since dfs.Epoch) error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.doc.Renewal == 0 {
+		return dfs.Errorf(dfs.Invalid, "save identity", "%s was not about to join anew", id.dir)
+	}
+	doc := id.doc
+	doc.Mark, doc.Renewal, doc.Node = doc.Renewal, 0, uint32(node)
+	doc.Accepted, doc.Since, doc.Offered = number(id.start), uint64(since), nil
+	doc.Founding, doc.Hosted, doc.Aside = false, false, true
 	return id.replaceLocked(doc)
 }
 
@@ -232,10 +266,26 @@ func (id *Identity) Accept(since dfs.Epoch) error {
 // acceptedLocked is doc with this start as the one on record.
 func (id *Identity) acceptedLocked(since dfs.Epoch) identityDoc {
 	doc := id.doc
-	if doc.Accepted != number(id.start) {
-		doc.Accepted, doc.Since, doc.Offered = number(id.start), uint64(since), nil
+	if doc.Accepted == number(id.start) {
+		return doc
+	}
+	old := doc.Accepted
+	doc.Accepted, doc.Since = number(id.start), uint64(since)
+	if doc.Renewal == 0 {
+		doc.Offered = nil
+	} else if old != 0 {
+		doc.offer(uint64(old)) // it may have asked under the other mark, and not have heard
 	}
 	return doc
+}
+
+// offer adds a start to those offered.
+func (d *identityDoc) offer(start uint64) {
+	l := d.lineage().Offer(start)
+	d.Offered = nil
+	for _, n := range l.Offered {
+		d.Offered = append(d.Offered, number(n))
+	}
 }
 
 // Membership implements meta.Identity.
@@ -243,7 +293,7 @@ func (id *Identity) Membership() meta.Membership {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	cluster, _ := dfs.ParseClusterID(id.doc.Cluster)
-	return meta.Membership{Cluster: cluster, Node: dfs.NodeID(id.doc.Node), Founding: id.doc.Founding, Hosted: id.doc.Hosted}
+	return meta.Membership{Cluster: cluster, Node: dfs.NodeID(id.doc.Node), Founding: id.doc.Founding, Hosted: id.doc.Hosted, Aside: id.doc.Aside}
 }
 
 // SaveMembership implements meta.Identity. A cluster or number that is set is
@@ -260,7 +310,7 @@ func (id *Identity) SaveMembership(m meta.Membership) error {
 func (id *Identity) SaveNode(cluster dfs.ClusterID, node dfs.NodeID, since dfs.Epoch) error {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	return id.saveLocked(id.acceptedLocked(since), meta.Membership{Cluster: cluster, Node: node, Founding: id.doc.Founding, Hosted: id.doc.Hosted})
+	return id.saveLocked(id.acceptedLocked(since), meta.Membership{Cluster: cluster, Node: node, Founding: id.doc.Founding, Hosted: id.doc.Hosted, Aside: id.doc.Aside})
 }
 
 // saveLocked stores doc with a membership.
@@ -268,7 +318,7 @@ func (id *Identity) saveLocked(doc identityDoc, m meta.Membership) error {
 	if id.doc.Cluster != "" && id.doc.Cluster != m.Cluster.String() || id.doc.Node != 0 && dfs.NodeID(id.doc.Node) != m.Node {
 		return dfs.Errorf(dfs.WrongCluster, "save identity", "%s is node %d of cluster %s, not node %d of %v", id.dir, id.doc.Node, id.doc.Cluster, m.Node, m.Cluster)
 	}
-	doc.Cluster, doc.Node, doc.Founding, doc.Hosted = m.Cluster.String(), uint32(m.Node), m.Founding, m.Hosted
+	doc.Cluster, doc.Node, doc.Founding, doc.Hosted, doc.Aside = m.Cluster.String(), uint32(m.Node), m.Founding, m.Hosted, m.Aside
 	return id.replaceLocked(doc)
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
+	"dfsd/meta"
 )
 
 // identityBytes is a node.json of docs/FORMATS.md. A release may add fields to
@@ -146,4 +147,64 @@ func TestIdentityRefusesDirectories(t *testing.T) {
 	if _, err := OpenIdentity(fs, "other", "meta1", 42, newMark); dfs.KindOf(err) != dfs.Invalid {
 		t.Errorf("not empty: %v", err)
 	}
+}
+
+// TestRenewal: the mark under which a node joins anew is durable before it is told, and
+// stays; what it comes to replaces mark and number at once. Starts that were
+// offered meanwhile are kept until then: any of them may be on record.
+func TestRenewal(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	newMark := numbers(1)
+	cluster := dfs.ClusterID{1}
+	life := func(do func(id *Identity) error) {
+		t.Helper()
+		id, err := OpenIdentity(fs, "d", "meta1", 42, newMark)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = do(id)
+		crashed := fs.CrashClone(vfs.CrashCloneCfg{})
+		if err := errors.Join(err, id.Close()); err != nil {
+			t.Fatal(err)
+		}
+		fs = crashed
+	}
+	life(func(id *Identity) error {
+		if dfs.KindOf(id.Renewed(4, 5)) != dfs.Invalid {
+			t.Error("joined anew without being asked")
+		}
+		return errors.Join(id.Offer(), id.SaveMembership(meta.Membership{Cluster: cluster, Node: 3, Hosted: true}), id.Accept(7))
+	})
+	var starts []uint64
+	for range 3 {
+		life(func(id *Identity) error {
+			inc, err := id.Renew(uint64(100 + len(starts)))
+			if want := (dfs.Incarnation{Mark: 100, Start: id.Incarnation().Start}); inc != want {
+				t.Errorf("it asks as %v, want %v", inc, want)
+			}
+			starts = append(starts, inc.Start)
+			// The storage role goes on under the old mark.
+			return errors.Join(err, id.Offer(), id.SaveNode(cluster, 3, 8))
+		})
+	}
+	life(func(id *Identity) error {
+		l, _ := id.Lineage()
+		for _, s := range starts {
+			if !l.Holds(s) {
+				t.Errorf("%+v lacks %v", l, s)
+			}
+		}
+		if m := id.Membership(); !id.Renewing() || id.Incarnation().Mark != 1 || m.Node != 3 || !m.Hosted {
+			t.Errorf("it is %v, %+v", id.Incarnation(), m)
+		}
+		return id.Renewed(9, 20)
+	})
+	life(func(id *Identity) error {
+		l, since := id.Lineage()
+		m := id.Membership()
+		if id.Renewing() || id.Incarnation().Mark != 100 || len(l.Offered) != 0 || since != 20 || m != (meta.Membership{Cluster: cluster, Node: 9, Aside: true}) {
+			t.Errorf("it is %v, %+v, since %d, %+v", id.Incarnation(), l, since, m)
+		}
+		return nil
+	})
 }

@@ -123,6 +123,12 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 		send(gauge("meta_disk_free_bytes", "Free bytes of the disk of the metadata."), float64(d.Free))
 		send(gauge("meta_disk_full", "1 while the free bytes are less than the reserve."), full)
 	}
+	damaged := 0.0
+	if c.n.meta.Damaged() {
+		damaged = 1
+	}
+	send(gauge("meta_damaged", "1 while the Raft log of this node is damaged and it waits to join anew."), damaged)
+	send(counter("meta_restarts", "Restarts of the meta role after damage that it met while it ran."), float64(c.n.meta.Restarts()))
 	log := c.n.meta.Log()
 	send(counter("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))

@@ -211,9 +211,10 @@ func (n *Node) wire() error {
 		so.Disks = n.disks()
 		so.Engines, so.Dial, so.Metas, so.Logger = n.engines, dial, book, n.log
 		so.Registration = storage.Registration{
-			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Incarnation: n.id.Incarnation(), Release: o.Release, Labels: o.Labels,
+			Name: o.Name, Addr: o.Advertise, Roles: o.Roles, Release: o.Release, Labels: o.Labels,
 		}
 		so.SaveNode, so.Offer = n.saveNode, n.offer
+		so.Incarnation, so.Renewing = n.id.Incarnation, n.id.Renewing
 		var err error
 		if n.storage, err = storage.New(so); err != nil {
 			return err

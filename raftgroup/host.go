@@ -273,6 +273,7 @@ func (h *Host) shutdown() {
 			if r.fault == nil {
 				r.fault = err
 			}
+			r.office.Store(&Office{Term: r.term})
 			r.proposals.close(err)
 			r.reads.close(err)
 			r.refuseLocked(r.in.take())

@@ -129,7 +129,7 @@ func (b *beats) beat(ctx context.Context, addr string) error {
 // request says how the stores are. It waits for no disk.
 func (b *beats) request() *wire.HeartbeatRequest {
 	req := &wire.HeartbeatRequest{
-		Node: uint32(b.s.opts.Node()), Incarnation: wire.FromIncarnation(b.s.opts.Registration.Incarnation),
+		Node: uint32(b.s.opts.Node()), Incarnation: wire.FromIncarnation(b.s.opts.Incarnation()),
 	}
 	for _, st := range b.s.stores {
 		if st.ID() == 0 || st.refused.Load() != nil {

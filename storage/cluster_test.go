@@ -181,10 +181,9 @@ func (n *node) run() {
 			return nil
 		},
 		Engines: n.engines, Dial: dial, Metas: metas.New(dial, []string{"meta:1"}),
-		Registration: Registration{
-			Name: n.name, Addr: n.name + ":1", Roles: dfs.RoleStorage, Incarnation: dfs.Incarnation{Mark: n.mark(), Start: n.start},
-		},
-		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", n.name),
+		Registration: Registration{Name: n.name, Addr: n.name + ":1", Roles: dfs.RoleStorage},
+		Incarnation:  func() dfs.Incarnation { return locked().Incarnation },
+		Logger:       slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", n.name),
 	}
 	random := rand.New(rand.NewPCG(7, n.mark()))
 	var rmu sync.Mutex

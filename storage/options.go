@@ -77,12 +77,11 @@ const (
 
 // Registration is what a node says of itself to the control group.
 type Registration struct {
-	Name        string // unique in the cluster
-	Addr        string // host:port where clients and peers reach the node
-	Roles       dfs.Role
-	Incarnation dfs.Incarnation // of this start
-	Release     string
-	Labels      map[string]string
+	Name    string // unique in the cluster
+	Addr    string // host:port where clients and peers reach the node
+	Roles   dfs.Role
+	Release string
+	Labels  map[string]string
 }
 
 // Hooks plant faults for tests. All are off by default.
@@ -114,6 +113,11 @@ type Options struct {
 	Cluster  func() dfs.ClusterID
 	Offer    func() (dfs.Lineage, error)
 	SaveNode func(cluster dfs.ClusterID, node dfs.NodeID, since dfs.Epoch) error
+
+	// Incarnation is that of this start. It changes, and Node with it, when the meta
+	// role of the process joins anew; Renewing says that it is about to. Nil: never.
+	Incarnation func() dfs.Incarnation
+	Renewing    func() bool
 
 	Engines      []*engine.Store // one a disk; the caller closes them after Close
 	Disks        []string        // what disk each engine is on; "" and what is missing: one of its own

@@ -41,7 +41,22 @@ func (s *Service) register() (dfs.Epoch, bool) {
 }
 
 // tryRegister registers once. The reply is nil when there is nothing to register.
+// What refuses the node that this was, or is about to be no more, is no refusal.
 func (s *Service) tryRegister() (*wire.RegisterReply, error) {
+	was := s.opts.Incarnation()
+	reply, err := s.registerOnce()
+	if isRefusal(err) && s.renewed(was) {
+		err = &dfs.Error{Kind: dfs.Unavailable, Op: "register", Text: "the node joins anew", Err: err}
+	}
+	return reply, err
+}
+
+// renewed reports whether the node is another one than it was, or about to be.
+func (s *Service) renewed(was dfs.Incarnation) bool {
+	return s.opts.Renewing != nil && s.opts.Renewing() || s.opts.Incarnation() != was
+}
+
+func (s *Service) registerOnce() (*wire.RegisterReply, error) {
 	if s.registered.Load() == 0 {
 		if err := s.reach(); err != nil {
 			return nil, err
@@ -91,7 +106,7 @@ func (s *Service) registerApart(req *wire.RegisterRequest, asked []*store) (*wir
 		switch {
 		case err == nil:
 			last = reply
-		case isRefusal(err):
+		case isRefusal(err) && !s.renewed(req.Incarnation.ToDFS()):
 			st.refused.Store(&err)
 			s.log.Error("a store is refused: it is not used; the others are", "store", st.ID(), "dir", st.Dir(), "cause", err)
 		default:
@@ -132,12 +147,12 @@ func (s *Service) isRegistered() bool {
 		return true // as the map will say that is on its way
 	}
 	n := m.Node(s.opts.Node())
-	if n == nil || n.Incarnation != s.opts.Registration.Incarnation {
+	if n == nil || n.Incarnation != s.opts.Incarnation() {
 		return false
 	}
 	for _, st := range s.stores {
 		x := m.Store(st.ID())
-		if st.registered.Load() != 0 && st.healthy() && (x == nil || x.State != dfs.StoreUp || x.Incarnation != st.Identity().Incarnation) {
+		if st.registered.Load() != 0 && st.healthy() && (x == nil || x.State != dfs.StoreUp || x.Node != n.ID || x.Incarnation != st.Identity().Incarnation) {
 			return false
 		}
 	}
@@ -185,7 +200,7 @@ func (s *Service) registration() (*wire.RegisterRequest, []*store, error) {
 	}
 	r := &s.opts.Registration
 	req := &wire.RegisterRequest{
-		Name: r.Name, Addr: r.Addr, Roles: uint32(r.Roles), Incarnation: wire.FromIncarnation(r.Incarnation), Lineage: wire.FromLineage(lineage),
+		Name: r.Name, Addr: r.Addr, Roles: uint32(r.Roles), Incarnation: wire.FromIncarnation(s.opts.Incarnation()), Lineage: wire.FromLineage(lineage),
 		Node: uint32(s.opts.Node()), Release: r.Release, Labels: r.Labels, Cluster: s.opts.Cluster().Bytes(),
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, measureWait)

@@ -125,20 +125,10 @@ func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
 		return ev.newNode(op, inc)
 	}
 	n := ev.m.Node(id)
-	switch {
-	case op.Node != 0 && dfs.NodeID(op.Node) != id:
+	if op.Node != 0 && dfs.NodeID(op.Node) != id {
 		return 0, dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory is that of node %v, not n%d", id, op.Node)
-	case n.Replaced:
-		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "another data directory took this name over; empty the directory to join as a new node")
-	case n.Name != op.Name:
-		return 0, dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory is that of node %q", n.Name)
-	case inc.Start == n.Incarnation.Start && n.Addr != op.Addr:
-		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "start %v runs at %s already: this process is a copy of that one; end it, and give its machine an empty data directory", inc, n.Addr)
 	}
-	if why := known.refuses(n.Incarnation, op.Lineage.ToDFS()); why != "" {
-		return 0, dfs.Errorf(dfs.Stale, "register "+op.Name, "the data directory %016x of node %v %s", inc.Mark, id, why)
-	}
-	if err := ev.holderGone(n, op); err != nil {
+	if err := ev.isDirectory(n, known, op); err != nil {
 		return 0, err
 	}
 	if n.Incarnation == inc && n.Addr == op.Addr && n.Roles == dfs.Role(op.Roles) && n.Release == op.Release && maps.Equal(n.Labels, op.Labels) {
@@ -147,6 +137,41 @@ func (ev *entry) registerNode(op *wire.RegisterRequest) (dfs.NodeID, error) {
 	n = ev.node(id)
 	n.Incarnation, n.Addr, n.Roles, n.Release, n.Labels = inc, op.Addr, dfs.Role(op.Roles), op.Release, op.Labels
 	return id, nil
+}
+
+// isDirectory refuses a start of any other directory than the one that a node is on
+// record with.
+func (ev *entry) isDirectory(n *dfs.Node, known markRow, op *wire.RegisterRequest) error {
+	start := op.Incarnation.GetStart()
+	switch {
+	case n.Replaced:
+		return dfs.Errorf(dfs.Stale, "register "+op.Name, "another data directory took this name over; empty the directory to join as a new node")
+	case n.Name != op.Name:
+		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory is that of node %q", n.Name)
+	case start == n.Incarnation.Start && n.Addr != op.Addr:
+		return dfs.Errorf(dfs.Stale, "register "+op.Name, "start %v runs at %s already: this process is a copy of that one; end it, and give its machine an empty data directory", n.Incarnation, n.Addr)
+	}
+	if why := known.refuses(n.Incarnation, op.Lineage.ToDFS()); why != "" {
+		return dfs.Errorf(dfs.Stale, "register "+op.Name, "the data directory %016x of node %v %s", n.Incarnation.Mark, n.ID, why)
+	}
+	return ev.holderGone(n, op)
+}
+
+// predecessor returns the node that a directory was before it took another mark,
+// nil when it is nobody's.
+func (ev *entry) predecessor(op *wire.RegisterRequest) (*dfs.Node, error) {
+	if op.Replaces == 0 {
+		return nil, nil
+	}
+	known, err := ev.byMark(markOfNode, op.Replaces)
+	if err != nil {
+		return nil, err
+	}
+	n := ev.m.Node(dfs.NodeID(known.id))
+	if n == nil {
+		return nil, dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory %016x that it is to replace was never registered", op.Replaces)
+	}
+	return n, ev.isDirectory(n, known, op)
 }
 
 // holderGone refuses, for now, a start at another address while stores of the
@@ -164,10 +189,15 @@ func (ev *entry) holderGone(n *dfs.Node, op *wire.RegisterRequest) error {
 }
 
 // newNode enters a node that was never seen. One that takes the name of
-// another over replaces it for good: the old data directory is gone.
+// another over replaces it for good: the old data directory is gone. One that says
+// which node it was, since its Raft log is damaged, takes the stores along.
 func (ev *entry) newNode(op *wire.RegisterRequest, inc dfs.Incarnation) (dfs.NodeID, error) {
+	old, err := ev.predecessor(op)
+	if err != nil {
+		return 0, err
+	}
 	for _, n := range ev.m.Nodes {
-		if n.Name != op.Name || n.Replaced {
+		if n.Name != op.Name || n.Replaced || n == old {
 			continue
 		}
 		for _, s := range ev.m.Stores {
@@ -184,6 +214,15 @@ func (ev *entry) newNode(op *wire.RegisterRequest, inc dfs.Incarnation) (dfs.Nod
 	})
 	ev.node(id)
 	ev.setMark(inc.Mark, markRow{kind: markOfNode, id: uint32(id)})
+	if old == nil {
+		return id, nil
+	}
+	ev.node(old.ID).Replaced = true
+	for _, s := range ev.m.Stores {
+		if s.Node == old.ID {
+			ev.store(s.ID).Node = id
+		}
+	}
 	return id, nil
 }
 

@@ -192,6 +192,7 @@ func registration(f fields, input string) *wire.RegisterRequest {
 	op := &wire.RegisterRequest{
 		Name: f["name"], Addr: f["name"] + ":7400", Roles: uint32(dfs.RoleStorage), Incarnation: f.incarnation(), Lineage: f.lineage(),
 		Node: uint32(f.num("node")), Cluster: []byte(f["cluster"]),
+		Replaces: f.num("replaces"),
 	}
 	if a, ok := f["addr"]; ok {
 		op.Addr = a

@@ -164,7 +164,9 @@ type RegisterRequest struct {
 	Release       string                 `protobuf:"bytes,7,opt,name=release,proto3" json:"release,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Stores        []*RegisterStore       `protobuf:"bytes,9,rep,name=stores,proto3" json:"stores,omitempty"`
-	Cluster       []byte                 `protobuf:"bytes,10,opt,name=cluster,proto3" json:"cluster,omitempty"` // what the data directory says; empty: fresh
+	Cluster       []byte                 `protobuf:"bytes,10,opt,name=cluster,proto3" json:"cluster,omitempty"`     // what the data directory says; empty: fresh
+	Replaces      uint64                 `protobuf:"fixed64,11,opt,name=replaces,proto3" json:"replaces,omitempty"` // the mark that this directory had: its Raft log is damaged, and it joins anew; 0: none
+	Damage        string                 `protobuf:"bytes,12,opt,name=damage,proto3" json:"damage,omitempty"`       // what was found, for people; not in the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +269,20 @@ func (x *RegisterRequest) GetCluster() []byte {
 		return x.Cluster
 	}
 	return nil
+}
+
+func (x *RegisterRequest) GetReplaces() uint64 {
+	if x != nil {
+		return x.Replaces
+	}
+	return 0
+}
+
+func (x *RegisterRequest) GetDamage() string {
+	if x != nil {
+		return x.Damage
+	}
+	return ""
 }
 
 type RegisterStore struct {
@@ -3865,7 +3881,7 @@ const file_meta_proto_rawDesc = "" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
 	"\x05peers\x18\x03 \x03(\tR\x05peers\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\rR\x04node\x12\x14\n" +
-	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xac\x03\n" +
+	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xe0\x03\n" +
 	"\x0fRegisterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
@@ -3877,7 +3893,9 @@ const file_meta_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2&.dfsd.wire.RegisterRequest.LabelsEntryR\x06labels\x120\n" +
 	"\x06stores\x18\t \x03(\v2\x18.dfsd.wire.RegisterStoreR\x06stores\x12\x18\n" +
 	"\acluster\x18\n" +
-	" \x01(\fR\acluster\x1a9\n" +
+	" \x01(\fR\acluster\x12\x1a\n" +
+	"\breplaces\x18\v \x01(\x06R\breplaces\x12\x16\n" +
+	"\x06damage\x18\f \x01(\tR\x06damage\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
