@@ -437,3 +437,42 @@ func TestStateDamageMetWhileServing(t *testing.T) {
 		}
 	})
 }
+
+// TestSleepersGiveTheirState: a replica that lacks its state gets it though its
+// group is idle and goes to sleep between two attempts.
+func TestSleepersGiveTheirState(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.QuiesceTicks = 1 }
+		defer c.stop()
+		c.boot()
+		c.fill(0, 120, 500)
+		for _, id := range c.all() {
+			c.waitCut(id, 0, 40)
+		}
+		c.propose(0, "put mid value") // syncs the cut
+		c.converge(c.all()...)
+		victim := c.leader(0)%3 + 1
+		n := c.kill(victim, 100)
+		if err := n.fs.RemoveAll("data/raft-state"); err != nil {
+			t.Fatal(err)
+		}
+		tried := 0
+		c.chunks = func(_, _ dfs.NodeID, i int) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if i == 1 {
+				tried++
+			}
+			if tried < 5 {
+				return dfs.Errorf(dfs.Unavailable, "send chunk", "the connection broke")
+			}
+			return nil
+		}
+		c.revive(n)
+		c.converge(c.all()...)
+		if tried < 5 {
+			t.Errorf("%d attempts", tried)
+		}
+	})
+}

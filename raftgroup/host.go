@@ -484,8 +484,7 @@ func (h *Host) Step(from dfs.NodeID, batch []byte) error {
 			continue
 		}
 		if f.kind == frameNeedState {
-			h.sendSnapshot(r, from, 0)
-			continue
+			h.sendSnapshot(r, from, 0) // and wakes the leader, which is asked again if that fails
 		}
 		if r.in.addFrame(f) {
 			h.workers.schedule(r)

@@ -121,12 +121,18 @@ func (r *replica) wakeLocked() {
 }
 
 // wakeFor wakes a replica that leans on a node, which has fallen silent, is
-// heard again, or is not what it was.
+// heard again, or is not what it was. What that node's replica answered before
+// does not count: a leader stays awake until it has answered again, and so knows
+// its leader.
 func (r *replica) wakeFor(node dfs.NodeID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	leans := r.lead == uint64(node) || r.role == raft.StateLeader && isMember(r.state.members(), node)
-	if r.fault != nil || !r.asleep || !leans {
+	if r.fault != nil || !leans {
+		return
+	}
+	delete(r.answered, uint64(node))
+	if !r.asleep {
 		return
 	}
 	r.guardLocked(r.wakeLocked)
@@ -171,6 +177,14 @@ func (r *replica) sleepLocked() {
 // long enough and may sleep. Such a leader sends no heartbeats.
 func (r *replica) drowsyLocked() bool {
 	return r.role == raft.StateLeader && r.ticks-r.busy >= uint64(r.h.opts.QuiesceTicks) && r.restfulLocked() && r.settledLocked()
+}
+
+// sleepsLocked reports whether a leader that says nothing may be asleep: its node
+// was heard, with one sign, for an election time-out.
+func (r *replica) sleepsLocked(lead uint64) bool {
+	now, _ := r.h.beats.self()
+	_, heard := r.h.beats.heardSince(dfs.NodeID(lead), now-min(now, r.h.beats.limit))
+	return heard
 }
 
 // settledLocked reports whether, on a leader, every member that is heard has

@@ -222,8 +222,9 @@ func (r *replica) tickLocked(rd *round) {
 		return
 	}
 	// The library's clock stands still, or it would campaign. So it has to be
-	// told that its leader is silent: it votes for no other before.
-	if r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) {
+	// told that its leader is silent: it votes for no other before. One that sleeps
+	// is heard by its node, and is asked for the state there.
+	if r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) && !r.sleepsLocked(r.lead) {
 		_ = r.raw.ForgetLeader()
 	}
 	if missing {
