@@ -518,6 +518,14 @@ func settled(sts []Status) bool {
 
 func (c *cluster) dump(id dfs.NodeID, g dfs.GroupID) string {
 	c.t.Helper()
+	out, err := c.tryDump(id, g)
+	if err != nil {
+		c.t.Fatalf("dump %v of node %v: %v", g, id, err)
+	}
+	return out
+}
+
+func (c *cluster) tryDump(id dfs.NodeID, g dfs.GroupID) (string, error) {
 	var out []byte
 	err := c.h(id).ReadLocal(g, func(r Reader) error {
 		return r.Scan(nil, nil, func(k, v []byte) (bool, error) {
@@ -525,10 +533,7 @@ func (c *cluster) dump(id dfs.NodeID, g dfs.GroupID) string {
 			return true, nil
 		})
 	})
-	if err != nil {
-		c.t.Fatalf("dump %v of node %v: %v", g, id, err)
-	}
-	return string(out)
+	return string(out), err
 }
 
 func (c *cluster) all() []dfs.NodeID {
