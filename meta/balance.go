@@ -26,13 +26,17 @@ const (
 	// hand over: for a moment each attempt keeps the group from working.
 	balanceRest = 30
 
+	// balanceShare is the part of its excess that a node hands over at one look, at
+	// least one group: with many groups one at a time would take hours.
+	balanceShare = 16
+
 	// handoverSlack is how many entries the next leader may lack: the group takes
 	// nothing until it has them.
 	handoverSlack = 64
 )
 
 // balanceLoop evens out who leads. A node that leads more groups than its share
-// hands one over at a time; nobody ever asks for one. Taking a group from one
+// hands some over at a time; nobody ever asks for one. Taking a group from one
 // who has more than the share and giving it to one who has at least two fewer
 // makes the spread smaller with every step, so it ends, and at its end nobody
 // moves anything.
@@ -52,6 +56,7 @@ func (s *Service) balanceLoop() {
 		if calm < balanceCalm {
 			continue
 		}
+		moves := 0
 		for _, g := range excess(me, leaders) {
 			st, _ := h.Status(g)
 			to := heir(me, leaders, hosts(s.maps.current(), full), &st, full)
@@ -64,11 +69,13 @@ func (s *Service) balanceLoop() {
 			if err != nil {
 				s.log.Debug("leadership not handed over", "group", uint16(g), "to", uint32(to), "cause", err)
 				calm = -balanceRest
-			} else {
-				s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "it leads fewer groups")
-				seen[g] = to // of one's own making, so not a reason to wait
+				break
 			}
-			break
+			s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "it leads fewer groups")
+			leaders[g], seen[g] = to, to // of one's own making, so not a reason to wait
+			if moves++; moves > over(me, leaders, hosts(s.maps.current(), full))/balanceShare {
+				break
+			}
 		}
 	}
 }
@@ -118,6 +125,17 @@ func hosts(m *dfs.Map, full map[dfs.NodeID]*wire.MetaDisk) int {
 		}
 	}
 	return len(seen)
+}
+
+// over is how many groups more than its share a node leads.
+func over(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, voters int) int {
+	led := 0
+	for _, n := range leaders {
+		if n == me {
+			led++
+		}
+	}
+	return led - (len(leaders)+voters-1)/voters
 }
 
 // heir returns the voter to hand a group to, 0 for none: the one that leads the

@@ -1,7 +1,9 @@
 package meta
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"dfsd/dfs"
@@ -12,49 +14,11 @@ import (
 )
 
 const (
-	groupTick = 250 * time.Millisecond
-
 	trimRows   = 512 // history rows a trim entry drops at the most: bounds its apply
 	deleteRows = 512 // blocks of the delete queue in one round
 	intentAge  = 5 * time.Second
 	intentPage = 64 // intents in one round
 )
-
-// groupLoop does, on the leader of one group, what the group needs in the
-// background. Each step is idempotent and starts from applied state.
-func (s *Service) groupLoop(g dfs.GroupID) {
-	var intents dfs.Ino // the child past which the next round goes on
-	for s.sleep(groupTick) {
-		h := s.host.Load()
-		if s.maps.current().Group(g) == nil {
-			return // abandoned: its number is never used again
-		}
-		if _, leads := s.leads(g); !leads || h == nil {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(s.ctx, 4*metas.AttemptTimeout)
-		s.step(g, "membership", s.tendMembers(ctx, h, g))
-		if g != dfs.ControlGroup && !ready(s.maps.current(), g) {
-			s.step(g, "forming", s.formGroup(ctx, h, g))
-			cancel()
-			continue
-		}
-		if g != dfs.ControlGroup && s.mutable() {
-			s.step(g, "trim", s.trim(ctx, h, g))
-			s.step(g, "delete queue", s.drainDeletes(ctx, h, g))
-			past, err := s.resolveIntents(ctx, h, g, intents)
-			intents = past
-			s.step(g, "intents", err)
-		}
-		cancel()
-	}
-}
-
-// ready reports whether a map calls a group ready.
-func ready(m *dfs.Map, g dfs.GroupID) bool {
-	row := m.Group(g)
-	return row != nil && row.Ready()
-}
 
 func (s *Service) step(g dfs.GroupID, what string, err error) {
 	if err != nil && s.ctx.Err() == nil && dfs.KindOf(err) != dfs.NotLeader {
@@ -62,8 +26,9 @@ func (s *Service) step(g dfs.GroupID, what string, err error) {
 	}
 }
 
-// trim drops history that nobody may ask for any more.
-func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+// trim drops history that nobody may ask for any more, and returns when there
+// will be more of it.
+func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (next time.Time, err error) {
 	before := uint64(time.Now().Add(-s.opts.HistoryKeep).UnixMilli()) << 16
 	for {
 		var oldest dfs.Version
@@ -71,21 +36,28 @@ func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) er
 			oldest, err = namespace.HistoryOldest(r)
 			return err
 		})
-		if err != nil || oldest == 0 || uint64(oldest) >= before {
-			return err
+		if err != nil || oldest == 0 {
+			return time.Time{}, err
+		}
+		if uint64(oldest) >= before {
+			return stamped(oldest).Add(s.opts.HistoryKeep), nil
 		}
 		res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: before, Limit: trimRows}}})
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
 		if err := res.ToError("trim", g.String()); err != nil {
-			return err
+			return time.Time{}, err
 		}
 	}
 }
 
-// drainDeletes has the stores delete what the group has released.
-func (s *Service) drainDeletes(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+// stamped is the time of a version.
+func stamped(v dfs.Version) time.Time { return time.UnixMilli(int64(v >> 16)) }
+
+// drainDeletes has the stores delete what the group has released, and returns when
+// to go on with what they did not all acknowledge.
+func (s *Service) drainDeletes(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (next time.Time, err error) {
 	var after []byte
 	for {
 		var blocks []dfs.BlockID
@@ -94,7 +66,7 @@ func (s *Service) drainDeletes(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 			return err
 		})
 		if err != nil || len(blocks) == 0 {
-			return err
+			return next, err
 		}
 		op := &wire.DeletedOp{}
 		for _, id := range s.deleteBlocks(ctx, blocks) {
@@ -102,11 +74,14 @@ func (s *Service) drainDeletes(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 		}
 		if len(op.Blocks) > 0 {
 			if _, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Deleted{Deleted: op}}); err != nil {
-				return err
+				return next, err
 			}
 		}
+		if len(op.Blocks) < len(blocks) {
+			next = time.Now().Add(groupTick)
+		}
 		if len(after) == 0 {
-			return nil
+			return next, nil
 		}
 	}
 }
@@ -157,20 +132,31 @@ func (s *Service) deleteBlocks(ctx context.Context, blocks []dfs.BlockID) []dfs.
 }
 
 // resolveIntents ends what a mkdir or rmdir over a group boundary has left
-// behind when its session is gone. It goes through the intents past a child, as
-// many as one round may take, and returns the child past which to go on.
-func (s *Service) resolveIntents(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, past dfs.Ino) (dfs.Ino, error) {
+// behind when its session is gone. Of many intents each round takes as many as it
+// may, and the next one goes on after them. It returns when to go on.
+func (s *Service) resolveIntents(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, metas.AttemptTimeout)
 	defer cancel()
+	past := s.agenda.intentsPast(g)
 	var list []namespace.Intent
 	err := h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
 		list, err = namespace.Intents(r, past, intentPage)
 		return err
 	})
-	if err != nil {
-		return past, err
+	if err != nil || len(list) == 0 && past == 0 {
+		return time.Time{}, err
 	}
-	return eachIntent(ctx, list, func(in namespace.Intent) error { return s.resolveIntent(ctx, h, g, in) })
+	next, err := eachIntent(ctx, list, func(in namespace.Intent) error { return s.resolveIntent(ctx, h, g, in) })
+	s.agenda.setIntentsPast(g, next)
+	if past != 0 || next != 0 {
+		return time.Now(), err
+	}
+	return stamped(oldestIntent(list)).Add(intentAge), err
+}
+
+// oldestIntent is the version of the oldest intent of a page, which has one.
+func oldestIntent(page []namespace.Intent) dfs.Version {
+	return slices.MinFunc(page, func(a, b namespace.Intent) int { return cmp.Compare(a.Version, b.Version) }).Version
 }
 
 // eachIntent resolves the intents of a page until ctx ends. One that cannot be

@@ -154,6 +154,7 @@ func (s *Service) offer(m *dfs.Map, formed bool) {
 			s.opts.OnMap(m)
 		}
 		s.wakeControl()
+		s.agenda.touchAll()
 	}
 }
 

@@ -298,9 +298,10 @@ func (r *registry) judge(c claim, holder *dfs.Node) (free, proven bool) {
 
 // reportLoop tells the control leader what this node sees.
 func (s *Service) reportLoop() {
+	var beats map[dfs.GroupID]*wire.GroupBeat
 	for s.sleep(s.opts.Heartbeat) {
-		rep := s.report()
-		if rep == nil {
+		var rep *wire.MetaReport
+		if rep, beats = s.report(beats); rep == nil {
 			continue
 		}
 		if _, leads := s.leads(dfs.ControlGroup); leads {
@@ -325,34 +326,50 @@ func (s *Service) reportLoop() {
 	}
 }
 
-// report assembles what this node sees; nil while it has no map, or no host.
-func (s *Service) report() *wire.MetaReport {
+// report assembles what this node sees; nil while it has no map, or no host. What
+// the last report counted in a group in which nothing happened since is said again.
+func (s *Service) report(last map[dfs.GroupID]*wire.GroupBeat) (*wire.MetaReport, map[dfs.GroupID]*wire.GroupBeat) {
 	m := s.maps.current()
 	h, err := s.raft()
 	if m == nil || err != nil {
-		return nil
+		return nil, last
 	}
 	me := s.opts.Identity.Membership().Node
 	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m)), Disk: s.space.disk()}
-	for _, st := range h.Statuses() {
-		if st.Leader != me {
+	led, changed := s.agenda.leads()
+	beats := map[dfs.GroupID]*wire.GroupBeat{}
+	for _, g := range led {
+		o, _ := h.Leader(g)
+		if o.Leader != me {
 			continue
 		}
-		gb := &wire.GroupBeat{
-			Group: uint32(st.Group), Term: st.Term, Applied: st.Applied, Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners),
-			LogBytes: st.LogBytes,
+		gb := s.groupBeat(h, g)
+		switch old := last[g]; {
+		case g == dfs.ControlGroup:
+		case old != nil && old.Term == o.Term && !changed[g]:
+			gb.Inodes = old.Inodes
+		default:
+			gb.Inodes = s.countInodes(h, g)
 		}
-		for _, p := range st.Peers {
-			if p.Active {
-				gb.Heard = append(gb.Heard, uint32(p.Node))
-			}
-		}
-		if st.Group != dfs.ControlGroup {
-			gb.Inodes = s.countInodes(h, st.Group)
-		}
+		beats[g] = gb
 		rep.Groups = append(rep.Groups, gb)
 	}
-	return rep
+	return rep, beats
+}
+
+// groupBeat is what this node, which leads a group, says of its replicas.
+func (s *Service) groupBeat(h *raftgroup.Host, g dfs.GroupID) *wire.GroupBeat {
+	st, _ := h.Status(g)
+	gb := &wire.GroupBeat{
+		Group: uint32(g), Term: st.Term, Applied: st.Applied, Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners),
+		LogBytes: st.LogBytes,
+	}
+	for _, p := range st.Peers {
+		if p.Active {
+			gb.Heard = append(gb.Heard, uint32(p.Node))
+		}
+	}
+	return gb
 }
 
 // Report implements the meta service.

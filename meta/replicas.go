@@ -20,22 +20,14 @@ import (
 // more; a new map has it look at once.
 const hostTick = time.Second
 
-// hostLoop gives each group of the map its background loop, and brings the
-// replicas of this node to the map: it makes the first one of a group that it
-// founds and destroys those of groups that it is no member of. All others begin
-// with a message of their leader, see acceptGroup.
+// hostLoop brings the replicas of this node to the map: it makes the first one of
+// a group that it founds and destroys those of groups that it is no member of. All
+// others begin with a message of their leader, see acceptGroup.
 func (s *Service) hostLoop() {
-	looped := map[dfs.GroupID]bool{}
 	for {
 		h := s.host.Load() // another one after damage
 		m, next := s.maps.watch()
-		if m != nil { // a founder makes the first one
-			for _, g := range m.Groups {
-				if !looped[g.ID] {
-					looped[g.ID] = true
-					s.wg.Go(func() { s.groupLoop(g.ID) })
-				}
-			}
+		if m != nil {
 			s.foundGroups(h, m)
 			s.leaveGroups(h, m)
 		}

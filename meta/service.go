@@ -136,6 +136,8 @@ type Service struct {
 	place *placer
 	space *space
 
+	agenda *agenda
+
 	wake struct { // leader loops run at once instead of at their next tick
 		control chan struct{}
 	}
@@ -160,6 +162,7 @@ func New(opts Options) *Service {
 	s.plan = newPlanner(s)
 	s.place = newPlacer()
 	s.space = newSpace(s)
+	s.agenda = newAgenda()
 	s.wake.control = make(chan struct{}, 1)
 	s.setWaiting("starting")
 	return s
@@ -262,6 +265,7 @@ func (s *Service) run() error {
 	s.wg.Go(s.balanceLoop)
 	s.wg.Go(s.spaceLoop)
 	s.wg.Go(s.hostLoop)
+	s.wg.Go(s.tendLoop)
 	return nil
 }
 
@@ -300,9 +304,11 @@ func (s *Service) openHost() (*raftgroup.Host, error) {
 		if g == dfs.ControlGroup {
 			s.maps.poke()
 		}
+		s.agenda.touch(g)
 	}
 	o.OnLeaderChange = func(g dfs.GroupID, leader dfs.NodeID, _ uint64) {
 		s.opts.Metas.SetLeader(g, leader)
+		s.agenda.lead(g, leader == o.Node)
 		if g == dfs.ControlGroup {
 			s.wakeControl()
 		}

@@ -134,6 +134,7 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
 	c.collectSnapshots(send)
 	me := c.n.id.Membership().Node
+	awake := 0
 	for _, st := range c.n.meta.Groups() {
 		g := st.Group.String()
 		send(applied, float64(st.Applied), g)
@@ -143,7 +144,11 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 			v = 1
 		}
 		send(leads, v, g)
+		if !st.Asleep && st.Fault == nil {
+			awake++
+		}
 	}
+	send(gauge("raft_awake", "Groups in which something happens."), float64(awake))
 }
 
 func (c collector) collectSnapshots(send func(figure, float64, ...string)) {

@@ -138,19 +138,22 @@ func (r *replica) status() Status {
 		st.Term = r.term
 		return st
 	}
-	basic := r.raw.Status()
+	basic := r.raw.BasicStatus()
 	st.Leader, st.Term, st.Commit = dfs.NodeID(basic.Lead), basic.GetTerm(), basic.GetCommit()
-	st.Voters = nodeIDs(basic.Config.Voters.IDs())
-	st.Learners = nodeIDs(basic.Config.Learners)
-	st.Joint = len(basic.Config.Voters[1]) > 0
+	st.Voters = nodeIDs(a.conf.GetVoters(), a.conf.GetVotersOutgoing())
+	st.Learners = nodeIDs(a.conf.GetLearners())
+	st.Joint = len(a.conf.GetVotersOutgoing()) > 0
 	st.Role = r.roleIn(&st, basic.RaftState)
 	st.Asleep = r.asleep
-	for id, p := range basic.Progress {
+	if basic.RaftState != raft.StateLeader {
+		return st
+	}
+	r.raw.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		st.Peers = append(st.Peers, Progress{
 			Node: dfs.NodeID(id), Match: p.Match, Learner: p.IsLearner,
 			Active: r.heardLocked(id), Snapshot: p.State == tracker.StateSnapshot,
 		})
-	}
+	})
 	slices.SortFunc(st.Peers, func(a, b Progress) int { return cmp.Compare(a.Node, b.Node) })
 	return st
 }
@@ -186,13 +189,15 @@ func (r *replica) roleIn(st *Status, state raft.StateType) Role {
 	}
 }
 
-func nodeIDs(m map[uint64]struct{}) []dfs.NodeID {
-	out := make([]dfs.NodeID, 0, len(m))
-	for id := range m {
-		out = append(out, dfs.NodeID(id))
+func nodeIDs(lists ...[]uint64) []dfs.NodeID {
+	var out []dfs.NodeID
+	for _, l := range lists {
+		for _, id := range l {
+			out = append(out, dfs.NodeID(id))
+		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // progressLocked returns, on a leader, what each member has acknowledged.
