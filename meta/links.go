@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dfsd/dfs"
@@ -13,9 +14,12 @@ import (
 	"dfsd/transport/wire"
 )
 
-// maxLinkQueue bounds the batches that wait for one lane of one peer: a peer
-// that is slower than that loses messages, which Raft sends again.
-const maxLinkQueue = 256
+// maxLinkQueue and maxLinkBytes bound the batches that wait for one lane of one
+// peer: a peer that is slower than that loses messages, which Raft sends again.
+const (
+	maxLinkQueue = 256
+	maxLinkBytes = 32 << 20
+)
 
 // linkRetry is the pause after a stream broke or could not be opened.
 const linkRetry = 200 * time.Millisecond
@@ -34,7 +38,7 @@ type links struct {
 	wg sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
-	queues  map[linkKey]chan []byte
+	queues  map[linkKey]*linkQueue
 	learned time.Time // when the map was last fetched for a caller
 	closed  bool
 }
@@ -44,8 +48,29 @@ type linkKey struct {
 	lane raftgroup.Lane
 }
 
+// linkQueue holds the batches that wait for one lane of one peer.
+type linkQueue struct {
+	batches chan []byte
+	bytes   atomic.Int64 // of batches
+}
+
+// add queues a batch; false says that there is no room for it. It is called with
+// links.mu held.
+func (q *linkQueue) add(msg []byte) bool {
+	if q.bytes.Load()+int64(len(msg)) > maxLinkBytes {
+		return false
+	}
+	select {
+	case q.batches <- msg:
+		q.bytes.Add(int64(len(msg)))
+		return true
+	default:
+		return false
+	}
+}
+
 func newLinks(s *Service) *links {
-	return &links{s: s, queues: map[linkKey]chan []byte{}}
+	return &links{s: s, queues: map[linkKey]*linkQueue{}}
 }
 
 func (l *links) close() {
@@ -65,16 +90,11 @@ func (l *links) send(to dfs.NodeID, lane raftgroup.Lane, msg []byte) bool {
 	k := linkKey{to, lane}
 	q := l.queues[k]
 	if q == nil {
-		q = make(chan []byte, maxLinkQueue)
+		q = &linkQueue{batches: make(chan []byte, maxLinkQueue)}
 		l.queues[k] = q
 		l.wg.Go(func() { l.run(k, q) })
 	}
-	select {
-	case q <- msg:
-		return true
-	default:
-		return false
-	}
+	return q.add(msg)
 }
 
 // addr is where a meta node is, "" while no map says.
@@ -88,7 +108,7 @@ func (l *links) addr(id dfs.NodeID) string {
 }
 
 // run sends what is queued for one lane of one peer until the service ends.
-func (l *links) run(k linkKey, q chan []byte) {
+func (l *links) run(k linkKey, q *linkQueue) {
 	ctx := l.s.ctx
 	var stream wire.DRPCRaft_MessagesClient
 	var down time.Time // the stream broke: what waits until then is dropped
@@ -100,7 +120,8 @@ func (l *links) run(k linkKey, q chan []byte) {
 	for {
 		var msg []byte
 		select {
-		case msg = <-q:
+		case msg = <-q.batches:
+			q.bytes.Add(-int64(len(msg)))
 		case <-ctx.Done():
 			return
 		}

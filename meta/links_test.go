@@ -108,3 +108,17 @@ func testClaims(t *testing.T) {
 type stranger struct{ Identity }
 
 func (stranger) Membership() Membership { return Membership{Node: 1} }
+
+// TestLinkQueue: batches wait as far as their number and their bytes allow.
+func TestLinkQueue(t *testing.T) {
+	for _, size := range []int{1, 1 << 20} {
+		q := &linkQueue{batches: make(chan []byte, maxLinkQueue)}
+		n := 0
+		for q.add(make([]byte, size)) {
+			n++
+		}
+		if want := min(maxLinkQueue, maxLinkBytes/size); n != want {
+			t.Errorf("%d batches of %d bytes wait, want %d", n, size, want)
+		}
+	}
+}

@@ -33,6 +33,8 @@ type Host struct {
 	writer    *logWriter
 	beats     *beats
 	awake     awakeSet
+	queued    *budget       // of proposals
+	messages  *budget       // of inboxes
 	sequence  atomic.Uint64 // of proposals and reads
 	spare     atomic.Bool   // see Spare
 	transfers chan struct{} // one token for each snapshot that may be sent
@@ -77,7 +79,8 @@ func Open(o Options) (*Host, error) {
 	h := &Host{
 		opts: o, log: o.Logger,
 		closing: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
-		groups:    map[dfs.GroupID]*replica{},
+		groups: map[dfs.GroupID]*replica{},
+		queued: newBudget(o.MaxQueued), messages: newBudget(o.MaxQueued),
 		transfers: make(chan struct{}, o.MaxSnapshots),
 		receiving: make(chan struct{}, o.MaxSnapshots),
 		pace:      rate.NewLimiter(rate.Inf, SnapshotChunk),

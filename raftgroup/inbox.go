@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -14,9 +15,29 @@ import (
 // not take its own delay for a leader's silence.
 const maxTicks = 2
 
+// budget bounds the bytes that all groups of a host hold together.
+type budget struct {
+	limit int64
+	used  atomic.Int64 // 0 <= used <= limit, but for the moment of a refusal
+}
+
+func newBudget(limit int) *budget { return &budget{limit: int64(limit)} }
+
+// take reserves n bytes; false says that they are not there.
+func (b *budget) take(n int) bool {
+	if b.used.Add(int64(n)) <= b.limit {
+		return true
+	}
+	b.give(n)
+	return false
+}
+
+func (b *budget) give(n int) { b.used.Add(-int64(n)) }
+
 // inbox is what waits for a worker to step it into a replica.
 type inbox struct {
 	limit int // bytes of frames; Raft sends again what is dropped
+	all   *budget
 
 	mu    sync.Mutex
 	load  inboxLoad
@@ -37,6 +58,7 @@ func (in *inbox) take() inboxLoad {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	got := in.load
+	in.all.give(in.bytes)
 	in.load, in.bytes = inboxLoad{}, 0
 	return got
 }
@@ -49,7 +71,7 @@ func (in *inbox) addFrame(f frame) bool {
 	if f.msg != nil {
 		n += proto.Size(f.msg)
 	}
-	if in.bytes+n > in.limit {
+	if in.bytes+n > in.limit || !in.all.take(n) {
 		return false
 	}
 	in.bytes += n

@@ -100,7 +100,7 @@ func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 	r := &replica{
 		h: h, id: g, l: l, sm: h.opts.StateMachine(g),
-		in:      inbox{limit: h.opts.MaxInbox},
+		in:      inbox{limit: h.opts.MaxInbox, all: h.messages},
 		changed: make(chan struct{}),
 		seen:    map[uint64]uint64{}, answered: map[uint64]uint64{},
 		sending: map[dfs.NodeID]*transfer{},
@@ -108,7 +108,7 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 	r.office.Store(&Office{})
 	r.state.open(h.state, g)
 	r.proposals = proposals{
-		g: g, limit: h.opts.MaxProposals, limitBytes: h.opts.MaxProposalQueue,
+		g: g, limit: h.opts.MaxProposals, limitBytes: h.opts.MaxProposalQueue, all: h.queued,
 		bySeq: map[uint64]*proposal{}, byIndex: map[uint64]*proposal{},
 	}
 	r.reads = reads{

@@ -132,7 +132,9 @@ type Options struct {
 	MaxProposalQueue int // bytes of them; default 16 MiB
 	MaxReads         int // of one group that wait for an answer; default 8,192
 	MaxInbox         int // bytes of one group's messages that wait for a worker; default 32 MiB
-	MaxInflight      int // append messages to one peer without an answer; default 64
+	MaxInflight      int // append messages of one group to one peer without an answer; default 64
+	MaxInflightBytes int // of their entries, at least 256 KiB; default 4 MiB
+	MaxQueued        int // bytes of all groups' proposals that wait, and as many of their messages; default 256 MiB
 	EntryCache       int // bytes of recent entries one group keeps in memory; default 256 KiB
 
 	// KeepEntries is how many applied entries a log keeps so that a peer that
@@ -217,6 +219,8 @@ func (o *Options) setDefaults() {
 	orDefault(&o.MaxReads, 8192)
 	orDefault(&o.MaxInbox, 32<<20)
 	orDefault(&o.MaxInflight, 64)
+	orDefault(&o.MaxInflightBytes, 4<<20)
+	orDefault(&o.MaxQueued, 256<<20)
 	orDefault(&o.EntryCache, 256<<10)
 	orDefault(&o.KeepEntries, 10_000)
 	orDefault(&o.LogBytes, 64<<20)
@@ -241,8 +245,10 @@ func (o *Options) validate() error {
 		return dfs.Errorf(dfs.Invalid, op, "groups sleep after %d idle ticks: want at least 1", o.QuiesceTicks)
 	case o.MaxProposalBytes < 1 || o.MaxProposalBytes > maxProposalBytes:
 		return dfs.Errorf(dfs.Invalid, op, "largest proposal %d bytes: want 1 to %d", o.MaxProposalBytes, maxProposalBytes)
-	case min(o.Workers, o.MaxProposals, o.MaxProposalQueue, o.MaxReads, o.MaxInbox, o.MaxInflight, o.EntryCache, o.KeepEntries, o.MaxSnapshots, o.SnapshotFileBytes) < 0:
+	case min(o.Workers, o.MaxProposals, o.MaxProposalQueue, o.MaxReads, o.MaxInbox, o.MaxInflight, o.MaxQueued, o.EntryCache, o.KeepEntries, o.MaxSnapshots, o.SnapshotFileBytes) < 0:
 		return dfs.Errorf(dfs.Invalid, op, "a limit is negative")
+	case o.MaxInflightBytes < maxMessageEntries:
+		return dfs.Errorf(dfs.Invalid, op, "%d bytes in flight: want at least %d", o.MaxInflightBytes, maxMessageEntries)
 	case o.Tick < 0 || o.LogBytes < 0 || o.CacheSize < 0 || o.SnapshotKeep < 0 || o.SnapshotRate < 0:
 		return dfs.Errorf(dfs.Invalid, op, "a size or time is negative")
 	}

@@ -83,6 +83,7 @@ type outcome struct {
 type proposals struct {
 	g                 dfs.GroupID
 	limit, limitBytes int
+	all               *budget
 
 	mu      sync.Mutex
 	count   int // 0 <= count <= limit
@@ -103,6 +104,9 @@ func (ps *proposals) add(p *proposal) error {
 	if ps.count >= ps.limit || ps.bytes+n > ps.limitBytes {
 		return dfs.Errorf(dfs.Busy, "propose", "%v has %d proposals of %d bytes waiting", ps.g, ps.count, ps.bytes)
 	}
+	if !ps.all.take(n) {
+		return dfs.Errorf(dfs.Busy, "propose", "all groups have proposals of %d bytes waiting", ps.all.limit)
+	}
 	ps.count++
 	ps.bytes += n
 	return nil
@@ -122,7 +126,9 @@ func (p *proposal) finishLocked(o outcome) {
 	}
 	p.finished = true
 	p.set.count--
-	p.set.bytes -= len(p.entry.GetData()) + proposalExtra
+	n := len(p.entry.GetData()) + proposalExtra
+	p.set.bytes -= n
+	p.set.all.give(n)
 	if p.set.bySeq[p.id.seq] == p {
 		delete(p.set.bySeq, p.id.seq)
 	}

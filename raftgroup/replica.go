@@ -111,6 +111,7 @@ func (r *replica) config() *raft.Config {
 		MaxCommittedSizePerReady:  maxApplyBytes,
 		MaxUncommittedEntriesSize: uint64(o.MaxProposalQueue),
 		MaxInflightMsgs:           o.MaxInflight,
+		MaxInflightBytes:          uint64(o.MaxInflightBytes),
 		CheckQuorum:               true,
 		PreVote:                   true,
 		ReadOnlyOption:            reads,
