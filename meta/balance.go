@@ -56,6 +56,11 @@ func (s *Service) balanceLoop() {
 		if calm < balanceCalm {
 			continue
 		}
+		// Without an excess over the smallest share that there may be, no group
+		// needs a look.
+		if m := s.maps.current(); m == nil || over(me, leaders, max(1, len(m.MetaNodes()))) <= 0 {
+			continue
+		}
 		moves := 0
 		for _, g := range excess(me, leaders) {
 			st, _ := h.Status(g)
@@ -127,7 +132,7 @@ func hosts(m *dfs.Map, full map[dfs.NodeID]*wire.MetaDisk) int {
 	return len(seen)
 }
 
-// over is how many groups more than its share a node leads.
+// over is how many groups more than its share among so many voters a node leads.
 func over(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, voters int) int {
 	led := 0
 	for _, n := range leaders {

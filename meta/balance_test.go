@@ -31,6 +31,24 @@ func healthy(me dfs.NodeID, voters int) *raftgroup.Status {
 	return st
 }
 
+func TestOver(t *testing.T) {
+	for _, c := range []struct {
+		counts []int
+		voters int
+		want   int
+	}{
+		{[]int{9, 0, 0}, 3, 6},
+		{[]int{4, 3, 3}, 3, 0}, // the share is rounded up
+		{[]int{2, 4, 4}, 3, -2},
+		{[]int{9}, 1, 0},
+		{[]int{1001, 0, 0}, 3, 667},
+	} {
+		if got := over(1, leads(c.counts...), c.voters); got != c.want {
+			t.Errorf("%v: %d more than the share among %d, want %d", c.counts, got, c.voters, c.want)
+		}
+	}
+}
+
 func TestHeir(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -239,12 +239,15 @@ func TestLeadersDieWhileAllSleep(t *testing.T) {
 
 // leaderNow returns the node that leads a group at this moment.
 func (c *cluster) leaderNow(g dfs.GroupID) (dfs.NodeID, error) {
+	var sts []Status
 	for _, id := range c.all() {
-		if st, ok := c.status(id, g); ok && st.Role == RoleLeader {
+		st, ok := c.status(id, g)
+		if ok && st.Role == RoleLeader {
 			return id, nil
 		}
+		sts = append(sts, st)
 	}
-	return 0, fmt.Errorf("%v has no leader", g)
+	return 0, fmt.Errorf("%v has no leader: %+v", g, sts)
 }
 
 // status is that of a replica, if its node is up.
