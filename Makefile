@@ -47,7 +47,7 @@ generate:
 	go run ./transport/wire/gen transport/wire
 
 # Figures of this machine, beside raw baselines: docs/BENCHMARKS.md. Nothing but
-# figures goes to stdout. make bench BENCH=engine|client|all|'client/put-*'
+# figures goes to stdout. make bench BENCH=engine|client|meta|all|'client/put-*'
 bench:
 	@$(MAKE) --no-print-directory build >&2
 	@./dfsd bench $(BENCH)

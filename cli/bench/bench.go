@@ -100,7 +100,9 @@ type pair struct {
 }
 
 // figures lists all figures, in the order in which they are measured.
-func figures() []figure { return slices.Concat(engineFigures(), engineValues(), clientFigures()) }
+func figures() []figure {
+	return slices.Concat(engineFigures(), engineValues(), clientFigures(), idleFigures())
+}
 
 // selected returns the figures that any of the patterns names.
 func selected(patterns []string) ([]figure, error) {
@@ -121,7 +123,7 @@ func selected(patterns []string) ([]figure, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("%q: there is no such figure: want engine, engine-large, client, all, or a pattern of names such as client/put-*", p)
+			return nil, fmt.Errorf("%q: there is no such figure: want engine, engine-large, client, meta, all, or a pattern of names such as client/put-*", p)
 		}
 	}
 	return slices.DeleteFunc(all, func(f figure) bool { return !wanted[f.name] }), nil

@@ -104,7 +104,7 @@ func TestSelected(t *testing.T) {
 	all := figures()
 	names := map[string]bool{}
 	for _, f := range all {
-		if names[f.name] || !regexp.MustCompile(`^(engine|engine-large|client)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
+		if names[f.name] || !regexp.MustCompile(`^(engine|engine-large|client|meta)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
 			t.Errorf("figure %q of %q: not a name of its own", f.name, f.of)
 		}
 		names[f.name] = true
@@ -115,8 +115,8 @@ func TestSelected(t *testing.T) {
 	}{
 		{nil, len(all) - 1},
 		{[]string{"all"}, len(all) - 1},
-		{[]string{"engine"}, len(all) - 1 - len(clientFigures())},
-		{[]string{"client", "engine", "client"}, len(all) - 1},
+		{[]string{"engine"}, len(all) - 1 - len(clientFigures()) - len(idleFigures())},
+		{[]string{"client", "engine", "client"}, len(all) - 1 - len(idleFigures())},
 		{[]string{"engine-large"}, 1},
 		{[]string{"all", "engine-large"}, len(all)},
 		{[]string{"client/put-*"}, 3},

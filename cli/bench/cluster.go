@@ -42,6 +42,7 @@ const (
 // cluster is processes of the program on loopback, and a client of them.
 type cluster struct {
 	dir    string
+	groups int // of namespaces; 0: the default
 	nodes  []*node
 	alive  *os.File // the nodes hold the other end: it closes when this process ends, however it does
 	client *client.Client
@@ -186,6 +187,9 @@ func (c *cluster) config(n *node) []byte {
 	for _, m := range c.nodes[:metaNodes] {
 		fmt.Fprintf(&b, "  - %s=%s\n", m.name, m.listen)
 	}
+	if c.groups > 0 {
+		fmt.Fprintf(&b, "groups: %d\n", c.groups)
+	}
 	if n.role == "storage" {
 		b.WriteString("segment_size: 64MiB # all stores share one disk, as in dfsd dev\n")
 	}
@@ -259,17 +263,26 @@ func (c *cluster) cpu() (cpuTime, error) {
 		return t, err
 	}
 	for _, n := range c.nodes {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.cmd.Process.Pid))
+		used, err := n.cpu()
 		if err != nil {
 			return t, err
-		}
-		used, err := parseStat(string(b))
-		if err != nil {
-			return t, fmt.Errorf("%s: %w", n.name, err)
 		}
 		t.servers += used
 	}
 	return t, nil
+}
+
+// cpu is the processor time of a node.
+func (n *node) cpu() (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	used, err := parseStat(string(b))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", n.name, err)
+	}
+	return used, nil
 }
 
 // parseStat reads user and kernel time out of /proc/PID/stat.

@@ -15,7 +15,7 @@ func Command(usagef func(format string, args ...any) error) *cobra.Command {
 	var o Options
 	profile := ""
 	cmd := &cobra.Command{
-		Use:   "bench [engine|client|all|PATTERN]...",
+		Use:   "bench [engine|client|meta|all|PATTERN]...",
 		Short: "Measure this release on this machine, beside raw baselines",
 		Long: `Measure this release on this machine: one line for each figure on standard output, everything else
 on standard error. Each figure is measured in turns with a baseline, raw disk, socket or local file
