@@ -367,8 +367,8 @@ func (h *Host) finishRound(r *replica, rd *round, out *outbox) {
 	for _, to := range rd.removed {
 		out.add(to, LaneControl, &frame{kind: frameRemoved, group: r.id, removed: rd.removedAt})
 	}
-	if rd.wantState {
-		out.add(dfs.NodeID(rd.lead), LaneControl, &frame{kind: frameNeedState, group: r.id})
+	for _, to := range rd.wantState {
+		out.add(to, LaneControl, &frame{kind: frameNeedState, group: r.id})
 	}
 	for _, m := range rd.snapshots {
 		h.sendSnapshot(r, dfs.NodeID(m.GetTo()), m.GetTerm())
@@ -487,7 +487,7 @@ func (h *Host) Step(from dfs.NodeID, batch []byte) error {
 			continue
 		}
 		if f.kind == frameNeedState {
-			h.sendSnapshot(r, from, 0) // and wakes the leader, which is asked again if that fails
+			h.sendSnapshot(r, from, 0) // and the replica wakes: see wantStateLocked
 		}
 		if r.in.addFrame(f) {
 			h.workers.schedule(r)

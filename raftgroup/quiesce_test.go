@@ -531,3 +531,41 @@ func TestBeats(t *testing.T) {
 	want(2)
 	want()
 }
+
+// TestLostStateIsFetchedInAnIdleGroup although its first requests are lost, and
+// nobody else has a reason to wake.
+func TestLostStateIsFetchedInAnIdleGroup(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		defer c.stop()
+		c.boot()
+		c.fill(0, 120, 500)
+		for _, id := range c.all() {
+			c.waitCut(id, 0, 40)
+		}
+		c.propose(0, "put a 1") // syncs the cut
+		c.converge(c.all()...)
+		victim := c.leader(0)%3 + 1
+		n := c.kill(victim, 100)
+		if err := n.fs.RemoveAll("data/raft-state"); err != nil {
+			t.Fatal(err)
+		}
+		c.mu.Lock()
+		c.lose = func(_, _ dfs.NodeID, f *frame) bool { return f.kind == frameNeedState }
+		c.mu.Unlock()
+		c.revive(n)
+		time.Sleep(time.Minute)
+		if st, _ := c.h(victim).Status(0); !st.NeedState || st.Asleep {
+			t.Errorf("without an answer the victim is %+v", st)
+		}
+		c.mu.Lock()
+		c.lose = nil
+		c.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if st, _ := c.h(victim).Status(0); st.NeedState {
+			t.Errorf("the victim is %+v", st)
+		}
+		c.converge(c.all()...)
+		c.asleep(c.all()...)
+	})
+}

@@ -91,8 +91,8 @@ type round struct {
 	snapshots     []*pb.Message
 	removed       []dfs.NodeID // nodes to tell that they are no members
 	removedAt     uint64
-	wantState     bool   // ask lead for the state
-	quiesce       *frame // the last message that came, if it is one that asks to sleep
+	wantState     []dfs.NodeID // to be asked for the state
+	quiesce       *frame       // the last message that came, if it is one that asks to sleep
 }
 
 func (r *replica) config() *raft.Config {

@@ -374,11 +374,21 @@ func (w *snapshotWriter) recv(kind byte) ([]byte, error) {
 	return chunk[1:], nil
 }
 
-// wantStateLocked asks the leader for the state that this replica has lost.
+// wantStateLocked asks the leader for the state that this replica has lost. While
+// none is known all members are asked: the group sleeps, and whom it reaches wakes.
 func (r *replica) wantStateLocked(rd *round) {
-	if r.lead == raft.None || r.ticks < r.lastWants+uint64(r.h.opts.ElectionTicks) {
+	if r.ticks < r.lastWants+uint64(r.h.opts.ElectionTicks) {
 		return
 	}
 	r.lastWants = r.ticks
-	rd.wantState, rd.lead = true, r.lead
+	if r.lead != raft.None {
+		rd.wantState = []dfs.NodeID{dfs.NodeID(r.lead)}
+		return
+	}
+	for id := range r.progressLocked() {
+		if n := dfs.NodeID(id); n != r.h.opts.Node {
+			rd.wantState = append(rd.wantState, n)
+		}
+	}
+	slices.Sort(rd.wantState)
 }
