@@ -87,11 +87,11 @@ func (s *Service) balanceLoop() {
 
 // leaders lists who leads each group, as far as this node knows.
 func (s *Service) leaders(h *raftgroup.Host) map[dfs.GroupID]dfs.NodeID {
-	out := map[dfs.GroupID]dfs.NodeID{}
 	m := s.maps.current()
 	if m == nil {
-		return out
+		return nil
 	}
+	out := make(map[dfs.GroupID]dfs.NodeID, len(m.Groups))
 	for _, g := range m.Groups {
 		if g.Ready() {
 			out[g.ID] = s.leaderOf(h, g.ID)

@@ -337,7 +337,7 @@ func (s *Service) report(last map[dfs.GroupID]*wire.GroupBeat) (*wire.MetaReport
 	me := s.opts.Identity.Membership().Node
 	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m)), Disk: s.space.disk()}
 	led, changed := s.agenda.leads()
-	beats := map[dfs.GroupID]*wire.GroupBeat{}
+	beats := make(map[dfs.GroupID]*wire.GroupBeat, len(led))
 	for _, g := range led {
 		o, _ := h.Leader(g)
 		if o.Leader != me {
@@ -419,8 +419,12 @@ func (r *registry) freshVotes() map[dfs.NodeID]vote {
 
 // groupBeats returns the newest word of each group's leader, by group.
 func (r *registry) groupBeats() []*wire.GroupBeat {
-	newest := map[uint32]*wire.GroupBeat{}
-	for _, v := range r.freshVotes() {
+	votes, n := r.freshVotes(), 0
+	for _, v := range votes {
+		n += len(v.groups)
+	}
+	newest := make(map[uint32]*wire.GroupBeat, n)
+	for _, v := range votes {
 		for _, g := range v.groups {
 			if old := newest[g.Group]; old == nil || old.Term < g.Term {
 				newest[g.Group] = g
@@ -436,10 +440,12 @@ func (r *registry) groupBeats() []*wire.GroupBeat {
 }
 
 func (r *registry) loadsNow() []*wire.GroupLoad {
-	leaders := r.leadersNow()
-	var out []*wire.GroupLoad
-	for _, g := range r.groupBeats() {
-		out = append(out, &wire.GroupLoad{Group: g.Group, Inodes: g.Inodes, Leader: uint32(leaders[g.Group])})
+	leaders, beats := r.leadersNow(), r.groupBeats()
+	out := make([]*wire.GroupLoad, len(beats))
+	all := make([]wire.GroupLoad, len(beats))
+	for i, g := range beats {
+		all[i].Group, all[i].Inodes, all[i].Leader = g.Group, g.Inodes, uint32(leaders[g.Group])
+		out[i] = &all[i]
 	}
 	return out
 }

@@ -147,6 +147,7 @@ func (a *agenda) done(g dfs.GroupID, at time.Time) {
 func (a *agenda) leads() (gs []dfs.GroupID, changed map[dfs.GroupID]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	gs = make([]dfs.GroupID, 0, len(a.led))
 	for g := range a.led {
 		gs = append(gs, g)
 	}
