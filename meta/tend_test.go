@@ -4,15 +4,15 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 )
 
 // TestAgenda reads as the life of the groups that a node leads.
 func TestAgenda(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		a := newAgenda()
 		start := time.Now()
 		take := func(wantNext time.Duration, want ...dfs.GroupID) {
@@ -79,7 +79,7 @@ func TestAgenda(t *testing.T) {
 // TestNextLook: the next look at a group is as early as one of its steps wants
 // it, at least a tick away, and a step that failed is taken again.
 func TestNextLook(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(Options{})
 		for _, c := range []struct {
 			in   []time.Duration // 0: nothing to do, -1: fails
@@ -114,7 +114,7 @@ func TestNextLook(t *testing.T) {
 
 // TestTendLoopEnds although groups are due faster than they are tended.
 func TestTendLoopEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := New(Options{})
 		for g := range dfs.GroupID(3 * maxTending) {
 			s.agenda.lead(g, true)
