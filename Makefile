@@ -52,12 +52,13 @@ bench:
 	@$(MAKE) --no-print-directory build >&2
 	@./dfsd bench $(BENCH)
 
-# Every error of a store's disk in turn; the random lives of the engine and of
+# Every error of a store's disk in turn, and each step of a snapshot; the random lives of the engine and of
 # Raft groups and the simulator with fresh seeds, each for as long as SOAK says;
 # then the proof that the simulator finds what it should.
 soak:
 	go test -count=1 -timeout 0 -v -run 'TestEveryFault$$' ./engine -full
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoakMetamorphic$$' ./engine
+	go test -count=1 -timeout 0 -v -run 'TestSnapshotSurvives' ./raftgroup -snapshot.full
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'OrWhole$$' ./raftgroup
 	DFSD_TEST_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run 'TestSoak' ./raftgroup ./sim
 	DFSD_TEST_PLANTED=all go test -count=1 -timeout 0 -v -run 'TestPlanted' ./sim

@@ -210,20 +210,20 @@ func TestSnapshotIsGivenUp(t *testing.T) {
 func TestFollowerReachesTheLiveLog(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
-		c.tune = func(o *Options) { o.SnapshotRate, o.SnapshotFileBytes = 1<<19, 256<<10 }
+		c.tune = func(o *Options) { o.SnapshotRate, o.SnapshotFileBytes = 1<<18, 256<<10 }
 		defer c.stop()
-		sleeper, _ := c.sleeper(40_000) // 4.8 MB, at 512 KiB/s, with a log of 256 KiB
+		sleeper, _ := c.sleeper(20_000) // 2.4 MB, at 256 KiB/s, with a log of 256 KiB
 		lead := c.leader(0)
-		c.breakOnce(12, nil)
+		c.breakOnce(7, nil)
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
 		var written atomic.Int64
-		wg.Go(func() { // 200 kB/s
+		wg.Go(func() { // 100 kB/s
 			for i := 0; ; i++ {
 				select {
 				case <-stop:
 					return
-				case <-time.After(50 * time.Millisecond):
+				case <-time.After(100 * time.Millisecond):
 				}
 				cmd := fmt.Sprintf("put live%d %s", i%7, strings.Repeat("x", 10_000))
 				if _, err := c.h(lead).Propose(t.Context(), 0, []byte(cmd)); err == nil {
@@ -247,7 +247,7 @@ func TestFollowerReachesTheLiveLog(t *testing.T) {
 		}
 		close(stop)
 		wg.Wait()
-		if written.Load() < 3<<20 {
+		if written.Load() < 3<<19 {
 			t.Errorf("%d bytes were written meanwhile", written.Load())
 		}
 		c.converge(c.all()...)

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -14,6 +15,20 @@ import (
 	"dfsd/dfs"
 )
 
+var snapshotFull = flag.Bool("snapshot.full", false, "TestSnapshotSurvives… crosses everything with everything")
+
+// telling leaves out of the crosses what differs little from another: what a
+// sender has not synced, and most of what the other end's crash meets.
+func telling(step SnapshotStep, keep int, other bool) bool {
+	switch {
+	case other:
+		return keep == 0 && (step == SnapSendPoint || step == SnapRecvNote || step == SnapIngest)
+	case step < SnapRecvStart:
+		return keep == 0
+	}
+	return true
+}
+
 // TestSnapshotSurvivesCrashAtEachStep loses power between any two steps of a
 // snapshot's way, of the node whose step it is and of the node at the other end:
 // with all that was not synced, and with nothing of it. The old state stands
@@ -22,6 +37,9 @@ func TestSnapshotSurvivesCrashAtEachStep(t *testing.T) {
 	for step := SnapSendOpen; step < NumSnapshotSteps; step++ {
 		for _, keep := range []int{0, 100} {
 			for _, other := range []bool{false, true} {
+				if !*snapshotFull && !telling(step, keep, other) {
+					continue
+				}
 				t.Run(fmt.Sprintf("step %d keep %d other end %v", step, keep, other), func(t *testing.T) {
 					inBubble(t, func(t *testing.T) { snapshotCrash(t, step, keep, other) })
 				})
@@ -201,7 +219,10 @@ func (f *brokenFile) SyncData() error { return f.Sync() }
 // host, and a start after it has the old state or the new.
 func TestSnapshotSurvivesDiskErrors(t *testing.T) {
 	for _, op := range []string{"create", "write", "sync", "sync directory", "remove", "link"} {
-		for _, nth := range []int32{1, 4} {
+		for _, nth := range []int32{1, 3, 4} {
+			if !*snapshotFull && nth != 3 {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s %d", op, nth), func(t *testing.T) {
 				inBubble(t, func(t *testing.T) { diskError(t, op, nth) })
 			})
