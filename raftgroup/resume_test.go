@@ -253,3 +253,101 @@ func TestFollowerReachesTheLiveLog(t *testing.T) {
 		c.converge(c.all()...)
 	})
 }
+
+// TestDeposedLeaderStopsSending: a snapshot of a leader that no longer is one
+// would not be installed, and keeps the next leader's from coming.
+func TestDeposedLeaderStopsSending(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const state = 120 * 20_000
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.SnapshotRate, o.SnapshotFileBytes = 1<<18, 256<<10 }
+		defer c.stop()
+		sleeper, _ := c.sleeper(20_000)
+		lead := c.leader(0)
+		begun := make(chan struct{})
+		var once sync.Once
+		c.chunks = func(_, _ dfs.NodeID, n int) error {
+			if n == 4 {
+				once.Do(func() { close(begun) })
+			}
+			return nil
+		}
+		c.heal()
+		<-begun
+		next := 6 - lead - sleeper
+		if err := c.h(lead).TransferLeader(t.Context(), 0, next); err != nil {
+			t.Fatal(err)
+		}
+		c.converge(c.all()...)
+		if old := c.h(lead).SnapshotStats(); old.Sent == 0 || old.Sent > state*3/4 || old.Delivered != 0 {
+			t.Errorf("the old leader sent %+v", old)
+		}
+		if got := c.h(next).SnapshotStats(); got.Sent < state || got.Delivered != 1 {
+			t.Errorf("the new leader sent %+v", got)
+		}
+		if list := c.h(lead).Snapshots(); len(list) != 1 || !list[0].Waiting {
+			t.Errorf("should it lead again, the old leader has %+v", list)
+		}
+	})
+}
+
+// TestFewTransfersWait: a node keeps no more moments for others than it may send
+// at a time.
+func TestFewTransfersWait(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, testGroups(4)...)
+		c.tune = func(o *Options) { o.MaxSnapshots = 1 }
+		defer c.stop()
+		c.boot()
+		for _, g := range c.groups {
+			c.propose(g, "put old value")
+		}
+		c.converge(c.all()...)
+		const sleeper = 3
+		c.isolate(sleeper, true)
+		time.Sleep(5 * time.Second) // it leads nothing any more
+		for _, g := range c.groups {
+			c.fill(g, 120, 1000)
+			for id := range dfs.NodeID(sleeper - 1) {
+				c.waitCut(id+1, g, 10)
+			}
+		}
+		var broken atomic.Bool
+		broken.Store(true)
+		groups := map[dfs.GroupID]bool{}
+		c.chunks = func(_, _ dfs.NodeID, n int) error {
+			if n > 6 && broken.Load() {
+				return dfs.Errorf(dfs.Unavailable, "send chunk", "the connection broke")
+			}
+			return nil
+		}
+		c.heal()
+		waited := 0
+		for range 5000 {
+			for id := range dfs.NodeID(sleeper - 1) {
+				n := 0
+				for _, s := range c.h(id + 1).Snapshots() {
+					groups[s.Group] = true
+					if s.Waiting {
+						n++
+					}
+				}
+				if n > 1 {
+					t.Fatalf("node %v keeps %d transfers waiting", id+1, n)
+				}
+				waited += n
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if waited == 0 || len(groups) < 2 {
+			t.Errorf("%d waited, of groups %v: the test proves nothing", waited, groups)
+		}
+		broken.Store(false)
+		c.converge(c.all()...)
+		for _, id := range c.all() {
+			if n := c.h(id).waiting.Load(); n != 0 {
+				t.Errorf("node %v counts %d that wait", id, n)
+			}
+		}
+	})
+}

@@ -136,7 +136,7 @@ const maxPassed = 64
 // sendSnapshot starts a stream to a peer unless one is under way. Term 0 sends
 // the state alone.
 func (h *Host) sendSnapshot(r *replica, to dfs.NodeID, term uint64) {
-	t := r.beginSending(to)
+	t := r.beginSending(to, term)
 	if t == nil {
 		return
 	}
@@ -162,6 +162,7 @@ func (h *Host) sendSnapshot(r *replica, to dfs.NodeID, term uint64) {
 func (h *Host) streamSnapshot(t *transfer, term uint64) (err error) {
 	ctx, cancel := context.WithCancel(h.ctx)
 	defer cancel()
+	t.streams(cancel)
 	stream, err := h.opts.OpenSnapshot(ctx, t.to)
 	if err != nil {
 		return err
@@ -329,7 +330,7 @@ func (w *snapshotWriter) flush() error {
 	w.h.snapStep(w.t.id.group, SnapSendData)
 	w.stuck.Stop()
 	if err := w.h.pace.WaitN(w.ctx, len(w.buf)); err != nil {
-		return errClosing("send snapshot")
+		return dfs.Errorf(dfs.Unavailable, "send snapshot", "the stream was given up")
 	}
 	_, _ = w.sum.Write(w.buf[1:])
 	if err := w.sendChunk(w.buf); err != nil {

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math"
 	"slices"
@@ -40,12 +41,14 @@ type transfer struct {
 
 	// Guarded by r.mu.
 	phase   phase
-	index   uint64 // the log after it stays; the peer has it, or the snapshot will
-	goal    uint64 // following: the entry that ends it
+	term    uint64             // of the leader that sends it; 0: the state alone
+	cancel  context.CancelFunc // of the stream under way
+	index   uint64             // the log after it stays; the peer has it, or the snapshot will
+	goal    uint64             // following: the entry that ends it
 	resumed int
 	since   time.Time // when the last stream that came under way ended
 	began   bool      // the stream has come under way
-	spoiled bool      // the state was replaced under it; also under state.gate
+	spoiled bool      // the state was replaced under it; set under state.gate too
 }
 
 type phase uint8
@@ -58,7 +61,7 @@ const (
 
 // beginSending returns the transfer whose stream may begin now, nil when one is
 // under way.
-func (r *replica) beginSending(to dfs.NodeID) *transfer {
+func (r *replica) beginSending(to dfs.NodeID, term uint64) *transfer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fault != nil || r.state.missing() || r.h.opts.OpenSnapshot == nil {
@@ -70,14 +73,14 @@ func (r *replica) beginSending(to dfs.NodeID) *transfer {
 	}
 	if t != nil && t.phase == waiting {
 		r.h.waiting.Add(-1)
-		t.phase = sending
+		t.phase, t.term = sending, term
 		if first, _ := r.l.bounds(); t.id.at.index+1 >= first {
 			return t
 		}
 		t.close() // the peer could not go on from it
 	}
 	// The log from here on stays until the peer can follow it.
-	t = &transfer{r: r, to: to, number: r.h.sequence.Add(1), index: r.state.now().index, since: time.Now()}
+	t = &transfer{r: r, to: to, number: r.h.sequence.Add(1), term: term, index: r.state.now().index, since: time.Now()}
 	r.sending[to] = t
 	return t
 }
@@ -89,6 +92,7 @@ func (r *replica) endSending(t *transfer, err error) {
 	if t.began {
 		t.since, t.began = time.Now(), false
 	}
+	t.cancel = nil
 	switch {
 	case err == nil:
 		r.h.snaps.delivered.Add(1)
@@ -263,8 +267,25 @@ func (r *replica) tidyTransfers() {
 			}
 		case following:
 			r.followLocked(t)
+		case sending:
+			if t.cancel != nil && r.deposedLocked(t) {
+				t.cancel() // it waits: this node may lead again
+			}
 		}
 	}
+}
+
+// deposedLocked reports whether the leader that sends a snapshot is none any more:
+// then it would not be installed, and keeps the next leader's from coming.
+func (r *replica) deposedLocked(t *transfer) bool {
+	return t.term > 0 && (r.role != raft.StateLeader || r.term != t.term)
+}
+
+// streams notes how to end the stream under way.
+func (t *transfer) streams(cancel context.CancelFunc) {
+	t.r.mu.Lock()
+	defer t.r.mu.Unlock()
+	t.cancel = cancel
 }
 
 // followLocked moves the place from which the log stays with the peer, until it
