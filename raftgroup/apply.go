@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -90,7 +91,10 @@ func (r *replica) applyNext() {
 	r.h.failpoint(r.id, FailCommitted)
 	for rest := it.entries; len(rest) > 0; {
 		n := applyRun(rest)
-		if err := r.applyEntries(rest[:n]); err != nil {
+		switch err := r.applyEntries(rest[:n]); {
+		case err == errNoState: // the item waits for one
+			return
+		case err != nil:
 			r.quarantine(err)
 			return
 		}
@@ -134,14 +138,22 @@ type reply struct {
 	data  []byte
 }
 
+// errNoState says that the state was given up before an entry was applied.
+var errNoState = errors.New("no state")
+
 // applyEntries applies a run in one state batch and then answers the proposers.
 func (r *replica) applyEntries(es []*pb.Entry) error {
-	conf, err := r.applyConf(es[0])
-	if err != nil {
-		return err
-	}
 	s := &r.state
 	s.gate.RLock()
+	if s.missing() {
+		s.gate.RUnlock()
+		return errNoState
+	}
+	conf, err := r.applyConf(es[0])
+	if err != nil {
+		s.gate.RUnlock()
+		return err
+	}
 	next := s.now()
 	for len(es) > 0 && es[0].GetIndex() <= next.index {
 		es = es[1:] // a snapshot has them, or a restart applied them before

@@ -509,7 +509,7 @@ func (c *cluster) agreeOn(g dfs.GroupID, ids ...dfs.NodeID) error {
 
 func settled(sts []Status) bool {
 	for _, st := range sts {
-		if st.Applied != sts[0].Applied || st.Applied != st.Last || st.Fault != nil {
+		if st.Applied != sts[0].Applied || st.Applied != st.Last || st.Fault != nil || st.NeedState {
 			return false
 		}
 	}

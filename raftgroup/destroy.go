@@ -60,6 +60,7 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	}
 	h.destroyStep(g, 1)
 	r.state.gate.Lock()
+	r.spoilTransfers()
 	err = h.wipeState(g)
 	r.state.gate.Unlock()
 	if err != nil {

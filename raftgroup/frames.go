@@ -19,6 +19,7 @@ import (
 //	frameQuiesce:   term, index of the last entry, which is of that term, start
 //	                counter and alarms of the sender (uvarints)
 //	frameBeat:      start counter and alarms of the sender (uvarints); its group is 0
+//	frameDiffers:   index at which the receiver's state is a minority's (uvarint)
 //
 // Frames of an unknown kind are refused: nothing new is sent before every
 // member knows it.
@@ -32,6 +33,7 @@ const (
 	frameNeedState frameKind = 3
 	frameQuiesce   frameKind = 4
 	frameBeat      frameKind = 5
+	frameDiffers   frameKind = 6
 )
 
 // frame is one message between two hosts.
@@ -54,6 +56,7 @@ type frame struct {
 	from        dfs.NodeID // set by the receiver
 	term, index uint64     // frameQuiesce
 	sign        sign       // frameQuiesce, frameBeat
+	differs     uint64     // frameDiffers
 }
 
 // appendFrame appends a frame with its length.
@@ -72,6 +75,8 @@ func appendFrame(b []byte, f *frame) ([]byte, error) {
 		body = appendUints(body, f.term, f.index, f.sign.start, f.sign.alarms)
 	case frameBeat:
 		body = appendUints(body, f.sign.start, f.sign.alarms)
+	case frameDiffers:
+		body = appendUints(body, f.differs)
 	}
 	return appendBytes(b, body), nil
 }
@@ -127,6 +132,10 @@ func (f *frame) parse(b []byte, from, to dfs.NodeID) error {
 		return checkMessage(f.msg, from, to)
 	case frameRemoved:
 		if f.removed = d.uint(); !d.end() {
+			return badBatch("torn frame")
+		}
+	case frameDiffers:
+		if f.differs = d.uint(); !d.end() {
 			return badBatch("torn frame")
 		}
 	case frameNeedState:

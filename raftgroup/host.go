@@ -367,6 +367,9 @@ func (h *Host) finishRound(r *replica, rd *round, out *outbox) {
 	for _, to := range rd.removed {
 		out.add(to, LaneControl, &frame{kind: frameRemoved, group: r.id, removed: rd.removedAt})
 	}
+	for _, d := range rd.differs {
+		out.add(d.to, LaneControl, &frame{kind: frameDiffers, group: r.id, differs: d.index})
+	}
 	for _, to := range rd.wantState {
 		out.add(to, LaneControl, &frame{kind: frameNeedState, group: r.id})
 	}

@@ -103,7 +103,7 @@ func (h *Host) newReplica(g dfs.GroupID, l *groupLog) *replica {
 		in:      inbox{limit: h.opts.MaxInbox, all: h.messages},
 		changed: make(chan struct{}),
 		seen:    map[uint64]uint64{}, answered: map[uint64]uint64{},
-		sending: map[dfs.NodeID]*transfer{},
+		sending: map[dfs.NodeID]*transfer{}, reports: map[uint64]checkpoint{},
 	}
 	r.office.Store(&Office{})
 	r.state.open(h.state, g)

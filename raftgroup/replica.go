@@ -74,6 +74,14 @@ type replica struct {
 	slept           uint64
 	busy, lastFrame uint64
 
+	// reports holds, on the leader of reportTerm, the newest checkpoint of each peer;
+	// doubted is the tick since which the state is in doubt, 0: it is not.
+	reports    map[uint64]checkpoint
+	reportTerm uint64
+	doubted    uint64
+	doubt      error
+	dropping   bool // the state is being given up
+
 	// lastWants is the tick at which the state was last asked for.
 	lastWants uint64
 	// seen holds, for each peer, the tick of its last message.
@@ -91,6 +99,7 @@ type round struct {
 	snapshots     []*pb.Message
 	removed       []dfs.NodeID // nodes to tell that they are no members
 	removedAt     uint64
+	differs       []differing
 	wantState     []dfs.NodeID // to be asked for the state
 	quiesce       *frame       // the last message that came, if it is one that asks to sleep
 }
@@ -215,8 +224,12 @@ func (r *replica) tickLocked(rd *round) {
 	for _, key := range r.reads.overdue(r.ticks) {
 		r.raw.ReadIndex(key)
 	}
+	r.awaitVerdictLocked()
+	if r.fault != nil {
+		return
+	}
 	missing := r.state.missing()
-	if !r.passive && !missing {
+	if !r.passive && !r.state.unfit() {
 		if !r.drowsyLocked() {
 			r.raw.Tick()
 		}
@@ -245,6 +258,9 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 	case frameQuiesce:
 		rd.quiesce = f
 		return
+	case frameDiffers:
+		r.verdictLocked(f.differs)
+		return
 	case frameNeedState, frameBeat:
 		return // taken by the host before it came here
 	}
@@ -254,10 +270,7 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 		return
 	}
 	if f.checkIndex > 0 {
-		if err := r.state.compare(f.checkIndex, f.checkHash); err != nil {
-			r.quarantineLocked(err)
-			return
-		}
+		r.checkLocked(m.GetFrom(), checkpoint{f.checkIndex, f.checkHash}, rd)
 	}
 	switch m.GetType() {
 	case pb.MsgApp, pb.MsgHeartbeat:
@@ -271,7 +284,7 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 			r.countLearnerLocked(m)
 		}
 	case pb.MsgTimeoutNow:
-		if r.state.missing() {
+		if r.state.unfit() {
 			return
 		}
 	case pb.MsgReadIndex:
@@ -324,7 +337,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 			rd.snapshots = append(rd.snapshots, m)
 		default:
 			f := frame{kind: frameRaft, group: r.id, msg: m, acked: acked[m.GetTo()]}
-			if m.GetType() == pb.MsgHeartbeat {
+			if t := m.GetType(); t == pb.MsgHeartbeat || t == pb.MsgHeartbeatResp {
 				f.checkIndex, f.checkHash = r.state.checkpoint()
 			}
 			out.add(dfs.NodeID(m.GetTo()), laneOf(m), &f)

@@ -378,7 +378,7 @@ func (w *snapshotWriter) recv(kind byte) ([]byte, error) {
 // wantStateLocked asks the leader for the state that this replica has lost. While
 // none is known all members are asked: the group sleeps, and whom it reaches wakes.
 func (r *replica) wantStateLocked(rd *round) {
-	if r.ticks < r.lastWants+uint64(r.h.opts.ElectionTicks) {
+	if r.lead == uint64(r.h.opts.Node) || r.ticks < r.lastWants+uint64(r.h.opts.ElectionTicks) {
 		return
 	}
 	r.lastWants = r.ticks

@@ -31,6 +31,7 @@ type state struct {
 	mu    sync.Mutex
 	cur   applied // what is visible; the conf is replaced, never changed
 	lost  bool    // the state is older than the log's beginning: it comes anew from a peer
+	doubt bool    // it differs from the leader's: not served until it is known whose is right
 	fault error   // why nothing is served any more
 
 	receiving bool // a snapshot stream is arriving
@@ -167,8 +168,8 @@ func (r *replica) view(fn func(Reader) error) (err error) {
 	if err := s.failed(); err != nil {
 		return &dfs.Error{Kind: dfs.Unavailable, Op: "read", Object: r.id.String(), Err: err}
 	}
-	if s.missing() {
-		return dfs.Errorf(dfs.Unavailable, "read", "%v: the state is being fetched from another node", r.id)
+	if s.unfit() {
+		return dfs.Errorf(dfs.Unavailable, "read", "%v: the state is being fetched from another node, or in doubt", r.id)
 	}
 	snap := s.db.NewSnapshot()
 	defer closeInto(&err, snap)
