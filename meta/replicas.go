@@ -79,7 +79,7 @@ func (s *Service) leaveGroups(h *raftgroup.Host, m *dfs.Map) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
-		err := h.DestroyReplica(ctx, st.Group, func(ctx context.Context) error { return s.confirmLeft(ctx, h, st.Group) })
+		err := h.DestroyReplica(ctx, st.Group, func(ctx context.Context) (bool, error) { return s.confirmLeft(ctx, h, st.Group) })
 		cancel()
 		if err != nil {
 			s.log.Debug("replica kept", "group", uint16(st.Group), "cause", err)
@@ -89,23 +89,31 @@ func (s *Service) leaveGroups(h *raftgroup.Host, m *dfs.Map) {
 
 // confirmLeft finds out whether this node is neither listed in a group, as the
 // control group has it, nor a member of it, as its leader has it: both confirmed
-// by a majority. A group that is in no list any more was abandoned: it has
-// nobody to ask, and never held anything.
-func (s *Service) confirmLeft(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
+// by a majority. A group that the control group does not have was abandoned, and
+// never held anything.
+func (s *Service) confirmLeft(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (abandoned bool, err error) {
 	const op = "leave group"
 	me := s.opts.Identity.Membership().Node
 	var row *dfs.Group
-	err := h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
-		row, err = control.ReadGroup(r, g)
+	err = h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) (err error) {
+		if row, err = control.ReadGroup(r, g); err == nil && row == nil {
+			var st *wire.ControlState
+			st, err = control.ReadState(r)
+			abandoned = uint32(g) <= st.GetLastGroup()
+		}
 		return err
 	})
 	switch {
-	case err != nil || row == nil:
-		return err
+	case err != nil:
+		return false, err
+	case row == nil && !abandoned: // what the control group has lost is not gone for that
+		return false, dfs.Errorf(dfs.Unavailable, op, "the control group has not made %v yet", g)
+	case row == nil:
+		return true, nil
 	case row.Has(me):
-		return dfs.Errorf(dfs.Unavailable, op, "%v lists this node", g)
+		return false, dfs.Errorf(dfs.Unavailable, op, "%v lists this node", g)
 	}
-	return s.opts.Metas.Call(ctx, g, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+	return false, s.opts.Metas.Call(ctx, g, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
 		reply, err := c.Replica(ctx, &wire.ReplicaRequest{Group: uint32(g), Leader: true})
 		if err == nil && (slices.Contains(reply.Voters, uint32(me)) || slices.Contains(reply.Learners, uint32(me))) {
 			return dfs.Errorf(dfs.Invalid, op, "%v has this node as a member", g) // final: asked again at the next look
@@ -413,7 +421,7 @@ func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
 	switch n := in.Map.Node(add); {
 	case add == 0 || n == nil:
 	case !in.Up[add]:
-		return dfs.Errorf(dfs.Unavailable, op, "meta node %s (%v) was not heard of lately: start it first", n.Name, add)
+		return dfs.Errorf(dfs.Invalid, op, "meta node %s (%v) was not heard of lately: start it first", n.Name, add)
 	case in.Full[add]:
 		return dfs.Errorf(dfs.NoSpace, op, "the disk of meta node %s (%v) is full to its reserve: free space on it first", n.Name, add)
 	}
@@ -422,7 +430,7 @@ func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
 	}
 	v := in.Views[row.ID]
 	if v == nil {
-		return dfs.Errorf(dfs.Unavailable, op, "%v has no leader that was heard of lately: see dfsd group show %d; a group that has lost its majority for good needs dfsd group recover", row.ID, row.ID)
+		return dfs.Errorf(dfs.Invalid, op, "%v has no leader that was heard of lately: see dfsd group show %d; a group that has lost its majority for good needs dfsd group recover", row.ID, row.ID)
 	}
 	left, there := 0, 0
 	for _, n := range v.Voters {
@@ -434,7 +442,7 @@ func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
 		}
 	}
 	if there <= left/2 {
-		return dfs.Errorf(dfs.Unavailable, op, "without n%d only %d of %d voters of %v would answer: start the others first, or add one with dfsd group add-replica %d NODE", req.Remove, there, left, row.ID, row.ID)
+		return dfs.Errorf(dfs.Invalid, op, "without n%d only %d of %d voters of %v would answer: start the others first, or add one with dfsd group add-replica %d NODE", req.Remove, there, left, row.ID, row.ID)
 	}
 	return nil
 }

@@ -30,10 +30,12 @@ import (
 
 // DestroyReplica destroys this node's replica of a group of which it is no
 // member any more. Confirm must find that out: by asking a leader, who has it
-// confirmed by a majority that it leads. Nothing is destroyed when it returns an
-// error, which is returned, or when a leader has spoken to the replica since it
-// was called: Busy. Unavailable: the replica is quarantined.
-func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(context.Context) error) error {
+// confirmed by a majority that it leads; or it says that the group is dissolved,
+// of which no replica counts any more. Nothing is destroyed when it returns an
+// error, which is returned, or when a leader of a group that is not dissolved has
+// spoken to the replica since it was called: Busy. Unavailable: the replica is
+// quarantined.
+func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(context.Context) (dissolved bool, err error)) error {
 	const op = "destroy replica"
 	r, err := h.find(g)
 	if err != nil {
@@ -44,13 +46,14 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	}
 	defer h.leave()
 	r.setLeaving()
-	if err := confirm(ctx); err != nil {
+	dissolved, err := confirm(ctx)
+	if err != nil {
 		return err
 	}
 	h.adding.Lock()
 	defer h.adding.Unlock()
 	buried := make(chan struct{})
-	if err := r.bury(buried); err != nil {
+	if err := r.bury(dissolved, buried); err != nil {
 		return err
 	}
 	select { // no return before: the name is taken until all is gone
@@ -88,16 +91,16 @@ func (r *replica) setLeaving() {
 	r.leaving = true
 }
 
-// bury ends the replica for good, unless a leader has spoken to it since it
-// began to leave. Buried is closed once the log store says so.
-func (r *replica) bury(buried chan struct{}) error {
+// bury ends the replica for good, unless a leader of a group that is not dissolved
+// has spoken to it since it began to leave. Buried is closed once the log store says so.
+func (r *replica) bury(dissolved bool, buried chan struct{}) error {
 	const op = "destroy replica"
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.fault != nil:
 		return unavailable(op, r.fault)
-	case !r.leaving || r.role == raft.StateLeader:
+	case !dissolved && (!r.leaving || r.role == raft.StateLeader):
 		return dfs.Errorf(dfs.Busy, op, "%v: a leader has spoken to the replica", r.id)
 	}
 	term := r.raw.BasicStatus().GetTerm()

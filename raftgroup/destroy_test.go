@@ -48,17 +48,17 @@ func swapped(t *testing.T, c *cluster, g dfs.GroupID, deaf bool) {
 }
 
 // confirm asks the leader, as package meta does.
-func (c *cluster) confirm(g dfs.GroupID, node dfs.NodeID) func(context.Context) error {
-	return func(ctx context.Context) error {
+func (c *cluster) confirm(g dfs.GroupID, node dfs.NodeID) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
 		h := c.h(c.leader(g))
 		if err := h.Read(ctx, g, func(Reader) error { return nil }); err != nil {
-			return err
+			return false, err
 		}
 		st, _ := h.Status(g)
 		if slices.Contains(st.Voters, node) || slices.Contains(st.Learners, node) {
-			return dfs.Errorf(dfs.Unavailable, "confirm", "%v is a member", node)
+			return false, dfs.Errorf(dfs.Unavailable, "confirm", "%v is a member", node)
 		}
-		return nil
+		return false, nil
 	}
 }
 
@@ -162,9 +162,9 @@ func TestDestroyIsCalledOff(t *testing.T) {
 		c.found(g)
 		c.grow(g, 2, 3)
 		for _, id := range c.all() {
-			err := c.h(id).DestroyReplica(t.Context(), g, func(context.Context) error {
+			err := c.h(id).DestroyReplica(t.Context(), g, func(context.Context) (bool, error) {
 				time.Sleep(time.Second)
-				return nil
+				return false, nil
 			})
 			if dfs.KindOf(err) != dfs.Busy {
 				t.Errorf("node %v, a member: %v", id, err)
@@ -175,6 +175,14 @@ func TestDestroyIsCalledOff(t *testing.T) {
 		}
 		c.propose(g, "put k v")
 		c.converge(c.all()...)
+
+		// A group that is dissolved has no leader to listen to.
+		for _, id := range c.all() {
+			err := c.h(id).DestroyReplica(t.Context(), g, func(context.Context) (bool, error) { return true, nil })
+			if log, state := rowsOf(t, c.h(id), g); err != nil || log+state > 0 {
+				t.Errorf("node %v: %v, and %d rows are left", id, err, log+state)
+			}
+		}
 	})
 }
 
@@ -216,12 +224,12 @@ func TestDestroyThroughCrashes(t *testing.T) {
 					ask := c.confirm(g, 3)
 					h := c.h(3)
 					c.retry("destroy", func() error {
-						return h.DestroyReplica(t.Context(), g, func(ctx context.Context) error {
-							err := ask(ctx)
+						return h.DestroyReplica(t.Context(), g, func(ctx context.Context) (bool, error) {
+							_, err := ask(ctx)
 							if err == nil && step == 0 {
 								dead = c.cutOff(3, keep)
 							}
-							return err
+							return false, err
 						})
 					})
 					c.tune = nil

@@ -252,7 +252,7 @@ func (r *run) waitReleased() error {
 // is sound.
 func (r *run) checkReplicas() error {
 	type seen struct {
-		name    string
+		*simNode
 		applied uint64
 		hash    raftgroup.StateHash
 	}
@@ -272,22 +272,28 @@ func (r *run) checkReplicas() error {
 				return fmt.Errorf("%v: %s and %s differ at entry %d: hashes %x and %x", st.Group, f.name, sn.name, st.Applied, f.hash, st.Hash)
 			}
 			if !ok || st.Applied > f.applied {
-				first[st.Group] = seen{sn.name, st.Applied, st.Hash}
+				first[st.Group] = seen{sn, st.Applied, st.Hash}
 			}
 			r.counts["replicas compared"]++
 		}
 	}
-	node := r.c.nodes[r.c.Up()[0]].node
-	return r.checkTree(node.Meta().View, readers, 1)
+	view := func(g dfs.GroupID, fn func(raftgroup.Reader) error) error {
+		f, ok := first[g]
+		if !ok {
+			return fmt.Errorf("no node that is up has a replica of %v", g)
+		}
+		return f.node.Meta().View(g, fn)
+	}
+	return r.checkTree(view, readers, r.c.newestMap().Namespace())
 }
 
 // checkTree opens one group's reader after the other and runs the file system
 // check over all of them.
-func (r *run) checkTree(view func(dfs.GroupID, func(raftgroup.Reader) error) error, readers map[dfs.GroupID]raftgroup.Reader, g dfs.GroupID) error {
-	if g <= simGroups {
-		return view(g, func(rd raftgroup.Reader) error {
-			readers[g] = rd
-			return r.checkTree(view, readers, g+1)
+func (r *run) checkTree(view func(dfs.GroupID, func(raftgroup.Reader) error) error, readers map[dfs.GroupID]raftgroup.Reader, groups []dfs.GroupID) error {
+	if len(groups) > 0 {
+		return view(groups[0], func(rd raftgroup.Reader) error {
+			readers[groups[0]] = rd
+			return r.checkTree(view, readers, groups[1:])
 		})
 	}
 	for _, err := range namespace.CheckTree(readers) {

@@ -131,6 +131,19 @@ func (c *Cluster) AddStorage() int {
 	return len(c.nodes) - 1
 }
 
+// AddMeta adds a meta node that is in nobody's list, with an empty disk, not
+// started, and returns its number. REQUIRES: no storage node is added after it.
+func (c *Cluster) AddMeta() int {
+	n := c.cfg.Metas + 1
+	for _, sn := range c.nodes[c.cfg.Metas:] {
+		if sn.roles == dfs.RoleMeta {
+			n++
+		}
+	}
+	c.nodes = append(c.nodes, &simNode{name: fmt.Sprintf("meta%d", n), roles: dfs.RoleMeta, fs: vfs.NewCrashableMem()})
+	return len(c.nodes) - 1
+}
+
 // Start starts a node that is down on the disk it has.
 func (c *Cluster) Start(i int) error {
 	sn := c.nodes[i]

@@ -103,7 +103,7 @@ func (ev *entry) changeReplicas(op *wire.ChangeReplicasRequest) error {
 	case g == nil || op.Group > math.MaxUint16:
 		return dfs.Errorf(dfs.NotExist, what, "there is no group %d: dfsd group ls lists them", op.Group)
 	case !g.Ready():
-		return dfs.Errorf(dfs.Unavailable, what, "%v is forming: wait until dfsd group ls calls it ready", g.ID)
+		return dfs.Errorf(dfs.Invalid, what, "%v is forming: wait until dfsd group ls calls it ready", g.ID)
 	case add == 0 && remove == 0:
 		return dfs.Errorf(dfs.Invalid, what, "%v: no node is given", g.ID)
 	case add != 0 && g.Has(add):
