@@ -29,6 +29,7 @@ import (
 type cluster struct {
 	t    *testing.T
 	proc Process
+	net  *transport.Memory
 }
 
 func startCluster(t *testing.T) *cluster {
@@ -47,7 +48,7 @@ func startCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, proc: Process{Network: network.Host("client"), Env: []string{"DFSD_META=solo:7400", "DFSD_TIMEOUT=5m"}}}
+	c := &cluster{t: t, net: network, proc: Process{Network: network.Host("client"), Env: []string{"DFSD_META=solo:7400", "DFSD_TIMEOUT=5m"}}}
 	t.Cleanup(func() {
 		if err := n.Close(); err != nil {
 			t.Error(err)

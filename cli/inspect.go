@@ -122,49 +122,6 @@ func (s *status) node(name string) (n nodeStatus, stores []storeStatus, leads []
 	return n, stores, leads, nil
 }
 
-func newGroup(a *app) *cobra.Command {
-	const head = "GROUP\tLEADER\tMEMBERS\tAPPLIED\tINODES\n"
-	ls := a.look("ls", "List the Raft groups", cobra.NoArgs, func(w io.Writer, s *status, _ []string) error {
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprint(t, head)
-		for _, g := range s.Groups {
-			printGroup(t, g)
-		}
-		return t.Flush()
-	}, func(s *status, _ []string) (any, error) {
-		return struct {
-			Version int           `json:"version"`
-			Groups  []groupStatus `json:"groups"`
-		}{jsonVersion, s.Groups}, nil
-	})
-	show := a.look("show GROUP", "Show one Raft group", cobra.ExactArgs(1), func(w io.Writer, s *status, args []string) error {
-		g, err := s.group(args[0])
-		if err != nil {
-			return err
-		}
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprint(t, head)
-		printGroup(t, g)
-		return t.Flush()
-	}, func(s *status, args []string) (any, error) {
-		g, err := s.group(args[0])
-		return struct {
-			Version int         `json:"version"`
-			Group   groupStatus `json:"group"`
-		}{jsonVersion, g}, err
-	})
-	return family("group", "List and show Raft groups", ls, show)
-}
-
-func (s *status) group(name string) (groupStatus, error) {
-	for _, g := range s.Groups {
-		if name == strconv.Itoa(int(g.Group)) || name == dfs.GroupID(g.Group).String() {
-			return g, nil
-		}
-	}
-	return groupStatus{}, withHint(failed("group show", name, dfs.NotExist), "see dfsd group ls")
-}
-
 // pgStatus is a placement group.
 type pgStatus struct {
 	PG       uint32     `json:"pg"`

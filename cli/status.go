@@ -94,7 +94,13 @@ type groupStatus struct {
 	Learners []string `json:"learners"`
 	Applied  uint64   `json:"applied"`
 	Inodes   uint64   `json:"inodes"`
+	State    string   `json:"state"`  // ready; forming: it is not used yet
+	Target   []string `json:"target"` // nodes that should vote
+	LogBytes uint64   `json:"log_bytes"`
 }
+
+// groupReady is the state of a group that may be used.
+const groupReady = "ready"
 
 type redundancyStatus struct {
 	PGs           uint32 `json:"pgs"`
@@ -299,7 +305,12 @@ func (s *status) addGroups(r *wire.StatusReply) {
 	for _, row := range s.m.Groups {
 		id := uint32(row.ID)
 		g := known[id] // nil: no leader has reported
-		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners())}
+		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners()),
+			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), LogBytes: g.GetLogBytes(),
+		}
+		if !row.Ready() {
+			out.State = "forming"
+		}
 		if g.GetLeader() != 0 {
 			out.Leader = s.nodeName(dfs.NodeID(g.GetLeader()))
 		}

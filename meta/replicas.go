@@ -425,8 +425,8 @@ func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
 	case in.Full[add]:
 		return dfs.Errorf(dfs.NoSpace, op, "the disk of meta node %s (%v) is full to its reserve: free space on it first", n.Name, add)
 	}
-	if req.Remove == 0 {
-		return nil
+	if req.Remove == 0 || add == 0 && len(row.Replicas) <= in.Width {
+		return nil // refused when it is applied
 	}
 	v := in.Views[row.ID]
 	if v == nil {

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dfsd/dfs"
+	"dfsd/meta"
+	"dfsd/node"
+)
+
+// spare starts a second meta node beside a cluster of one.
+func (c *cluster) spare() {
+	c.t.Helper()
+	marks := rand.New(rand.NewPCG(3, 4))
+	o := node.Options{
+		FS: vfs.NewMem(), Network: c.net.Host("extra"), Name: "extra", Roles: dfs.RoleMeta, Listen: "extra:7400", Dir: "data",
+		PID: 2, Insecure: true, Release: "test", NewMark: func() uint64 { return marks.Uint64() | 1 },
+		Peers: []meta.Peer{{Name: "solo", Addr: "solo:7400"}},
+	}
+	o.Meta.Raft.Tick, o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = 20*time.Millisecond, 1<<20, 256<<10
+	n, err := node.Start(o)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			c.t.Error(err)
+		}
+	})
+}
+
+type groupAnswer struct {
+	Group    groupStatus
+	Groups   []groupStatus
+	Replicas []replicaStatus
+}
+
+func (c *cluster) group(args ...string) (out groupAnswer) {
+	c.t.Helper()
+	text := c.ok(append([]string{"group"}, args...)...)
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		c.t.Fatalf("dfsd group %q: %v: %s", args, err, text)
+	}
+	return out
+}
+
+// TestGroupVerbs has a cluster of one meta node, which keeps one replica of each
+// group, and one that joined it.
+func TestGroupVerbs(t *testing.T) {
+	c := startCluster(t)
+	c.spare()
+	has := func(g *groupStatus, names ...string) bool {
+		return slices.Equal(sorted(g.Members), names) && slices.Equal(sorted(g.Target), names)
+	}
+	// The five groups spread over both by themselves.
+	for {
+		led := map[string]int{}
+		for _, g := range c.group("ls", "--json").Groups {
+			if g.State == groupReady && len(g.Members) == 1 && slices.Equal(g.Members, g.Target) {
+				led[g.Leader]++
+			}
+		}
+		if led["solo"]+led["extra"] == 5 && led["extra"] >= 2 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+
+	c.no(2, "say --yes", "group", "create")
+	c.no(1, "does not exist", "group", "create", "--yes", "--replicas", "nobody")
+	made := c.group("create", "--yes", "--wait", "--json", "--replicas", "extra").Group
+	if made.Group != 5 || made.State != groupReady || !has(&made, "extra") || made.Leader != "extra" {
+		t.Errorf("made: %+v", made)
+	}
+	c.no(1, "solo (n1) does not vote in it: extra do", "group", "move-leader", "5", "solo")
+	c.no(2, "say --yes", "group", "add-replica", "5", "solo")
+	c.no(1, "keeps 1: first dfsd group add-replica 5 NODE", "group", "remove-replica", "5", "extra", "--yes")
+	if g := c.group("add-replica", "g5", "n1", "--yes", "--wait", "--json").Group; !has(&g, "extra", "solo") {
+		t.Errorf("after add-replica: %+v", g)
+	}
+	c.no(1, "n1 is listed in g5 already", "group", "add-replica", "5", "solo", "--yes")
+	c.ok("group", "move-leader", "5", "solo")
+	shown := c.group("show", "5", "--json")
+	if len(shown.Replicas) != 2 || shown.Replicas[0].StateHash == "" {
+		t.Errorf("shown: %+v", shown)
+	}
+	for _, r := range shown.Replicas {
+		if want := map[string]string{"solo": "leader", "extra": "follower"}[r.Node]; r.Role != want && shown.Group.Leader == "solo" || r.Fault != "" || r.Snapshot {
+			t.Errorf("shown: %+v", shown)
+		}
+	}
+	if g := c.group("remove-replica", "5", "extra", "--yes", "--wait", "--json").Group; !has(&g, "solo") {
+		t.Errorf("after remove-replica: %+v", g)
+	}
+	for { // what extra had is destroyed
+		if r := c.group("show", "5", "--json").Replicas; len(r) == 1 && r[0].Node == "solo" {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if out := c.ok("group", "show", "5"); !strings.Contains(out, "STATE HASH") || !strings.Contains(out, "solo") {
+		t.Error(out)
+	}
+	c.no(1, "see dfsd group ls", "group", "move-leader", "77", "solo")
+}
