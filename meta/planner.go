@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	planTick = 250 * time.Millisecond // how often the control leader plans when nothing wakes it
-	planRest = 20 * time.Millisecond  // at least this long between two plans: what woke it may bring company
+	planTick  = 250 * time.Millisecond // how often the control leader plans when nothing wakes it
+	groupRest = time.Second            // between two plans of who holds which group, once the cluster is formed
+	planRest  = 20 * time.Millisecond  // at least this long between two plans: what woke it may bring company
 )
 
 // planner is the control leader's memory between two plans.
@@ -30,6 +31,7 @@ type planner struct {
 	led       time.Time // when this node last knew of a control leader
 	persisted map[dfs.StoreID]*wire.PersistedMark
 	notes     []string
+	grouped   time.Time // of the last plan of who holds which group
 	content   dfs.Epoch // of the last map that left the planner nothing to decide
 }
 
@@ -117,7 +119,11 @@ func (s *Service) planOnce(ctx context.Context) error {
 	if m == nil {
 		return nil
 	}
-	decisions := repair.PlanGroups(s.groupInput(m))
+	var decisions []repair.Decision
+	if time.Since(s.plan.grouped) >= groupRest || !s.maps.isFormed() {
+		decisions = repair.PlanGroups(s.groupInput(m))
+		s.plan.grouped = time.Now()
+	}
 	if !s.maps.isFormed() {
 		if len(decisions) == 0 {
 			return s.checkFormed(ctx)

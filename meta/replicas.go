@@ -3,6 +3,7 @@ package meta
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -70,20 +71,24 @@ func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map) {
 }
 
 // leaveGroups destroys the replicas of groups that do not list this node any
-// more, once their leader confirms that it has been removed.
+// more, once their leader confirms that it has been removed. All are asked at the
+// same time, MaxGroups at the most: one without a leader keeps no other waiting.
 func (s *Service) leaveGroups(h *raftgroup.Host, m *dfs.Map) {
 	me := s.opts.Identity.Membership().Node
-	for _, st := range h.Statuses() {
-		row := m.Group(st.Group)
-		if st.Group == dfs.ControlGroup || st.Fault != nil || row != nil && row.Has(me) {
+	ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, g := range h.Groups() {
+		if row := m.Group(g); g == dfs.ControlGroup || row != nil && row.Has(me) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(s.ctx, metas.AttemptTimeout)
-		err := h.DestroyReplica(ctx, st.Group, func(ctx context.Context) (bool, error) { return s.confirmLeft(ctx, h, st.Group) })
-		cancel()
-		if err != nil {
-			s.log.Debug("replica kept", "group", uint16(st.Group), "cause", err)
-		}
+		wg.Go(func() {
+			err := h.DestroyReplica(ctx, g, func(ctx context.Context) (bool, error) { return s.confirmLeft(ctx, h, g) })
+			if err != nil {
+				s.log.Debug("replica kept", "group", uint16(g), "cause", err)
+			}
+		})
 	}
 }
 
@@ -190,7 +195,7 @@ func nextStep(me dfs.NodeID, m *dfs.Map, row *dfs.Group, st *raftgroup.Status) s
 		return step{}
 	}
 	surplus := surplusVoters(m, row, st)
-	promoted := false
+	pending := false // a listed node does not vote yet
 	for _, n := range row.Replicas {
 		switch {
 		case slices.Contains(st.Voters, n):
@@ -212,10 +217,10 @@ func nextStep(me dfs.NodeID, m *dfs.Map, row *dfs.Group, st *raftgroup.Status) s
 			}
 			return step{changes: changes} // then it can be handed to this one
 		}
-		promoted = true // waits to be
+		pending = true
 	}
 	switch {
-	case promoted: // the swap comes later
+	case pending: // the swap comes later
 	case len(surplus) > 0 && surplus[0] == me:
 		return step{handTo: listedHeir(me, row, st)}
 	case len(surplus) > 0 && majorityWithout(surplus[0], st):

@@ -56,7 +56,10 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	if err := r.bury(dissolved, buried); err != nil {
 		return err
 	}
-	select { // no return before: the name is taken until all is gone
+	h.mu.Lock()
+	delete(h.groups, g) // another is not made before adding is free
+	h.mu.Unlock()
+	select {
 	case <-buried:
 	case <-h.closing:
 		return errClosing(op) // the next start finds what was written
@@ -71,9 +74,6 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		return err
 	}
 	h.destroyStep(g, 2)
-	h.mu.Lock()
-	delete(h.groups, g)
-	h.mu.Unlock()
 	h.log.Info("replica destroyed", "group", uint16(g))
 	return nil
 }

@@ -113,6 +113,16 @@ func (h *Host) Statuses() []Status {
 	return out
 }
 
+// Groups lists the groups that have a replica here, ascending.
+func (h *Host) Groups() []dfs.GroupID {
+	rs := h.sorted()
+	out := make([]dfs.GroupID, len(rs))
+	for i, r := range rs {
+		out[i] = r.id
+	}
+	return out
+}
+
 // LogStats describes the log store, which all groups of a host share.
 type LogStats struct {
 	Syncs uint64 // batches synced since the start

@@ -13,6 +13,8 @@ import (
 	"dfsd/raftgroup"
 )
 
+func shortGrace(o *node.Options) { o.Meta.Grace = 10 * time.Second }
+
 // spared starts a cluster of three listed meta nodes and adds others to it, which
 // are returned with the listed ones.
 func spared(t *testing.T, c *Cluster, p *Peer, spares int) []int {
@@ -138,7 +140,7 @@ func awaitLed(t *testing.T, c *Cluster, metas []int) {
 // node after the other is lost for good, as long as others can take its place;
 // writes go on, and in the end three hold everything.
 func TestMetaNodesAreReplaced(t *testing.T) {
-	inBubble(t, Config{Stores: 3, Tweak: func(o *node.Options) { o.Meta.Groups = evenGroups }}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Stores: 1, Class: dfs.Replicated(1), Tweak: shortGrace}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		metas := spared(t, c, p, 2)
@@ -166,8 +168,8 @@ func TestMetaNodesAreReplaced(t *testing.T) {
 			}
 			c.Crash(victim)
 			dead = append(dead, victim)
-			for range 8 { // the grace period is 30 s: nothing moves before
-				time.Sleep(3 * time.Second)
+			for range 4 { // nothing moves within the grace period
+				time.Sleep(2 * time.Second)
 				write()
 			}
 			m, err := p.Refresh(t.Context())
@@ -215,7 +217,7 @@ func TestSoakGroupCreate(t *testing.T) {
 // put there, and nothing is left of those that were abandoned. The last one surely
 // is: its founder is away from the first moment on, for longer than the grace period.
 func createGroups(t *testing.T, seed uint64) {
-	inBubble(t, Config{Seed: seed, Stores: 3}, func(t *testing.T, c *Cluster) {
+	inBubble(t, Config{Seed: seed, Stores: 1, Class: dfs.Replicated(1), Tweak: shortGrace}, func(t *testing.T, c *Cluster) {
 		p := open(t, c, "client")
 		defer p.Close()
 		metas := spared(t, c, p, 2)
@@ -244,7 +246,7 @@ func createGroups(t *testing.T, seed uint64) {
 				}
 				c.Crash(victim)
 				if random.IntN(4) == 0 { // for longer than the grace period
-					time.Sleep(40 * time.Second)
+					time.Sleep(15 * time.Second)
 				}
 				time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
 				start(t, c, victim)
@@ -298,6 +300,72 @@ func createGroups(t *testing.T, seed uint64) {
 		for _, g := range m.Namespace() {
 			if g != 1 && !used[g] {
 				t.Errorf("%v holds nothing: %v do", g, used)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		sound(t, c)
+	})
+}
+
+// TestWipedMetaWhileAnotherIsDown empties the disk of one of three meta nodes while
+// another is down: the third alone commits nothing, and the wiped one, which has
+// promised things that it no longer knows, lends it no vote. When the other is
+// back everything is there, and the wiped one is filled and votes under a new number.
+func TestWipedMetaWhileAnotherIsDown(t *testing.T) {
+	inBubble(t, Config{Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		for wiped := range 2 {
+			down := (wiped + 1) % 3
+			third := (wiped + 2) % 3
+			old := membershipOf(t, c.nodes[wiped]).Node
+			path := fmt.Sprintf("/f%d", wiped)
+			put(t, p, path, "committed")
+			// The last entries are on the wiped and the third node only: without the
+			// vote of the wiped one nobody may take what the third has for all.
+			c.Crash(down)
+			put(t, p, path+"b", "committed by two")
+			c.Crash(wiped)
+			c.Wipe(wiped)
+			start(t, c, wiped)
+			for range 20 {
+				time.Sleep(time.Second)
+				for _, st := range c.nodes[third].node.Meta().Groups() {
+					for _, x := range st.Peers {
+						if x.Node == old && x.Active {
+							t.Fatalf("%s hears the wiped node as %v in %v", c.nodes[third].name, old, st.Group)
+						}
+					}
+				}
+				if id := membershipOf(t, c.nodes[wiped]).Node; id != 0 {
+					t.Fatalf("the wiped node is %v although no majority could say so", id)
+				}
+			}
+			start(t, c, down)
+			awaitReady(t, p)
+			var m *dfs.Map
+			took := await(t, 2*time.Minute, func() string {
+				id := membershipOf(t, c.nodes[wiped]).Node
+				if id == 0 {
+					return "the wiped node has not joined"
+				}
+				var why string
+				if m, why = replicasOf(t, c, p, []int{0, 1, 2}); why != "" {
+					return why
+				}
+				for _, g := range m.Groups {
+					if !g.Has(id) || g.Has(old) || len(g.Replicas) != 3 {
+						return fmt.Sprintf("%v lists %v; the node was %v and is %v", g.ID, g.Replicas, old, id)
+					}
+				}
+				return ""
+			})
+			t.Logf("%s was %v, and votes as another after %v", c.nodes[wiped].name, old, took)
+			for name, want := range map[string]string{path: "committed", path + "b": "committed by two"} {
+				if got := string(content(t, p, name)); got != want {
+					t.Errorf("%s holds %q", name, got)
+				}
 			}
 		}
 		time.Sleep(3 * time.Second)
