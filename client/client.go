@@ -148,8 +148,9 @@ type Client struct {
 	opening lock // held while the session is looked for or opened; guards current
 	current *session
 
-	mu     sync.Mutex // guards closed, and that nothing is added to work after it
-	closed bool
+	mu      sync.Mutex // guards what follows, and that nothing is added to work after closed
+	closed  bool
+	readers map[dfs.GroupID]*sharer[*wire.Query, *wire.QueryResult]
 }
 
 // Open finds the cluster and learns its map. Close the client. Errors:
@@ -170,6 +171,7 @@ func Open(ctx context.Context, opts Options) (*Client, error) {
 		ahead:   semaphore.NewWeighted(readAhead),
 		behind:  semaphore.NewWeighted(writeBehind),
 		opening: newLock(),
+		readers: map[dfs.GroupID]*sharer[*wire.Query, *wire.QueryResult]{},
 	}
 	c.policy = transport.Policy{
 		Base: opts.Retry.Base, Factor: opts.Retry.Factor, Max: opts.Retry.Max,

@@ -13,21 +13,76 @@ func (c *Client) query(ctx context.Context, g dfs.GroupID, q *wire.Query) (*wire
 		return nil, dfs.Errorf(dfs.Invalid, "", "no namespace group owns the inode")
 	}
 	q.Cred = &wire.Cred{Uid: c.opts.Cred.UID, Gid: c.opts.Cred.GID, Groups: c.opts.Cred.Groups}
-	req := &wire.ReadRequest{Group: uint32(g), Query: q}
-	var out *wire.QueryResult
-	err := c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
-		reply, err := m.Read(ctx, req)
-		out = reply.GetResult()
-		return err
-	})
-	if err != nil {
-		return nil, readFailed(ctx, err)
+	t := turn[*wire.QueryResult]{alone: true}
+	if sharable(q) {
+		t = c.reader(g).do(ctx, q)
 	}
-	if out == nil {
+	if t.alone {
+		t = c.askAlone(ctx, g, q)
+	}
+	if t.err != nil {
+		return nil, readFailed(ctx, t.err)
+	}
+	if t.answer == nil {
 		return nil, dfs.Errorf(dfs.Internal, "", "group %v sent an empty answer", g)
 	}
-	c.saw(out.GetVersion())
-	return out, nil
+	c.saw(t.answer.GetVersion())
+	return t.answer, nil
+}
+
+// sharable reports whether a query may share a request: its answer is small.
+func sharable(q *wire.Query) bool {
+	switch q := q.GetQuery().(type) {
+	case *wire.Query_Attr:
+		return len(q.Attr.GetInos()) == 1
+	case *wire.Query_Walk:
+		return len(q.Walk.GetNames()) <= maxSharedNames && !q.Walk.GetContent()
+	}
+	return false
+}
+
+func (c *Client) askAlone(ctx context.Context, g dfs.GroupID, q *wire.Query) (t turn[*wire.QueryResult]) {
+	req := &wire.ReadRequest{Group: uint32(g), Query: q}
+	t.err = c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+		reply, err := m.Read(ctx, req)
+		t.answer = reply.GetResult()
+		return err
+	})
+	return t
+}
+
+func (c *Client) askMany(ctx context.Context, g dfs.GroupID, qs []*wire.Query) (out []turn[*wire.QueryResult]) {
+	req := &wire.ReadManyRequest{Group: uint32(g), Queries: qs}
+	_ = c.book.Call(ctx, g, false, func(ctx context.Context, m wire.DRPCMetaClient) error { // each learns the error when it asks alone
+		reply, err := m.ReadMany(ctx, req)
+		if err != nil {
+			return err
+		}
+		out = make([]turn[*wire.QueryResult], len(reply.GetAnswers()))
+		for i, a := range reply.GetAnswers() {
+			out[i] = turnOf(a.GetResult(), a.GetRefusal())
+		}
+		return nil
+	})
+	return out
+}
+
+// reader returns what queries of a group share requests in.
+func (c *Client) reader(g dfs.GroupID) *sharer[*wire.Query, *wire.QueryResult] {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sh := c.readers[g]
+	if sh == nil {
+		sh = &sharer[*wire.Query, *wire.QueryResult]{
+			size: func(*wire.Query) int { return 0 }, // see sharable
+			one:  func(ctx context.Context, q *wire.Query) turn[*wire.QueryResult] { return c.askAlone(ctx, g, q) },
+			many: func(ctx context.Context, qs []*wire.Query) ([]turn[*wire.QueryResult], bool) {
+				return c.askMany(ctx, g, qs), false
+			},
+		}
+		c.readers[g] = sh
+	}
+	return sh
 }
 
 // readFailed gives the error of a request that changes nothing its kind: an

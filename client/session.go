@@ -43,9 +43,10 @@ type session struct {
 
 	boundaries chan struct{} // one element an operation over two groups under way
 
-	mu         sync.Mutex             // guards what follows
-	renewed    time.Time              // when the last renewal that succeeded was sent; has monotonic and wall time
-	lastSeq    uint64                 // of mutations
+	mu         sync.Mutex // guards what follows
+	renewed    time.Time  // when the last renewal that succeeded was sent; has monotonic and wall time
+	lastSeq    uint64     // of mutations
+	shared     map[dfs.GroupID]*sharer[[]byte, *wire.Result]
 	unanswered map[uint64]dfs.GroupID // by sequence number: who is asked; those given up are not among them
 	lastBlock  uint64                 // counter of block IDs
 	blocks     map[uint64]struct{}    // counters of blocks that a command may still name. Invariant: <= lastBlock
@@ -105,6 +106,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
 		c: c, slots: make(chan struct{}, maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
+		shared:     map[dfs.GroupID]*sharer[[]byte, *wire.Result]{},
 		unanswered: map[uint64]dfs.GroupID{}, blocks: map[uint64]struct{}{}, leases: map[dfs.GroupID]*inoLease{},
 	}
 	req := &wire.OpenSessionRequest{Holder: c.opts.Holder, Mark: max(c.opts.Rand(), 1)}
@@ -305,18 +307,67 @@ func (s *session) send(ctx context.Context, g dfs.GroupID, cmd *wire.Command, ma
 	if len(data) > maxCommand {
 		return nil, dfs.Errorf(dfs.TooLarge, "encode", "a command of %d bytes: at most %d", len(data), maxCommand)
 	}
+	if len(data) <= maxSharedItem {
+		t := s.sharer(g).do(ctx, data)
+		*maybe = *maybe || t.maybe
+		if !t.alone {
+			return t.answer, t.err
+		}
+	}
+	t := s.sendAlone(ctx, g, data)
+	*maybe = *maybe || t.maybe
+	return t.answer, t.err
+}
+
+func (s *session) sendAlone(ctx context.Context, g dfs.GroupID, data []byte) (t turn[*wire.Result]) {
 	req := &wire.MutateRequest{Group: uint32(g), Command: data}
-	var res *wire.Result
-	err = s.c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+	t.err = s.c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
 		reply, err := m.Mutate(ctx, req)
 		if err == nil {
-			res = reply.GetResult()
+			t.answer = reply.GetResult()
 			return nil
 		}
-		*maybe = *maybe || !notCarriedOut(dfs.KindOf(err))
+		t.maybe = t.maybe || !notCarriedOut(dfs.KindOf(err))
 		return err
 	})
-	return res, err
+	return t
+}
+
+// sendMany has the group's leader answer commands that share a request.
+func (s *session) sendMany(ctx context.Context, g dfs.GroupID, cmds [][]byte) (out []turn[*wire.Result], maybe bool) {
+	req := &wire.MutateManyRequest{Group: uint32(g), Commands: cmds}
+	_ = s.c.book.Call(ctx, g, false, func(ctx context.Context, m wire.DRPCMetaClient) error { // each learns the error when it asks alone
+		reply, err := m.MutateMany(ctx, req)
+		if err != nil {
+			maybe = maybe || !notCarriedOut(dfs.KindOf(err))
+			return err
+		}
+		out = make([]turn[*wire.Result], len(reply.GetAnswers()))
+		for i, a := range reply.GetAnswers() {
+			out[i] = turnOf(a.GetResult(), a.GetRefusal())
+			out[i].maybe = out[i].err != nil && !notCarriedOut(dfs.KindOf(out[i].err))
+		}
+		return nil
+	})
+	return out, maybe
+}
+
+// sharer returns what commands to a group share requests in.
+func (s *session) sharer(g dfs.GroupID) *sharer[[]byte, *wire.Result] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh := s.shared[g]
+	if sh == nil {
+		sh = &sharer[[]byte, *wire.Result]{
+			size: func(data []byte) int { return len(data) },
+			one:  func(ctx context.Context, data []byte) turn[*wire.Result] { return s.sendAlone(ctx, g, data) },
+			many: func(ctx context.Context, cmds [][]byte) ([]turn[*wire.Result], bool) {
+				return s.sendMany(ctx, g, cmds)
+			},
+		}
+		s.shared[g] = sh
+	}
+	return sh
 }
 
 // notCarriedOut reports whether an error in place of an answer says for certain

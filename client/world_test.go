@@ -63,6 +63,7 @@ type metaState struct {
 	below    uint64          // the mark that came with the last renewal
 	commands []*wire.Command // in order of arrival
 	queries  int
+	shared   int                                            // requests that carried several
 	before   func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
 	lose     bool                                           // the first answer to each command and session
 	answered map[string]bool
@@ -181,6 +182,47 @@ func (n *node) Mutate(ctx context.Context, in *wire.MutateRequest) (*wire.Mutate
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return &wire.MutateReply{Result: res}, n.lostLocked(fmt.Sprint("command ", cmd.Session, " ", cmd.Seq))
+}
+
+func (n *node) MutateMany(ctx context.Context, in *wire.MutateManyRequest) (*wire.MutateManyReply, error) {
+	if err := n.leads(dfs.GroupID(in.Group)); err != nil {
+		return nil, err
+	}
+	out := &wire.MutateManyReply{Answers: make([]*wire.MutateAnswer, len(in.Commands))}
+	var wg sync.WaitGroup
+	for i, cmd := range in.Commands {
+		wg.Go(func() {
+			a := &wire.MutateAnswer{}
+			if reply, err := n.Mutate(ctx, &wire.MutateRequest{Group: in.Group, Command: cmd}); err != nil {
+				a.Refusal = wire.FromError(err)
+			} else {
+				a.Result = reply.Result
+			}
+			out.Answers[i] = a
+		})
+	}
+	wg.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shared++
+	return out, n.lostLocked(fmt.Sprint("commands ", in.Commands))
+}
+
+func (n *node) ReadMany(ctx context.Context, in *wire.ReadManyRequest) (*wire.ReadManyReply, error) {
+	out := &wire.ReadManyReply{}
+	for _, q := range in.Queries {
+		a := &wire.ReadAnswer{}
+		if reply, err := n.Read(ctx, &wire.ReadRequest{Group: in.Group, Query: q}); err != nil {
+			a.Refusal = wire.FromError(err)
+		} else {
+			a.Result = reply.Result
+		}
+		out.Answers = append(out.Answers, a)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shared++
+	return out, nil
 }
 
 // lostLocked is an error when this answer is to be lost.

@@ -80,11 +80,24 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if !s.mutable() {
 		return nil, s.notFormed()
 	}
-	if len(req.Command) > MaxCommand {
-		return nil, dfs.Errorf(dfs.TooLarge, "change", "a command of %d bytes: at most %d", len(req.Command), MaxCommand)
+	le, err := s.commandEntry(ctx, h, g, req.Command)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.proposeEntry(ctx, h, g, le)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.MutateReply{Result: out}, nil
+}
+
+// commandEntry checks a command of a client and makes an entry of it.
+func (s *Service) commandEntry(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, data []byte) (*wire.LogEntry, error) {
+	if len(data) > MaxCommand {
+		return nil, dfs.Errorf(dfs.TooLarge, "change", "a command of %d bytes: at most %d", len(data), MaxCommand)
 	}
 	cmd := &wire.Command{}
-	if err := proto.Unmarshal(req.Command, cmd); err != nil {
+	if err := proto.Unmarshal(data, cmd); err != nil {
 		return nil, dfs.Errorf(dfs.Invalid, "change", "malformed command")
 	}
 	if err := s.checkIssued(ctx, h, dfs.SessionID(cmd.Session)); err != nil {
@@ -93,11 +106,7 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if err := s.admit(ctx, h, g, cmd); err != nil {
 		return nil, err
 	}
-	out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
-	if err != nil {
-		return nil, err
-	}
-	return &wire.MutateReply{Result: out}, nil
+	return &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}}, nil
 }
 
 // mutable reports whether mutations are admitted: this replica, or the control
@@ -118,6 +127,11 @@ func (s *Service) proposeEntry(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 		return nil, err
 	}
 	reply, err := h.Propose(ctx, g, data)
+	return toResult(g, reply, err)
+}
+
+// toResult reads what a group answered to an entry.
+func toResult(g dfs.GroupID, reply []byte, err error) (*wire.Result, error) {
 	if err != nil {
 		return nil, dfs.Wrap("change", g.String(), err)
 	}
@@ -144,18 +158,24 @@ func (s *Service) Fence(ctx context.Context, req *wire.FenceRequest) (*wire.Fenc
 	return &wire.FenceReply{}, res.ToError("fence", g.String())
 }
 
+// readable refuses unless this node has a replica of the group.
+func (s *Service) readable(group uint32) (dfs.GroupID, *raftgroup.Host, error) {
+	h, err := s.raft()
+	if err != nil {
+		return 0, nil, err
+	}
+	g, err := s.namespaceGroup(h, group)
+	return g, h, err
+}
+
 // Read implements the meta service: a linearizable query of a group.
 func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadReply, error) {
-	h, err := s.raft()
+	g, h, err := s.readable(req.Group)
 	if err != nil {
 		return nil, err
 	}
 	if req.Query == nil {
-		return nil, dfs.Errorf(dfs.Invalid, "read", "no query")
-	}
-	g, err := s.namespaceGroup(h, req.Group)
-	if err != nil {
-		return nil, err
+		return nil, dfs.Errorf(dfs.Invalid, "read", "there is no query")
 	}
 	place := req.Query.GetPlaceDir()
 	if place != nil { // counts what it placed, so one node answers

@@ -131,6 +131,7 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 	send(counter("meta_restarts", "Restarts of the meta role after damage that it met while it ran."), float64(c.n.meta.Restarts()))
 	log := c.n.meta.Log()
 	send(counter("raft_log_syncs", "Syncs of the Raft log since start."), float64(log.Syncs))
+	send(counter("raft_log_bytes", "Bytes that these syncs made durable."), float64(log.Bytes))
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
 	c.collectSnapshots(send)
 	me := c.n.id.Membership().Node

@@ -25,6 +25,7 @@ type logStore struct {
 	tell func(error) // of damage that a read finds
 
 	syncs  atomic.Uint64         // since the start
+	bytes  atomic.Uint64         // of the batches synced, since the start
 	failed atomic.Pointer[error] // the first failure; nothing is committed after it
 
 	mu     sync.Mutex // serialises commits
@@ -166,6 +167,7 @@ func (s *logStore) commitLocked(b *pebble.Batch, sync bool) error {
 		return err // Pebble reports a failed sync to its logger only
 	}
 	s.syncs.Add(1)
+	s.bytes.Add(uint64(b.Len()))
 	s.number++
 	return s.mark.note(s.number)
 }

@@ -350,29 +350,88 @@ func (r *replica) droppedLocked() error {
 // be. TooLarge: over MaxProposalBytes. NotExist: no such group here.
 func (h *Host) Propose(ctx context.Context, g dfs.GroupID, cmd []byte) ([]byte, error) {
 	if len(cmd) > h.opts.MaxProposalBytes {
-		return nil, dfs.Errorf(dfs.TooLarge, "propose", "%v: %d bytes, at most %d", g, len(cmd), h.opts.MaxProposalBytes)
+		return nil, h.tooLarge(g, cmd)
 	}
 	r, err := h.find(g)
 	if err != nil {
 		return nil, err
 	}
 	id := h.newProposalID()
+	return r.propose(ctx, id, id.entry(cmd))
+}
+
+// Outcome is what became of one of many commands.
+type Outcome struct {
+	Reply []byte
+	Err   error // of the kinds of Propose
+}
+
+// ProposeMany commits several commands, each as by Propose, in the order given
+// as far as they are taken. It returns when all have an outcome.
+func (h *Host) ProposeMany(ctx context.Context, g dfs.GroupID, cmds [][]byte) []Outcome {
+	out := make([]Outcome, len(cmds))
+	r, err := h.find(g)
+	if err != nil {
+		for i := range out {
+			out[i].Err = err
+		}
+		return out
+	}
+	begun := make([]*proposal, len(cmds))
+	for i, cmd := range cmds {
+		if len(cmd) > h.opts.MaxProposalBytes {
+			out[i].Err = h.tooLarge(g, cmd)
+			continue
+		}
+		id := h.newProposalID()
+		begun[i], out[i].Err = r.begin(id, id.entry(cmd))
+	}
+	h.workers.schedule(r)
+	for i, p := range begun {
+		if p != nil {
+			out[i].Reply, out[i].Err = p.await(ctx, h)
+		}
+	}
+	return out
+}
+
+func (h *Host) tooLarge(g dfs.GroupID, cmd []byte) error {
+	return dfs.Errorf(dfs.TooLarge, "propose", "%v: %d bytes, at most %d", g, len(cmd), h.opts.MaxProposalBytes)
+}
+
+// entry makes the log entry of a command.
+func (id proposalID) entry(cmd []byte) *pb.Entry {
 	data := id.append(append(make([]byte, 0, proposalHead+len(cmd)), entryVersion))
-	return r.propose(ctx, id, &pb.Entry{Type: pb.EntryNormal.Enum(), Data: append(data, cmd...)})
+	return &pb.Entry{Type: pb.EntryNormal.Enum(), Data: append(data, cmd...)}
 }
 
 func (r *replica) propose(ctx context.Context, id proposalID, e *pb.Entry) ([]byte, error) {
+	p, err := r.begin(id, e)
+	if err != nil {
+		return nil, err
+	}
+	r.h.workers.schedule(r)
+	return p.await(ctx, r.h)
+}
+
+// begin queues a proposal for the next round of the replica, which the caller
+// has to schedule.
+func (r *replica) begin(id proposalID, e *pb.Entry) (*proposal, error) {
 	p := &proposal{set: &r.proposals, id: id, entry: e, done: make(chan outcome, 1)}
 	if err := r.proposals.add(p); err != nil {
 		return nil, err
 	}
 	r.in.addProposal(p)
-	r.h.workers.schedule(r)
+	return p, nil
+}
+
+// await returns the outcome, which the end of ctx or the host's brings about.
+func (p *proposal) await(ctx context.Context, h *Host) ([]byte, error) {
 	select {
 	case o := <-p.done:
 		return o.reply, o.err
 	case <-ctx.Done():
-	case <-r.h.closing:
+	case <-h.closing:
 	}
 	p.giveUp()
 	o := <-p.done // buffered: giveUp or an outcome before it filled it

@@ -126,12 +126,13 @@ func (h *Host) Groups() []dfs.GroupID {
 // LogStats describes the log store, which all groups of a host share.
 type LogStats struct {
 	Syncs uint64 // batches synced since the start
+	Bytes uint64 // of these batches
 	Queue int    // writes that wait for the next batch
 }
 
 // LogStats returns what the log store does.
 func (h *Host) LogStats() LogStats {
-	return LogStats{Syncs: h.store.syncs.Load(), Queue: h.writer.waiting()}
+	return LogStats{Syncs: h.store.syncs.Load(), Bytes: h.store.bytes.Load(), Queue: h.writer.waiting()}
 }
 
 func (r *replica) status() Status {

@@ -3,6 +3,7 @@ package wire
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 
@@ -276,6 +277,21 @@ func FromHint(h dfs.Hint) *BlockHint {
 // ToDFS converts from the form of a message.
 func (h *BlockHint) ToDFS() dfs.Hint {
 	return dfs.Hint{Ino: dfs.Ino(h.GetIno()), Offset: h.GetOffset(), Version: dfs.Version(h.GetVersion())}
+}
+
+// FromError returns err as one of many requests sends it.
+func FromError(err error) *Refusal {
+	r := &Refusal{Kind: uint32(dfs.KindOf(err)), Text: err.Error()}
+	var e *dfs.Error
+	if errors.As(err, &e) {
+		r.Leader = uint32(e.LeaderHint)
+	}
+	return r
+}
+
+// ToError returns the error that was sent.
+func (r *Refusal) ToError() error {
+	return &dfs.Error{Kind: dfs.Kind(r.GetKind()), Text: r.GetText(), LeaderHint: dfs.NodeID(r.GetLeader())}
 }
 
 // ToError returns a result's error, nil when it is done. Op and object are

@@ -2067,6 +2067,216 @@ func (x *MutateReply) GetResult() *Result {
 	return nil
 }
 
+type MutateManyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Commands      [][]byte               `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"` // encoded Commands, at most 128
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateManyRequest) Reset() {
+	*x = MutateManyRequest{}
+	mi := &file_meta_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateManyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateManyRequest) ProtoMessage() {}
+
+func (x *MutateManyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateManyRequest.ProtoReflect.Descriptor instead.
+func (*MutateManyRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *MutateManyRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *MutateManyRequest) GetCommands() [][]byte {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+type MutateManyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*MutateAnswer        `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // to every command, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateManyReply) Reset() {
+	*x = MutateManyReply{}
+	mi := &file_meta_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateManyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateManyReply) ProtoMessage() {}
+
+func (x *MutateManyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateManyReply.ProtoReflect.Descriptor instead.
+func (*MutateManyReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *MutateManyReply) GetAnswers() []*MutateAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// MutateAnswer is a result, or why there is none.
+type MutateAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *Result                `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	Refusal       *Refusal               `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateAnswer) Reset() {
+	*x = MutateAnswer{}
+	mi := &file_meta_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateAnswer) ProtoMessage() {}
+
+func (x *MutateAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateAnswer.ProtoReflect.Descriptor instead.
+func (*MutateAnswer) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *MutateAnswer) GetResult() *Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *MutateAnswer) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+// Refusal is the error that one of many requests ended with.
+type Refusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"` // dfs.Kind
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Leader        uint32                 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"` // node to ask instead, with NotLeader
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Refusal) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Refusal) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Refusal) GetLeader() uint32 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
 type FenceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -2077,7 +2287,7 @@ type FenceRequest struct {
 
 func (x *FenceRequest) Reset() {
 	*x = FenceRequest{}
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2299,7 @@ func (x *FenceRequest) String() string {
 func (*FenceRequest) ProtoMessage() {}
 
 func (x *FenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[32]
+	mi := &file_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2312,7 @@ func (x *FenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
 func (*FenceRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FenceRequest) GetGroup() uint32 {
@@ -2127,7 +2337,7 @@ type FenceReply struct {
 
 func (x *FenceReply) Reset() {
 	*x = FenceReply{}
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2349,7 @@ func (x *FenceReply) String() string {
 func (*FenceReply) ProtoMessage() {}
 
 func (x *FenceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[33]
+	mi := &file_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2362,7 @@ func (x *FenceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReply.ProtoReflect.Descriptor instead.
 func (*FenceReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_proto_rawDescGZIP(), []int{37}
 }
 
 type GarbageRequest struct {
@@ -2165,7 +2375,7 @@ type GarbageRequest struct {
 
 func (x *GarbageRequest) Reset() {
 	*x = GarbageRequest{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2387,7 @@ func (x *GarbageRequest) String() string {
 func (*GarbageRequest) ProtoMessage() {}
 
 func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2400,7 @@ func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRequest.ProtoReflect.Descriptor instead.
 func (*GarbageRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GarbageRequest) GetGroup() uint32 {
@@ -2216,7 +2426,7 @@ type GarbageReply struct {
 
 func (x *GarbageReply) Reset() {
 	*x = GarbageReply{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2438,7 @@ func (x *GarbageReply) String() string {
 func (*GarbageReply) ProtoMessage() {}
 
 func (x *GarbageReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2451,7 @@ func (x *GarbageReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageReply.ProtoReflect.Descriptor instead.
 func (*GarbageReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GarbageReply) GetVerdicts() []byte {
@@ -2260,7 +2470,7 @@ type MarksRequest struct {
 
 func (x *MarksRequest) Reset() {
 	*x = MarksRequest{}
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2482,7 @@ func (x *MarksRequest) String() string {
 func (*MarksRequest) ProtoMessage() {}
 
 func (x *MarksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2495,7 @@ func (x *MarksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksRequest.ProtoReflect.Descriptor instead.
 func (*MarksRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MarksRequest) GetSessions() []uint64 {
@@ -2304,7 +2514,7 @@ type MarksReply struct {
 
 func (x *MarksReply) Reset() {
 	*x = MarksReply{}
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2526,7 @@ func (x *MarksReply) String() string {
 func (*MarksReply) ProtoMessage() {}
 
 func (x *MarksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2539,7 @@ func (x *MarksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksReply.ProtoReflect.Descriptor instead.
 func (*MarksReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MarksReply) GetMarks() []*SessionMark {
@@ -2349,7 +2559,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2571,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2584,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -2400,7 +2610,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2622,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2635,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2445,7 +2655,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2667,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2680,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateGroupRequest) GetReplicas() []uint32 {
@@ -2489,7 +2699,7 @@ type CreateGroupReply struct {
 
 func (x *CreateGroupReply) Reset() {
 	*x = CreateGroupReply{}
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2711,7 @@ func (x *CreateGroupReply) String() string {
 func (*CreateGroupReply) ProtoMessage() {}
 
 func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2724,7 @@ func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupReply.ProtoReflect.Descriptor instead.
 func (*CreateGroupReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateGroupReply) GetGroup() uint32 {
@@ -2537,7 +2747,7 @@ type ChangeReplicasRequest struct {
 
 func (x *ChangeReplicasRequest) Reset() {
 	*x = ChangeReplicasRequest{}
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2759,7 @@ func (x *ChangeReplicasRequest) String() string {
 func (*ChangeReplicasRequest) ProtoMessage() {}
 
 func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2772,7 @@ func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ChangeReplicasRequest) GetGroup() uint32 {
@@ -2594,7 +2804,7 @@ type ChangeReplicasReply struct {
 
 func (x *ChangeReplicasReply) Reset() {
 	*x = ChangeReplicasReply{}
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2816,7 @@ func (x *ChangeReplicasReply) String() string {
 func (*ChangeReplicasReply) ProtoMessage() {}
 
 func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2829,7 @@ func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasReply.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_proto_rawDescGZIP(), []int{47}
 }
 
 type ReplicaRequest struct {
@@ -2632,7 +2842,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2854,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2867,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReplicaRequest) GetGroup() uint32 {
@@ -2697,7 +2907,7 @@ type ReplicaReply struct {
 
 func (x *ReplicaReply) Reset() {
 	*x = ReplicaReply{}
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2919,7 @@ func (x *ReplicaReply) String() string {
 func (*ReplicaReply) ProtoMessage() {}
 
 func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2932,7 @@ func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaReply.ProtoReflect.Descriptor instead.
 func (*ReplicaReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReplicaReply) GetNode() uint32 {
@@ -2842,7 +3052,7 @@ type PeerProgress struct {
 
 func (x *PeerProgress) Reset() {
 	*x = PeerProgress{}
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3064,7 @@ func (x *PeerProgress) String() string {
 func (*PeerProgress) ProtoMessage() {}
 
 func (x *PeerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3077,7 @@ func (x *PeerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerProgress.ProtoReflect.Descriptor instead.
 func (*PeerProgress) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PeerProgress) GetNode() uint32 {
@@ -2908,7 +3118,7 @@ type MoveLeaderRequest struct {
 
 func (x *MoveLeaderRequest) Reset() {
 	*x = MoveLeaderRequest{}
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3130,7 @@ func (x *MoveLeaderRequest) String() string {
 func (*MoveLeaderRequest) ProtoMessage() {}
 
 func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3143,7 @@ func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderRequest.ProtoReflect.Descriptor instead.
 func (*MoveLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MoveLeaderRequest) GetGroup() uint32 {
@@ -2958,7 +3168,7 @@ type MoveLeaderReply struct {
 
 func (x *MoveLeaderReply) Reset() {
 	*x = MoveLeaderReply{}
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3180,7 @@ func (x *MoveLeaderReply) String() string {
 func (*MoveLeaderReply) ProtoMessage() {}
 
 func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3193,7 @@ func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderReply.ProtoReflect.Descriptor instead.
 func (*MoveLeaderReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_proto_rawDescGZIP(), []int{52}
 }
 
 // GroupReadyOp says that every listed replica votes and that the group has its
@@ -2999,7 +3209,7 @@ type GroupReadyOp struct {
 
 func (x *GroupReadyOp) Reset() {
 	*x = GroupReadyOp{}
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3221,7 @@ func (x *GroupReadyOp) String() string {
 func (*GroupReadyOp) ProtoMessage() {}
 
 func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3234,7 @@ func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyOp.ProtoReflect.Descriptor instead.
 func (*GroupReadyOp) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{49}
+	return file_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GroupReadyOp) GetGroup() uint32 {
@@ -3063,7 +3273,7 @@ type StateDecision struct {
 
 func (x *StateDecision) Reset() {
 	*x = StateDecision{}
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3285,7 @@ func (x *StateDecision) String() string {
 func (*StateDecision) ProtoMessage() {}
 
 func (x *StateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3298,7 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
 func (*StateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{50}
+	return file_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StateDecision) GetStore() uint32 {
@@ -3143,7 +3353,7 @@ type TargetDecision struct {
 
 func (x *TargetDecision) Reset() {
 	*x = TargetDecision{}
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3365,7 @@ func (x *TargetDecision) String() string {
 func (*TargetDecision) ProtoMessage() {}
 
 func (x *TargetDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3378,7 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
 func (*TargetDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{51}
+	return file_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TargetDecision) GetPg() uint32 {
@@ -3196,7 +3406,7 @@ type ProposeDecision struct {
 
 func (x *ProposeDecision) Reset() {
 	*x = ProposeDecision{}
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3418,7 @@ func (x *ProposeDecision) String() string {
 func (*ProposeDecision) ProtoMessage() {}
 
 func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3431,7 @@ func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
 func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{52}
+	return file_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ProposeDecision) GetPg() uint32 {
@@ -3256,7 +3466,7 @@ type ActivateDecision struct {
 
 func (x *ActivateDecision) Reset() {
 	*x = ActivateDecision{}
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3268,7 +3478,7 @@ func (x *ActivateDecision) String() string {
 func (*ActivateDecision) ProtoMessage() {}
 
 func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,7 +3491,7 @@ func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
 func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{53}
+	return file_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ActivateDecision) GetPg() uint32 {
@@ -3317,7 +3527,7 @@ type PersistedMark struct {
 
 func (x *PersistedMark) Reset() {
 	*x = PersistedMark{}
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3539,7 @@ func (x *PersistedMark) String() string {
 func (*PersistedMark) ProtoMessage() {}
 
 func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3552,7 @@ func (x *PersistedMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
 func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{54}
+	return file_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PersistedMark) GetStore() uint32 {
@@ -3376,7 +3586,7 @@ type CreatePGsDecision struct {
 
 func (x *CreatePGsDecision) Reset() {
 	*x = CreatePGsDecision{}
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3598,7 @@ func (x *CreatePGsDecision) String() string {
 func (*CreatePGsDecision) ProtoMessage() {}
 
 func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3611,7 @@ func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
 func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{55}
+	return file_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CreatePGsDecision) GetClass() string {
@@ -3426,7 +3636,7 @@ type GroupReadyReply struct {
 
 func (x *GroupReadyReply) Reset() {
 	*x = GroupReadyReply{}
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3648,7 @@ func (x *GroupReadyReply) String() string {
 func (*GroupReadyReply) ProtoMessage() {}
 
 func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3661,156 @@ func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyReply.ProtoReflect.Descriptor instead.
 func (*GroupReadyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{56}
+	return file_meta_proto_rawDescGZIP(), []int{60}
+}
+
+type ReadManyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Queries       []*Query               `protobuf:"bytes,2,rep,name=queries,proto3" json:"queries,omitempty"` // at most 128, none that places a directory
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadManyRequest) Reset() {
+	*x = ReadManyRequest{}
+	mi := &file_meta_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadManyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadManyRequest) ProtoMessage() {}
+
+func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadManyRequest.ProtoReflect.Descriptor instead.
+func (*ReadManyRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ReadManyRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ReadManyRequest) GetQueries() []*Query {
+	if x != nil {
+		return x.Queries
+	}
+	return nil
+}
+
+type ReadManyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*ReadAnswer          `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // to the first queries, in order, as many as fit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadManyReply) Reset() {
+	*x = ReadManyReply{}
+	mi := &file_meta_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadManyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadManyReply) ProtoMessage() {}
+
+func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadManyReply.ProtoReflect.Descriptor instead.
+func (*ReadManyReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ReadManyReply) GetAnswers() []*ReadAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// ReadAnswer is a result, or why there is none.
+type ReadAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *QueryResult           `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	Refusal       *Refusal               `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadAnswer) Reset() {
+	*x = ReadAnswer{}
+	mi := &file_meta_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadAnswer) ProtoMessage() {}
+
+func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadAnswer.ProtoReflect.Descriptor instead.
+func (*ReadAnswer) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ReadAnswer) GetResult() *QueryResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *ReadAnswer) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
 }
 
 type StatusRequest struct {
@@ -3462,7 +3821,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3833,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3846,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{57}
+	return file_meta_proto_rawDescGZIP(), []int{64}
 }
 
 type StatusReply struct {
@@ -3509,7 +3868,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3880,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3893,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{58}
+	return file_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -3629,7 +3988,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +4000,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +4013,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{59}
+	return file_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -3718,7 +4077,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3730,7 +4089,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3743,7 +4102,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{60}
+	return file_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -3789,7 +4148,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +4160,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +4173,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{61}
+	return file_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -4028,7 +4387,19 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\fR\acommand\"8\n" +
 	"\vMutateReply\x12)\n" +
-	"\x06result\x18\x01 \x01(\v2\x11.dfsd.wire.ResultR\x06result\"N\n" +
+	"\x06result\x18\x01 \x01(\v2\x11.dfsd.wire.ResultR\x06result\"E\n" +
+	"\x11MutateManyRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1a\n" +
+	"\bcommands\x18\x02 \x03(\fR\bcommands\"D\n" +
+	"\x0fMutateManyReply\x121\n" +
+	"\aanswers\x18\x01 \x03(\v2\x17.dfsd.wire.MutateAnswerR\aanswers\"g\n" +
+	"\fMutateAnswer\x12)\n" +
+	"\x06result\x18\x01 \x01(\v2\x11.dfsd.wire.ResultR\x06result\x12,\n" +
+	"\arefusal\x18\x02 \x01(\v2\x12.dfsd.wire.RefusalR\arefusal\"I\n" +
+	"\aRefusal\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\rR\x06leader\"N\n" +
 	"\fFenceRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.dfsd.wire.FenceOpR\x05fence\"\f\n" +
@@ -4119,7 +4490,16 @@ const file_meta_proto_rawDesc = "" +
 	"\x11CreatePGsDecision\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\"\x11\n" +
-	"\x0fGroupReadyReply\"\x0f\n" +
+	"\x0fGroupReadyReply\"S\n" +
+	"\x0fReadManyRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12*\n" +
+	"\aqueries\x18\x02 \x03(\v2\x10.dfsd.wire.QueryR\aqueries\"@\n" +
+	"\rReadManyReply\x12/\n" +
+	"\aanswers\x18\x01 \x03(\v2\x15.dfsd.wire.ReadAnswerR\aanswers\"j\n" +
+	"\n" +
+	"ReadAnswer\x12.\n" +
+	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\x12,\n" +
+	"\arefusal\x18\x02 \x01(\v2\x12.dfsd.wire.RefusalR\arefusal\"\x0f\n" +
 	"\rStatusRequest\"\x8f\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
@@ -4157,7 +4537,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xb4\v\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xbe\f\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -4178,11 +4558,14 @@ const file_meta_proto_rawDesc = "" +
 	"MoveLeader\x12\x1c.dfsd.wire.MoveLeaderRequest\x1a\x1a.dfsd.wire.MoveLeaderReply\x12A\n" +
 	"\n" +
 	"GroupReady\x12\x17.dfsd.wire.GroupReadyOp\x1a\x1a.dfsd.wire.GroupReadyReply\x12:\n" +
-	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x127\n" +
+	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x12F\n" +
+	"\n" +
+	"MutateMany\x12\x1c.dfsd.wire.MutateManyRequest\x1a\x1a.dfsd.wire.MutateManyReply\x127\n" +
 	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12=\n" +
 	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
 	"\x05Marks\x12\x17.dfsd.wire.MarksRequest\x1a\x15.dfsd.wire.MarksReply\x124\n" +
-	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12:\n" +
+	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12@\n" +
+	"\bReadMany\x12\x1a.dfsd.wire.ReadManyRequest\x1a\x18.dfsd.wire.ReadManyReply\x12:\n" +
 	"\x06Status\x12\x18.dfsd.wire.StatusRequest\x1a\x16.dfsd.wire.StatusReplyB\x15Z\x13dfsd/transport/wireb\x06proto3"
 
 var (
@@ -4197,7 +4580,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_meta_proto_goTypes = []any{
 	(*ProbeRequest)(nil),          // 0: dfsd.wire.ProbeRequest
 	(*ProbeReply)(nil),            // 1: dfsd.wire.ProbeReply
@@ -4231,130 +4614,148 @@ var file_meta_proto_goTypes = []any{
 	(*SetClassReply)(nil),         // 29: dfsd.wire.SetClassReply
 	(*MutateRequest)(nil),         // 30: dfsd.wire.MutateRequest
 	(*MutateReply)(nil),           // 31: dfsd.wire.MutateReply
-	(*FenceRequest)(nil),          // 32: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),            // 33: dfsd.wire.FenceReply
-	(*GarbageRequest)(nil),        // 34: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),          // 35: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),          // 36: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),            // 37: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),           // 38: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),             // 39: dfsd.wire.ReadReply
-	(*CreateGroupRequest)(nil),    // 40: dfsd.wire.CreateGroupRequest
-	(*CreateGroupReply)(nil),      // 41: dfsd.wire.CreateGroupReply
-	(*ChangeReplicasRequest)(nil), // 42: dfsd.wire.ChangeReplicasRequest
-	(*ChangeReplicasReply)(nil),   // 43: dfsd.wire.ChangeReplicasReply
-	(*ReplicaRequest)(nil),        // 44: dfsd.wire.ReplicaRequest
-	(*ReplicaReply)(nil),          // 45: dfsd.wire.ReplicaReply
-	(*PeerProgress)(nil),          // 46: dfsd.wire.PeerProgress
-	(*MoveLeaderRequest)(nil),     // 47: dfsd.wire.MoveLeaderRequest
-	(*MoveLeaderReply)(nil),       // 48: dfsd.wire.MoveLeaderReply
-	(*GroupReadyOp)(nil),          // 49: dfsd.wire.GroupReadyOp
-	(*StateDecision)(nil),         // 50: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 51: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 52: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 53: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),         // 54: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),     // 55: dfsd.wire.CreatePGsDecision
-	(*GroupReadyReply)(nil),       // 56: dfsd.wire.GroupReadyReply
-	(*StatusRequest)(nil),         // 57: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),           // 58: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),           // 59: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),           // 60: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),            // 61: dfsd.wire.Redundancy
-	nil,                           // 62: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),           // 63: dfsd.wire.Incarnation
-	(*Lineage)(nil),               // 64: dfsd.wire.Lineage
-	(*ClusterMap)(nil),            // 65: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),          // 66: dfsd.wire.ClassSetting
-	(*Result)(nil),                // 67: dfsd.wire.Result
-	(*FenceOp)(nil),               // 68: dfsd.wire.FenceOp
-	(*SessionMark)(nil),           // 69: dfsd.wire.SessionMark
-	(*Query)(nil),                 // 70: dfsd.wire.Query
-	(*QueryResult)(nil),           // 71: dfsd.wire.QueryResult
+	(*MutateManyRequest)(nil),     // 32: dfsd.wire.MutateManyRequest
+	(*MutateManyReply)(nil),       // 33: dfsd.wire.MutateManyReply
+	(*MutateAnswer)(nil),          // 34: dfsd.wire.MutateAnswer
+	(*Refusal)(nil),               // 35: dfsd.wire.Refusal
+	(*FenceRequest)(nil),          // 36: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),            // 37: dfsd.wire.FenceReply
+	(*GarbageRequest)(nil),        // 38: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 39: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 40: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 41: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 42: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 43: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 44: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 45: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 46: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 47: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 48: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 49: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 50: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 51: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 52: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 53: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 54: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 55: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 56: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 57: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 58: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 59: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 60: dfsd.wire.GroupReadyReply
+	(*ReadManyRequest)(nil),       // 61: dfsd.wire.ReadManyRequest
+	(*ReadManyReply)(nil),         // 62: dfsd.wire.ReadManyReply
+	(*ReadAnswer)(nil),            // 63: dfsd.wire.ReadAnswer
+	(*StatusRequest)(nil),         // 64: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 65: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 66: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 67: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 68: dfsd.wire.Redundancy
+	nil,                           // 69: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 70: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 71: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 72: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 73: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 74: dfsd.wire.Result
+	(*FenceOp)(nil),               // 75: dfsd.wire.FenceOp
+	(*SessionMark)(nil),           // 76: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 77: dfsd.wire.Query
+	(*QueryResult)(nil),           // 78: dfsd.wire.QueryResult
 }
 var file_meta_proto_depIdxs = []int32{
-	63, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	64, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	62, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	70, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	71, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	69, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	63, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	64, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	63, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	70, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	71, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	70, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	63, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	70, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	65, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	72, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	66, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	67, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	68, // 20: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	69, // 21: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	70, // 22: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	71, // 23: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	46, // 24: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
-	63, // 25: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	54, // 26: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	65, // 27: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	59, // 28: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	60, // 29: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	61, // 30: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	10, // 31: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	6,  // 32: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 33: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 34: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 35: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 36: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	14, // 37: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	17, // 38: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	20, // 39: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	22, // 40: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	24, // 41: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	26, // 42: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	28, // 43: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	40, // 44: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
-	42, // 45: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
-	44, // 46: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
-	47, // 47: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
-	49, // 48: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
-	30, // 49: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	32, // 50: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	34, // 51: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	36, // 52: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	38, // 53: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	57, // 54: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 55: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 56: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 57: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	12, // 58: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	15, // 59: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	19, // 60: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	21, // 61: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	23, // 62: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	25, // 63: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	27, // 64: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	29, // 65: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	41, // 66: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
-	43, // 67: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
-	45, // 68: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
-	48, // 69: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
-	56, // 70: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
-	31, // 71: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	33, // 72: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	35, // 73: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	37, // 74: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	39, // 75: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	58, // 76: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	55, // [55:77] is the sub-list for method output_type
-	33, // [33:55] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	73, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	74, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	34, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
+	74, // 21: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
+	35, // 22: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
+	75, // 23: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	76, // 24: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	77, // 25: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	78, // 26: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	50, // 27: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	70, // 28: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	58, // 29: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	77, // 30: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
+	63, // 31: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
+	78, // 32: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
+	35, // 33: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
+	72, // 34: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	66, // 35: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	67, // 36: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	68, // 37: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	10, // 38: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	6,  // 39: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	0,  // 40: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	2,  // 41: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	5,  // 42: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	9,  // 43: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	14, // 44: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	17, // 45: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	20, // 46: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	22, // 47: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	24, // 48: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	26, // 49: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	28, // 50: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	44, // 51: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	46, // 52: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	48, // 53: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	51, // 54: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	53, // 55: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	30, // 56: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	32, // 57: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
+	36, // 58: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	38, // 59: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	40, // 60: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	42, // 61: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	61, // 62: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
+	64, // 63: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	1,  // 64: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	4,  // 65: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	8,  // 66: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	12, // 67: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	15, // 68: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	19, // 69: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	21, // 70: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	23, // 71: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	25, // 72: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	27, // 73: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	29, // 74: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	45, // 75: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	47, // 76: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	49, // 77: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	52, // 78: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	60, // 79: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	31, // 80: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	33, // 81: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
+	37, // 82: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	39, // 83: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	41, // 84: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	43, // 85: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	62, // 86: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
+	65, // 87: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	64, // [64:88] is the sub-list for method output_type
+	40, // [40:64] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -4370,7 +4771,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

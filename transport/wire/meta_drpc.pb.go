@@ -45,10 +45,12 @@ type DRPCMetaClient interface {
 	MoveLeader(ctx context.Context, in *MoveLeaderRequest) (*MoveLeaderReply, error)
 	GroupReady(ctx context.Context, in *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
+	MutateMany(ctx context.Context, in *MutateManyRequest) (*MutateManyReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
 	Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error)
 	Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
+	ReadMany(ctx context.Context, in *ReadManyRequest) (*ReadManyReply, error)
 	Status(ctx context.Context, in *StatusRequest) (*StatusReply, error)
 }
 
@@ -215,6 +217,15 @@ func (c *drpcMetaClient) Mutate(ctx context.Context, in *MutateRequest) (*Mutate
 	return out, nil
 }
 
+func (c *drpcMetaClient) MutateMany(ctx context.Context, in *MutateManyRequest) (*MutateManyReply, error) {
+	out := new(MutateManyReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/MutateMany", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error) {
 	out := new(FenceReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{}, in, out)
@@ -251,6 +262,15 @@ func (c *drpcMetaClient) Read(ctx context.Context, in *ReadRequest) (*ReadReply,
 	return out, nil
 }
 
+func (c *drpcMetaClient) ReadMany(ctx context.Context, in *ReadManyRequest) (*ReadManyReply, error) {
+	out := new(ReadManyReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/ReadMany", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Status(ctx context.Context, in *StatusRequest) (*StatusReply, error) {
 	out := new(StatusReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{}, in, out)
@@ -278,10 +298,12 @@ type DRPCMetaServer interface {
 	MoveLeader(context.Context, *MoveLeaderRequest) (*MoveLeaderReply, error)
 	GroupReady(context.Context, *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
+	MutateMany(context.Context, *MutateManyRequest) (*MutateManyReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
 	Garbage(context.Context, *GarbageRequest) (*GarbageReply, error)
 	Marks(context.Context, *MarksRequest) (*MarksReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
+	ReadMany(context.Context, *ReadManyRequest) (*ReadManyReply, error)
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 }
 
@@ -355,6 +377,10 @@ func (s *DRPCMetaUnimplementedServer) Mutate(context.Context, *MutateRequest) (*
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) MutateMany(context.Context, *MutateManyRequest) (*MutateManyReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Fence(context.Context, *FenceRequest) (*FenceReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -371,13 +397,17 @@ func (s *DRPCMetaUnimplementedServer) Read(context.Context, *ReadRequest) (*Read
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) ReadMany(context.Context, *ReadManyRequest) (*ReadManyReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 22 }
+func (DRPCMetaDescription) NumMethods() int { return 24 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -535,6 +565,15 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.Mutate, true
 	case 17:
+		return "/dfsd.wire.Meta/MutateMany", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					MutateMany(
+						ctx,
+						in1.(*MutateManyRequest),
+					)
+			}, DRPCMetaServer.MutateMany, true
+	case 18:
 		return "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -543,7 +582,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FenceRequest),
 					)
 			}, DRPCMetaServer.Fence, true
-	case 18:
+	case 19:
 		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -552,7 +591,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GarbageRequest),
 					)
 			}, DRPCMetaServer.Garbage, true
-	case 19:
+	case 20:
 		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -561,7 +600,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MarksRequest),
 					)
 			}, DRPCMetaServer.Marks, true
-	case 20:
+	case 21:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -570,7 +609,16 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 21:
+	case 22:
+		return "/dfsd.wire.Meta/ReadMany", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					ReadMany(
+						ctx,
+						in1.(*ReadManyRequest),
+					)
+			}, DRPCMetaServer.ReadMany, true
+	case 23:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -928,6 +976,26 @@ func (x *drpcMeta_MutateStream) SendAndClose(m *MutateReply) error {
 	return x.CloseSend()
 }
 
+type DRPCMeta_MutateManyStream interface {
+	drpc.Stream
+	SendAndClose(*MutateManyReply) error
+}
+
+type drpcMeta_MutateManyStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_MutateManyStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_MutateManyStream) SendAndClose(m *MutateManyReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
 type DRPCMeta_FenceStream interface {
 	drpc.Stream
 	SendAndClose(*FenceReply) error
@@ -1002,6 +1070,26 @@ func (x *drpcMeta_ReadStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_ReadStream) SendAndClose(m *ReadReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_ReadManyStream interface {
+	drpc.Stream
+	SendAndClose(*ReadManyReply) error
+}
+
+type drpcMeta_ReadManyStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_ReadManyStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_ReadManyStream) SendAndClose(m *ReadManyReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}
