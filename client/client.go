@@ -91,6 +91,7 @@ type Options struct {
 	Holder         string        // names this process to people who look at sessions
 	BlockSize      int           // bytes, 1..dfs.MaxBlockSize; 0: the cluster's
 	Uncompressed   bool          // store blocks as they are
+	SpreadReads    bool          // ask any replica of a group, not its leader: each has the leader's word fetched, which takes longer, but they share the work
 	Logger         *slog.Logger
 
 	// Rand returns random numbers, from many goroutines; nil: the process's generator.

@@ -43,17 +43,22 @@ func sharable(q *wire.Query) bool {
 
 func (c *Client) askAlone(ctx context.Context, g dfs.GroupID, q *wire.Query) (t turn[*wire.QueryResult]) {
 	req := &wire.ReadRequest{Group: uint32(g), Query: q}
-	t.err = c.book.Call(ctx, g, true, func(ctx context.Context, m wire.DRPCMetaClient) error {
+	ask := func(ctx context.Context, m wire.DRPCMetaClient) error {
 		reply, err := m.Read(ctx, req)
 		t.answer = reply.GetResult()
 		return err
-	})
+	}
+	if c.opts.SpreadReads && q.GetPlaceDir() == nil { // which only the leader answers
+		t.err = c.book.CallAny(ctx, g, ask)
+	} else {
+		t.err = c.book.Call(ctx, g, true, ask)
+	}
 	return t
 }
 
 func (c *Client) askMany(ctx context.Context, g dfs.GroupID, qs []*wire.Query) (out []turn[*wire.QueryResult]) {
 	req := &wire.ReadManyRequest{Group: uint32(g), Queries: qs}
-	_ = c.book.Call(ctx, g, false, func(ctx context.Context, m wire.DRPCMetaClient) error { // each learns the error when it asks alone
+	ask := func(ctx context.Context, m wire.DRPCMetaClient) error {
 		reply, err := m.ReadMany(ctx, req)
 		if err != nil {
 			return err
@@ -63,7 +68,13 @@ func (c *Client) askMany(ctx context.Context, g dfs.GroupID, qs []*wire.Query) (
 			out[i] = turnOf(a.GetResult(), a.GetRefusal())
 		}
 		return nil
-	})
+	}
+	// Each learns of an error when it asks alone.
+	if c.opts.SpreadReads {
+		_ = c.book.CallAny(ctx, g, ask)
+	} else {
+		_ = c.book.Call(ctx, g, false, ask)
+	}
 	return out
 }
 

@@ -33,6 +33,7 @@ type Options struct {
 	Rounds  int           // of each figure, MinRounds to 99; MinRounds
 	Dir     string        // where the disk is that is measured; /var/tmp, which outlives a restart and so is on one
 	Binary  string        // this program, for the processes of a cluster; the running one
+	Inodes  int           // that the figures of meta-large load; 10 million
 
 	Out io.Writer // the figures; required
 	Log io.Writer // what is going on; required
@@ -47,6 +48,9 @@ func (o *Options) setDefaults() (err error) {
 	}
 	if o.Rounds == 0 {
 		o.Rounds = MinRounds
+	}
+	if o.Inodes == 0 {
+		o.Inodes = largeInodes
 	}
 	if o.segment == 0 {
 		o.segment = engine.DefaultSegmentSize
@@ -65,6 +69,8 @@ func (o *Options) Validate() error {
 	switch {
 	case o.Round != 0 && (o.Round < minRound || o.Round > maxRound):
 		return fmt.Errorf("--round %v: want %v to %v", o.Round, minRound, maxRound)
+	case o.Inodes != 0 && (o.Inodes < minInodes || o.Inodes > maxInodes):
+		return fmt.Errorf("--inodes %d: want %d to %d", o.Inodes, minInodes, maxInodes)
 	case o.Rounds != 0 && (o.Rounds < MinRounds || o.Rounds > 99):
 		return fmt.Errorf("--rounds %d: want %d to 99", o.Rounds, MinRounds)
 	}
@@ -101,7 +107,7 @@ type pair struct {
 
 // figures lists all figures, in the order in which they are measured.
 func figures() []figure {
-	return slices.Concat(engineFigures(), engineValues(), clientFigures(), idleFigures())
+	return slices.Concat(engineFigures(), engineValues(), clientFigures(), metaFigures(), metaValues(), idleFigures())
 }
 
 // selected returns the figures that any of the patterns names.
@@ -123,7 +129,7 @@ func selected(patterns []string) ([]figure, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("%q: there is no such figure: want engine, engine-large, client, meta, all, or a pattern of names such as client/put-*", p)
+			return nil, fmt.Errorf("%q: there is no such figure: want engine, engine-large, client, meta, meta-large, all, or a pattern of names such as client/put-*", p)
 		}
 	}
 	return slices.DeleteFunc(all, func(f figure) bool { return !wanted[f.name] }), nil
@@ -134,8 +140,9 @@ type env struct {
 	opts   Options
 	dir    string // of this run; removed at its end
 	cancel context.CancelCauseFunc
-	data   []byte // random bytes, which no codec shrinks
-	shared *cluster
+	data   []byte   // random bytes, which no codec shrinks
+	shared *cluster // the one that was asked for last
+	loaded *loaded  // of the figures meta-large
 }
 
 // dataSize is how many random bytes there are: more than one write of any

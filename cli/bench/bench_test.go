@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"dfsd/meta/namespace"
+	"dfsd/raftgroup"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -102,9 +105,10 @@ func TestLine(t *testing.T) {
 
 func TestSelected(t *testing.T) {
 	all := figures()
+	metas := len(metaFigures()) + 1 + len(idleFigures())
 	names := map[string]bool{}
 	for _, f := range all {
-		if names[f.name] || !regexp.MustCompile(`^(engine|engine-large|client|meta)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
+		if names[f.name] || !regexp.MustCompile(`^(engine|engine-large|client|meta|meta-large)/[a-z0-9-]+$`).MatchString(f.name) || strings.ContainsAny(f.of, " =") {
 			t.Errorf("figure %q of %q: not a name of its own", f.name, f.of)
 		}
 		names[f.name] = true
@@ -113,12 +117,14 @@ func TestSelected(t *testing.T) {
 		patterns []string
 		want     int // -1: refused
 	}{
-		{nil, len(all) - 1},
-		{[]string{"all"}, len(all) - 1},
-		{[]string{"engine"}, len(all) - 1 - len(clientFigures()) - len(idleFigures())},
-		{[]string{"client", "engine", "client"}, len(all) - 1 - len(idleFigures())},
+		{nil, len(all) - 3},
+		{[]string{"all"}, len(all) - 3},
+		{[]string{"engine"}, len(all) - 3 - len(clientFigures()) - metas},
+		{[]string{"client", "engine", "client"}, len(all) - 3 - metas},
 		{[]string{"engine-large"}, 1},
-		{[]string{"all", "engine-large"}, len(all)},
+		{[]string{"meta"}, metas},
+		{[]string{"meta-large"}, 2},
+		{[]string{"all", "engine-large", "meta-large"}, len(all)},
 		{[]string{"client/put-*"}, 3},
 		{[]string{"client/stat-w1"}, 1},
 		{[]string{"s3"}, -1},
@@ -236,7 +242,7 @@ func TestBaselineErrors(t *testing.T) {
 
 func TestOptionsAndCommandLine(t *testing.T) {
 	usage := errors.New("usage")
-	for _, args := range []string{"s3", "--rounds 4", "--rounds 100", "--round 1ms", "--round 2m"} {
+	for _, args := range []string{"s3", "--rounds 4", "--rounds 100", "--round 1ms", "--round 2m", "--inodes 10"} {
 		cmd := Command(func(format string, args ...any) error {
 			return fmt.Errorf("%w: "+format, append([]any{usage}, args...)...)
 		})
@@ -325,5 +331,69 @@ func TestRunFails(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("%v is left, and %v", left, err)
+	}
+}
+
+// TestGenerator loads some inodes by itself, and measures what they take on disk.
+func TestGenerator(t *testing.T) {
+	e := &env{opts: Options{Log: &bytes.Buffer{}}, dir: t.TempDir()}
+	dir := e.dir + "/stores"
+	g, err := openGenerator(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.found(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.run(t.Context(), e, dirFiles+7); err != nil || g.made.Load() != dirFiles+7 {
+		t.Errorf("%d files and %v, want %d", g.made.Load(), err, dirFiles+7)
+	}
+	err = g.host.ReadLocal(loadGroup, func(r raftgroup.Reader) error {
+		n, err := namespace.Inodes(r)
+		if want := uint64(1 + 2 + dirFiles + 7); n != want {
+			t.Errorf("%d inodes, want %d", n, want)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := g.host.Close(); err != nil {
+		t.Fatal(err)
+	}
+	state, err := compactedSize(dir + "/raft-state")
+	if err != nil || state < 20*dirFiles || state > 1000*dirFiles {
+		t.Errorf("%v bytes of %d files, and %v", state, dirFiles, err)
+	}
+}
+
+// TestProcField reads this process.
+func TestProcField(t *testing.T) {
+	if rss, err := residentSize(os.Getpid()); err != nil || rss < 1<<20 {
+		t.Errorf("%v bytes resident, %v", rss, err)
+	}
+	if n, err := bytesRead(os.Getpid()); err != nil || n == 0 {
+		t.Errorf("%v bytes read, %v", n, err)
+	}
+	if _, err := procField("/proc/self/status", "NoSuch:"); err == nil {
+		t.Error("a field that is missing is read")
+	}
+}
+
+// TestReplayOfNodes: the baseline of changes writes as many syncs as each node made.
+func TestReplayOfNodes(t *testing.T) {
+	e := &env{data: make([]byte, 64<<10)}
+	r := &metaRig{ops: 30, last: logged{{syncs: 3, bytes: 3000}, {syncs: 2, bytes: 100}}}
+	for range r.last {
+		raw, err := openRawAppend(t.TempDir(), 1<<20, e.data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.file.Close()
+		r.raw = append(r.raw, raw)
+	}
+	s, err := r.replay(t.Context(), 0)
+	if err != nil || s.ops != 30 || r.raw[0].at != 3000 || r.raw[1].at != 100 {
+		t.Errorf("%v operations, %d and %d bytes, %v", s.ops, r.raw[0].at, r.raw[1].at, err)
 	}
 }

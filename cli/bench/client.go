@@ -56,7 +56,7 @@ type clientRig struct {
 
 // openClient makes the directories of a figure, and then what fn does.
 func openClient(ctx context.Context, e *env, r *clientRig, fn func(context.Context, *env, *clientRig) (*pair, error)) (_ *pair, err error) {
-	if r.cluster, err = e.cluster(ctx); err != nil {
+	if r.cluster, err = e.cluster(ctx, wholeCluster); err != nil {
 		return nil, err
 	}
 	if r.local, err = e.subdir(r.name); err != nil {

@@ -21,10 +21,17 @@ import (
 	"dfsd/transport"
 )
 
-// The cluster that is measured.
-const (
-	metaNodes    = 3
-	storageNodes = 4
+// shape is what a cluster consists of.
+type shape struct {
+	name          string // of its directory
+	metas, stores int
+	settings      string // lines of the meta nodes' configuration beside what every node needs
+}
+
+// The clusters that are measured: one for files, one for metadata alone.
+var (
+	wholeCluster = shape{name: "cluster", metas: 3, stores: 4}
+	metaCluster  = shape{name: "metas", metas: 3}
 )
 
 const (
@@ -41,15 +48,16 @@ const (
 
 // cluster is processes of the program on loopback, and a client of them.
 type cluster struct {
+	shape
 	dir    string
-	groups int // of namespaces; 0: the default
 	nodes  []*node
-	alive  *os.File // the nodes hold the other end: it closes when this process ends, however it does
+	parent *os.File // what the nodes hold
+	alive  *os.File // its other end: it closes when this process ends, however it does
 	client *client.Client
 	close  func() // the client; nil: there is none
 	work   sync.WaitGroup
 
-	mu       sync.Mutex // guards stopping
+	mu       sync.Mutex // guards stopping, and that of the nodes
 	stopping bool       // a node that ends is no fault
 }
 
@@ -59,57 +67,77 @@ type node struct {
 	listen, http string
 	cmd          *exec.Cmd     // nil: not started
 	ended        chan struct{} // closed when the process is gone
+	stopping     bool          // it is no fault that it ends; guarded by the cluster's mu
 }
 
-// cluster returns the cluster of this run, which the first figure that asks for
-// it starts.
-func (e *env) cluster(ctx context.Context) (*cluster, error) {
+// cluster returns a running cluster of a shape. There is one at a time: one of
+// another shape is ended.
+func (e *env) cluster(ctx context.Context, sh shape) (*cluster, error) {
 	if e.shared != nil {
-		return e.shared, nil
+		if e.shared.shape == sh {
+			return e.shared, nil
+		}
+		old := e.shared
+		e.shared = nil
+		if err := errors.Join(old.stop(), os.RemoveAll(old.dir)); err != nil {
+			return nil, err
+		}
 	}
-	dir, err := e.subdir("cluster")
+	c, err := e.newCluster(ctx, sh)
+	if err == nil {
+		e.shared = c
+	}
+	return c, err
+}
+
+func (e *env) newCluster(ctx context.Context, sh shape) (*cluster, error) {
+	dir, err := e.subdir(sh.name)
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{dir: dir}
+	c := &cluster{shape: sh, dir: dir}
 	begun := time.Now()
 	if err := c.start(ctx, e); err != nil {
 		return nil, errors.Join(fmt.Errorf("start a cluster: %w", err), c.stop())
 	}
-	fmt.Fprintf(e.opts.Log, "bench: a cluster of %d meta and %d storage nodes is ready after %v\n", metaNodes, storageNodes, time.Since(begun).Round(time.Millisecond))
+	fmt.Fprintf(e.opts.Log, "bench: a cluster of %d meta and %d storage nodes is ready after %v\n", sh.metas, sh.stores, time.Since(begun).Round(time.Millisecond))
 	for _, n := range c.nodes {
 		fmt.Fprintf(e.opts.Log, "bench:   %s PID %d profiles http://%s/debug/pprof/\n", n.name, n.cmd.Process.Pid, n.http)
 	}
-	e.shared = c
 	return c, nil
 }
 
 func (c *cluster) start(ctx context.Context, e *env) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	addrs, err := freeAddrs(2 * (metaNodes + storageNodes))
+	if err := c.launchAll(e); err != nil {
+		return err
+	}
+	return c.connect(ctx, e)
+}
+
+// launchAll starts the processes.
+func (c *cluster) launchAll(e *env) error {
+	addrs, err := freeAddrs(2 * (c.metas + c.stores))
 	if err != nil {
 		return err
 	}
-	for i := range metaNodes + storageNodes {
-		n := &node{role: "meta", name: fmt.Sprintf("meta%d", i+1), listen: addrs[2*i], http: addrs[2*i+1], ended: make(chan struct{})}
-		if i >= metaNodes {
-			n.role, n.name = "storage", fmt.Sprintf("store%d", i-metaNodes+1)
+	for i := range c.metas + c.stores {
+		n := &node{role: "meta", name: fmt.Sprintf("meta%d", i+1), listen: addrs[2*i], http: addrs[2*i+1]}
+		if i >= c.metas {
+			n.role, n.name = "storage", fmt.Sprintf("store%d", i-c.metas+1)
 		}
 		c.nodes = append(c.nodes, n)
 	}
-	theirs, ours, err := os.Pipe()
-	if err != nil {
+	if c.parent, c.alive, err = os.Pipe(); err != nil {
 		return err
 	}
-	c.alive = ours
-	defer theirs.Close()
 	for _, n := range c.nodes {
-		if err := c.launch(n, e, theirs); err != nil {
+		if err := c.launch(n, e); err != nil {
 			return err
 		}
 	}
-	return c.connect(ctx, e)
+	return nil
 }
 
 // freeAddrs returns addresses that nothing listens on now.
@@ -126,33 +154,53 @@ func freeAddrs(n int) (out []string, err error) {
 }
 
 // launch starts the process of a node.
-func (c *cluster) launch(n *node, e *env, parent *os.File) error {
+func (c *cluster) launch(n *node, e *env) error {
 	conf, log := filepath.Join(c.dir, n.name+".yaml"), filepath.Join(c.dir, n.name+".log")
 	if err := os.WriteFile(conf, c.config(n), 0o644); err != nil {
 		return err
 	}
-	out, err := os.Create(log)
+	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
 	cmd := exec.Command(e.opts.Binary, "--role="+n.role, "--config", conf, "--parent-fd=3")
 	cmd.Env = plainEnv()
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{parent}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{c.parent}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for this process, which ends the others in order
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	n.cmd = cmd
+	ended := make(chan struct{})
+	n.cmd, n.ended = cmd, ended
 	c.work.Go(func() {
-		defer close(n.ended)
+		defer close(ended)
 		err := cmd.Wait()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if !c.stopping {
+		if !c.stopping && !n.stopping {
 			e.cancel(fmt.Errorf("%s ended: %w: %s", n.name, cmpErr(err, errors.New("exit code 0")), lastLine(log)))
 		}
 	})
+	return nil
+}
+
+// end ends one node by a signal and waits for it. It may be launched again.
+func (c *cluster) end(n *node, by syscall.Signal) error {
+	c.mu.Lock()
+	n.stopping = true
+	c.mu.Unlock()
+	if err := n.cmd.Process.Signal(by); err != nil {
+		return err
+	}
+	select {
+	case <-n.ended:
+	case <-time.After(stopTime):
+		return fmt.Errorf("%s does not end", n.name)
+	}
+	c.mu.Lock()
+	n.stopping = false
+	c.mu.Unlock()
 	return nil
 }
 
@@ -184,11 +232,11 @@ func plainEnv() []string {
 func (c *cluster) config(n *node) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "role: %s\nname: %s\ndir: %q\nlisten: %s\nhttp: %s\nmeta:\n", n.role, n.name, filepath.Join(c.dir, n.name), n.listen, n.http)
-	for _, m := range c.nodes[:metaNodes] {
+	for _, m := range c.nodes[:c.metas] {
 		fmt.Fprintf(&b, "  - %s=%s\n", m.name, m.listen)
 	}
-	if c.groups > 0 {
-		fmt.Fprintf(&b, "groups: %d\n", c.groups)
+	if n.role == "meta" {
+		b.WriteString(c.settings)
 	}
 	if n.role == "storage" {
 		b.WriteString("segment_size: 64MiB # all stores share one disk, as in dfsd dev\n")
@@ -196,10 +244,17 @@ func (c *cluster) config(n *node) []byte {
 	return b.Bytes()
 }
 
-// connect waits until there are all copies of everything, and opens a client.
-func (c *cluster) connect(ctx context.Context, e *env) error {
+// connect waits until there are all copies of everything, or directories can be
+// made where there are no stores, and opens a client.
+func (c *cluster) connect(ctx context.Context, e *env) (err error) {
+	if c.stores == 0 {
+		if c.client, c.close, err = c.connectClient(ctx, e, client.Options{}); err == nil {
+			_, err = c.client.MkdirAll(ctx, "/bench", 0o755)
+		}
+		return err
+	}
 	var metas []string
-	for _, n := range c.nodes[:metaNodes] {
+	for _, n := range c.nodes[:c.metas] {
 		metas = append(metas, n.listen)
 	}
 	wait := exec.CommandContext(ctx, e.opts.Binary, "status", "--wait", "full", "--meta", strings.Join(metas, ","))
@@ -209,12 +264,18 @@ func (c *cluster) connect(ctx context.Context, e *env) error {
 	if err := wait.Run(); err != nil {
 		return fmt.Errorf("wait for it: %w: %s", cmpErr(context.Cause(ctx), err), strings.TrimSpace(said.String()))
 	}
-	var err error
-	c.client, c.close, err = client.Connect(ctx, transport.PoolOptions{Network: transport.TCP()}, client.Options{
-		Metas: metas, Holder: fmt.Sprintf("bench:%d", os.Getpid()),
-		Logger: slog.New(slog.NewTextHandler(e.opts.Log, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	c.client, c.close, err = c.connectClient(ctx, e, client.Options{})
 	return err
+}
+
+// connectClient opens one more client. Where the cluster is, is filled in here.
+func (c *cluster) connectClient(ctx context.Context, e *env, o client.Options) (*client.Client, func(), error) {
+	for _, n := range c.nodes[:c.metas] {
+		o.Metas = append(o.Metas, n.listen)
+	}
+	o.Holder, o.ConnectTimeout = fmt.Sprintf("bench:%d", os.Getpid()), startTime
+	o.Logger = slog.New(slog.NewTextHandler(e.opts.Log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return client.Connect(ctx, transport.PoolOptions{Network: transport.TCP()}, o)
 }
 
 // stop ends what was started and waits for it.
@@ -251,7 +312,7 @@ func (c *cluster) stop() error {
 		err = fmt.Errorf("%s: killed, did not end within %v", strings.Join(late, ", "), stopTime)
 	}
 	if c.alive != nil {
-		err = errors.Join(err, c.alive.Close())
+		err = errors.Join(err, c.alive.Close(), c.parent.Close())
 	}
 	return err
 }

@@ -21,8 +21,9 @@ func Command(usagef func(format string, args ...any) error) *cobra.Command {
 on standard error. Each figure is measured in turns with a baseline, raw disk, socket or local file
 system, and ratio is how much of that it reached. docs/BENCHMARKS.md says what each figure is.
 
-The set client starts a cluster of its own: 7 processes on free ports of loopback, with their data
-in a directory below --dir that is removed at the end. All of it takes some minutes and 20 GB.`,
+The sets client and meta start clusters of their own: 7 and 3 processes on free ports of loopback, with
+their data in a directory below --dir that is removed at the end. All of it takes some minutes and 20 GB.
+The sets engine-large and meta-large take longer, and are measured only when they are named.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Figures, o.Out, o.Log = args, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			if err := o.Validate(); err != nil {
@@ -40,6 +41,7 @@ in a directory below --dir that is removed at the end. All of it takes some minu
 	}
 	cmd.Flags().DurationVar(&o.Round, "round", 0, "length of a round (default 1s)")
 	cmd.Flags().IntVar(&o.Rounds, "rounds", MinRounds, "rounds of each figure, of which the median counts")
+	cmd.Flags().IntVar(&o.Inodes, "inodes", largeInodes, "inodes that the figures of meta-large load")
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory on the disk to measure (default /var/tmp)")
 	cmd.Flags().StringVar(&profile, "cpuprofile", "", "write a CPU profile of this process, the client, to a file")
 	return cmd

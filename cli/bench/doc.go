@@ -19,9 +19,11 @@
 //     failed in part.
 //   - What was started is ended, and what was written is removed, however it ends.
 //
-// The set client runs a cluster of 3 meta and 4 storage nodes: processes of this
-// binary with default settings, but for segments of 64 MiB as in dfsd dev, whose
-// data is in the same directory as the baseline's files.
+// The set meta runs 3 meta nodes alone, and replays their own syncs as its
+// baseline; meta-large loads one with many inodes. The set client runs a cluster
+// of 3 meta and 4 storage nodes. All are processes of this binary with default
+// settings, but for segments of 64 MiB as in dfsd dev, whose data is in the same
+// directory as the baseline's files.
 //
 // docs/BENCHMARKS.md says what each figure is. The command line calls this
 // package; nothing else does.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 )
@@ -45,12 +44,13 @@ func idleFigure(ctx context.Context, e *env) (_ string, err error) {
 		if err != nil {
 			return "", err
 		}
-		c := &cluster{dir: dir, groups: groups}
+		c := &cluster{shape: metaCluster, dir: dir}
+		c.settings = fmt.Sprintf("groups: %d\n", groups)
 		clusters = append(clusters, c)
-		if err := c.startMetas(e); err != nil {
+		if err := c.launchAll(e); err != nil {
 			return "", err
 		}
-		if err := c.waitIdle(ctx); err != nil {
+		if err := c.waitIdle(ctx, groups); err != nil {
 			return "", err
 		}
 		fmt.Fprintf(e.opts.Log, "bench: %d groups are idle\n", groups)
@@ -84,36 +84,11 @@ func idleFigure(ctx context.Context, e *env) (_ string, err error) {
 		sums[1]-sums[0], idleLimit, idleMany, sums[0], sums[1], most[1]-most[0]), nil
 }
 
-// startMetas starts the cluster without storage nodes or a client.
-func (c *cluster) startMetas(e *env) error {
-	addrs, err := freeAddrs(2 * metaNodes)
-	if err != nil {
-		return err
-	}
-	for i := range metaNodes {
-		c.nodes = append(c.nodes, &node{
-			role: "meta", name: fmt.Sprintf("meta%d", i+1), listen: addrs[2*i], http: addrs[2*i+1], ended: make(chan struct{}),
-		})
-	}
-	theirs, ours, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	c.alive = ours
-	defer theirs.Close()
-	for _, n := range c.nodes {
-		if err := c.launch(n, e, theirs); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // waitIdle waits until no node leads more groups than its share and no group but
 // the control group is awake, for longer than a leader that is to hand over waits.
-func (c *cluster) waitIdle(ctx context.Context) error {
+func (c *cluster) waitIdle(ctx context.Context, groups int) error {
 	const looks, every = 5, 2 * time.Second
-	share := (c.groups + 1 + metaNodes - 1) / metaNodes
+	share := (groups + 1 + c.metas - 1) / c.metas
 	for calm := 0; calm < looks; calm++ {
 		for _, n := range c.nodes {
 			if leads, awake, err := raftMetrics(ctx, n.http); err != nil || awake > 1 || leads == 0 || leads > share {

@@ -26,16 +26,3 @@ func TestRaftMetrics(t *testing.T) {
 		}
 	}
 }
-
-// TestGroupsOfACluster: only a cluster with a number of its own says so.
-func TestGroupsOfACluster(t *testing.T) {
-	for _, groups := range []int{0, 1000} {
-		c := &cluster{dir: "dir", groups: groups}
-		for range metaNodes {
-			c.nodes = append(c.nodes, &node{role: "meta", name: "m", listen: "l", http: "h"})
-		}
-		if text := string(c.config(c.nodes[0])); strings.Contains(text, "groups: 1000\n") != (groups > 0) || groups == 0 && strings.Contains(text, "groups") {
-			t.Errorf("with %d groups:\n%s", groups, text)
-		}
-	}
-}

@@ -130,16 +130,30 @@ func (b *Book) order(g dfs.GroupID) []string {
 	return addrs
 }
 
+// CallAny is Call for what any replica of the group answers: the nodes are asked
+// in random order, so that many callers spread over them.
+func (b *Book) CallAny(ctx context.Context, g dfs.GroupID, fn func(context.Context, wire.DRPCMetaClient) error) error {
+	return b.call(ctx, g, true, func() []string {
+		addrs := b.Addrs()
+		rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+		return addrs
+	}, fn)
+}
+
 // Call runs fn against the leader of a group. It follows hints, tries the
 // other nodes, and backs off between rounds until ctx ends. Fn must be safe to
 // run again after dfs.Unknown when again is true: then such an outcome is tried
 // again too; else it is returned. The error of a call that ran out of time
 // names every address with its last failure.
 func (b *Book) Call(ctx context.Context, g dfs.GroupID, again bool, fn func(context.Context, wire.DRPCMetaClient) error) error {
+	return b.call(ctx, g, again, func() []string { return b.order(g) }, fn)
+}
+
+func (b *Book) call(ctx context.Context, g dfs.GroupID, again bool, order func() []string, fn func(context.Context, wire.DRPCMetaClient) error) error {
 	failures := map[string]error{}
 	maybe := false // an attempt may have been carried out
 	for round := 1; ; round++ {
-		tried := b.order(g)
+		tried := order()
 		for i := 0; i < len(tried); i++ {
 			addr := tried[i]
 			err := b.attempt(ctx, addr, fn)

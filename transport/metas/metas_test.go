@@ -81,3 +81,52 @@ func TestOrder(t *testing.T) {
 		t.Errorf("led by a node that is not listed: %q", got)
 	}
 }
+
+// answering answers everything, or is silent, and counts.
+type answering struct {
+	drpc.Conn
+	asked *int
+	err   error
+}
+
+func (a answering) Invoke(context.Context, string, drpc.Encoding, drpc.Message, drpc.Message) error {
+	*a.asked++
+	return a.err
+}
+
+// TestCallAny: what any replica answers is asked of all, whoever leads, and of
+// another one where the first cannot answer.
+func TestCallAny(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		var asked [3]int
+		var errs [3]error
+		b := New(func(addr string) drpc.Conn {
+			i := int(addr[0] - 'a')
+			return answering{asked: &asked[i], err: errs[i]}
+		}, []string{"a", "b", "c"})
+		b.SetLeader(3, 1)
+		read := func() {
+			t.Helper()
+			err := b.CallAny(t.Context(), 3, func(ctx context.Context, c wire.DRPCMetaClient) error {
+				_, err := c.Read(ctx, &wire.ReadRequest{})
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		for range 300 {
+			read()
+		}
+		for i, n := range asked {
+			if n < 50 {
+				t.Errorf("node %d was asked %d of 300 times", i, n)
+			}
+		}
+		errs[0] = dfs.Errorf(dfs.Busy, "read", "too much to do")
+		errs[1] = dfs.Errorf(dfs.Unknown, "read", "the connection ended")
+		for range 20 {
+			read()
+		}
+	})
+}
