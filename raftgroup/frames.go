@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -51,6 +52,7 @@ type frame struct {
 	checkIndex, checkHash uint64
 
 	msg     *pb.Message // frameRaft
+	size    int         // bytes that it came in; of a parsed frame
 	removed uint64      // frameRemoved
 
 	from        dfs.NodeID // set by the receiver
@@ -61,8 +63,7 @@ type frame struct {
 
 // appendFrame appends a frame with its length.
 func appendFrame(b []byte, f *frame) ([]byte, error) {
-	body := make([]byte, 0, 64)
-	body = append(body, byte(f.kind), byte(f.group>>8), byte(f.group))
+	body := append(make([]byte, 0, 64), byte(f.kind), byte(f.group>>8), byte(f.group))
 	switch f.kind {
 	case frameRaft:
 		body = appendUints(body, f.acked, f.checkIndex, f.checkHash)
@@ -108,7 +109,7 @@ func parseBatch(b []byte, from, to dfs.NodeID) ([]frame, error) {
 		if d.bad || len(raw) < 3 {
 			return nil, badBatch("torn frame")
 		}
-		f := frame{kind: frameKind(raw[0]), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:])), from: from}
+		f := frame{kind: frameKind(raw[0]), size: len(raw), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:])), from: from}
 		if err := f.parse(raw[3:], from, to); err != nil {
 			return nil, err
 		}
@@ -238,32 +239,42 @@ type outBatch struct {
 func newOutbox(h *Host) *outbox { return &outbox{h: h, bufs: map[lanePeer]*outBatch{}} }
 
 func (o *outbox) add(to dfs.NodeID, lane Lane, f *frame) {
-	enc, err := appendFrame(nil, f)
-	if err != nil || len(enc)+5 > MaxBatch {
-		o.h.log.Error("message left out", "group", uint16(f.group), "to", uint32(to), "bytes", len(enc), "cause", err)
+	k := lanePeer{to, lane}
+	ob := o.batch(k)
+	begin := len(ob.b)
+	b, err := appendFrame(ob.b, f)
+	size := len(b) - begin
+	if err != nil || size+5 > MaxBatch {
+		o.h.log.Error("message left out", "group", uint16(f.group), "to", uint32(to), "bytes", size, "cause", err)
 		return
 	}
-	k := lanePeer{to, lane}
-	ob := o.bufs[k]
-	if ob != nil && len(ob.b)+len(enc)+4 > MaxBatch {
+	if len(b)+4 > MaxBatch {
+		enc := bytes.Clone(b[begin:])
 		o.send(k, ob)
-		ob = nil
+		ob = o.batch(k)
+		b = append(ob.b, enc...)
 	}
-	if ob == nil || len(ob.b) == 0 {
-		ob = &outBatch{b: []byte{batchVersion}}
-		o.bufs[k] = ob
-		o.keys = append(o.keys, k)
-	}
-	ob.b = append(ob.b, enc...)
+	ob.b = b
 	if n := len(ob.groups); n == 0 || ob.groups[n-1] != f.group {
 		ob.groups = append(ob.groups, f.group)
 	}
 }
 
+// batch returns the batch that a peer's next message goes into.
+func (o *outbox) batch(k lanePeer) *outBatch {
+	ob := o.bufs[k]
+	if ob == nil || len(ob.b) == 0 {
+		ob = &outBatch{b: append(make([]byte, 0, 512), batchVersion)}
+		o.bufs[k] = ob
+		o.keys = append(o.keys, k)
+	}
+	return ob
+}
+
 // flush sends what was gathered.
 func (o *outbox) flush() {
 	for _, k := range o.keys {
-		if ob := o.bufs[k]; len(ob.b) > 0 {
+		if ob := o.bufs[k]; len(ob.b) > 1 {
 			o.send(k, ob)
 		}
 	}

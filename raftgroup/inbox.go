@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	pb "go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
 )
@@ -67,10 +66,7 @@ func (in *inbox) take() inboxLoad {
 func (in *inbox) addFrame(f frame) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	n := 64
-	if f.msg != nil {
-		n += proto.Size(f.msg)
-	}
+	n := 64 + f.size
 	if in.bytes+n > in.limit || !in.all.take(n) {
 		return false
 	}
