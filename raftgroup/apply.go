@@ -221,6 +221,7 @@ func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfStat
 	b := r.state.db.NewIndexedBatch()
 	defer b.Close()
 	tx := newTx(b, r.state.prefix)
+	tx.deferred = true
 	var replies []reply
 	var checks []checkpoint
 	for _, e := range es {
@@ -244,6 +245,9 @@ func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfStat
 		if e.GetIndex()%checkEvery == 0 {
 			checks = append(checks, checkpoint{e.GetIndex(), binary.BigEndian.Uint64(next.hash[:])})
 		}
+	}
+	if err := tx.flush(); err != nil {
+		return nil, nil, err
 	}
 	if err := b.Set(stateKey(r.id, stateApplied), next.encode(), nil); err != nil {
 		return nil, nil, err

@@ -109,13 +109,25 @@ type batchTx struct {
 	view
 	b *pebble.Batch
 
-	// read holds what the batch was asked for, as it is now, by whole keys: every
-	// entry of a batch asks for the same few rows first. nil: there is none.
-	read map[string][]byte
+	// rows holds what the batch was asked for, as it is now: every entry of a batch
+	// asks for the same few rows first, and writes some of them again.
+	rows map[string]*row
+	// late lists rows that the batch has yet to be given by flush. With deferred, all
+	// that were asked for are late: what a hundred entries write is written once.
+	late     []*row
+	deferred bool
 
 	// writes sums a hash of each write, so that it does not depend on the
 	// order in which a state machine writes different keys.
 	writes uint64
+}
+
+// row is what a batchTx knows of a key.
+type row struct {
+	key   []byte // whole
+	value []byte // its own
+	there bool
+	late  bool // the batch does not have it yet
 }
 
 // NewTx returns a Tx that reads and writes below prefix through an indexed
@@ -123,42 +135,81 @@ type batchTx struct {
 func NewTx(b *pebble.Batch, prefix []byte) Tx { return newTx(b, prefix) }
 
 func newTx(b *pebble.Batch, prefix []byte) *batchTx {
-	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b, read: map[string][]byte{}}
+	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b, rows: map[string]*row{}}
 }
 
 func (t *batchTx) Get(key []byte) ([]byte, bool, error) {
-	val, known := t.read[string(key)]
-	if !known {
-		var ok bool
-		var err error
-		if val, ok, err = t.view.Get(key); err != nil {
+	r := t.rows[string(key)]
+	if r == nil {
+		val, ok, err := t.view.Get(key)
+		if err != nil {
 			return nil, false, err
 		}
-		if !ok {
-			val = nil
-		}
-		t.read[string(key)] = val
+		r = &row{key: t.key(key), value: val, there: ok}
+		t.rows[string(key)] = r
 	}
-	if val == nil {
+	if !r.there {
 		return nil, false, nil
 	}
-	return append(make([]byte, 0, len(val)), val...), true, nil
+	return append(make([]byte, 0, len(r.value)), r.value...), true, nil
+}
+
+func (t *batchTx) Scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
+	if err := t.flush(); err != nil {
+		return err
+	}
+	return t.view.Scan(lower, upper, fn)
 }
 
 func (t *batchTx) Set(key, value []byte) error {
 	t.writes += hashWrite(1, key, value)
-	if _, known := t.read[string(key)]; known {
-		t.read[string(key)] = append(make([]byte, 0, len(value)), value...)
+	r := t.rows[string(key)]
+	if r == nil {
+		return t.b.Set(t.key(key), value, nil)
 	}
-	return t.b.Set(t.key(key), value, nil)
+	r.value, r.there = append(r.value[:0], value...), true
+	return t.changed(r)
 }
 
 func (t *batchTx) Delete(key []byte) error {
 	t.writes += hashWrite(2, key, nil)
-	if _, known := t.read[string(key)]; known {
-		t.read[string(key)] = nil
+	r := t.rows[string(key)]
+	if r == nil {
+		return t.b.Delete(t.key(key), nil)
 	}
-	return t.b.Delete(t.key(key), nil)
+	r.there = false
+	return t.changed(r)
+}
+
+// changed has the batch given a row, now or once.
+func (t *batchTx) changed(r *row) error {
+	if !t.deferred {
+		return t.write(r)
+	}
+	if !r.late {
+		r.late = true
+		t.late = append(t.late, r)
+	}
+	return nil
+}
+
+func (t *batchTx) write(r *row) error {
+	if r.there {
+		return t.b.Set(r.key, r.value, nil)
+	}
+	return t.b.Delete(r.key, nil)
+}
+
+// flush gives the batch what is late.
+func (t *batchTx) flush() error {
+	for _, r := range t.late {
+		if err := t.write(r); err != nil {
+			return err
+		}
+		r.late = false
+	}
+	t.late = t.late[:0]
+	return nil
 }
 
 func hashWrite(op byte, key, value []byte) uint64 {
