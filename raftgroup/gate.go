@@ -199,7 +199,8 @@ var zeros [1 << 20]byte
 // asks for it at the beginning of a write-ahead log: a sync of bytes that are there
 // already writes them and no more, while one of bytes that are merely reserved
 // has to tell the file system too that they are written now. A log that is used
-// again is as long already.
+// again is as long already. A disk without the space is no failure yet: the log
+// may need less.
 func (f gateFile) Preallocate(off, length int64) error {
 	f.g.do(func() error {
 		info, err := f.File.Stat()
@@ -208,6 +209,9 @@ func (f gateFile) Preallocate(off, length int64) error {
 		}
 		for at, end := max(off, info.Size()), off+length; at < end && err == nil; at += int64(len(zeros)) {
 			_, err = f.File.WriteAt(zeros[:min(int64(len(zeros)), end-at)], at)
+		}
+		if vfs.IsNoSpaceError(err) {
+			return nil
 		}
 		return err
 	})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -137,5 +138,24 @@ func TestPreallocateFills(t *testing.T) {
 	}
 	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, beginning %q, and %v: want %d", len(got), got[:min(8, len(got))], err, len(want))
+	}
+}
+
+// fullFile has no space beyond what it has.
+type fullFile struct{ vfs.File }
+
+func (fullFile) WriteAt([]byte, int64) (int, error) { return 0, syscall.ENOSPC }
+
+// TestPreallocateOnFullDisk: what cannot be reserved is no failure of the store.
+func TestPreallocateOnFullDisk(t *testing.T) {
+	mem := vfs.NewMem()
+	f, err := mem.Create("log", vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	g := newGate("store", func(err error) { t.Error(err) })
+	if err := (gateFile{fullFile{f}, g}).Preallocate(0, 1<<20); err != nil || g.failure() != nil {
+		t.Errorf("%v, and the gate says %v", err, g.failure())
 	}
 }
