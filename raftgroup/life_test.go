@@ -15,12 +15,22 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/sim/bubble"
 )
 
 var (
-	lifeSeeds = flag.Int("life.seeds", 20, "how many seeds TestLives runs")
+	lifeSeeds = flag.Int("life.seeds", affordable(20, 6), "how many seeds TestLives runs")
 	lifeSeed  = flag.Uint64("life.seed", 1, "the first of them")
 )
+
+// affordable is how much a plain run does, and one under the race detector, where
+// all takes so much longer.
+func affordable(plain, race int) int {
+	if bubble.Race {
+		return race
+	}
+	return plain
+}
 
 // maxLate is how long a message may be on its way after others that were sent
 // later: what the receiver of a stream that broke had not read yet.
