@@ -350,4 +350,4 @@ func (s *Service) insist(step func(context.Context) error) error {
 }
 
 // clockVersion is the version that this moment's clock gives.
-func clockVersion() uint64 { return uint64(time.Now().UnixMilli()) << 16 }
+func (s *Service) clockVersion() uint64 { return uint64(s.opts.Now().UnixMilli()) << 16 }

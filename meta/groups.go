@@ -29,7 +29,7 @@ func (s *Service) step(g dfs.GroupID, what string, err error) {
 // trim drops history that nobody may ask for any more, and returns when there
 // will be more of it.
 func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (next time.Time, err error) {
-	before := uint64(time.Now().Add(-s.opts.HistoryKeep).UnixMilli()) << 16
+	before := uint64(s.opts.Now().Add(-s.opts.HistoryKeep).UnixMilli()) << 16
 	for {
 		var oldest dfs.Version
 		err := h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
@@ -40,7 +40,7 @@ func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (n
 			return time.Time{}, err
 		}
 		if uint64(oldest) >= before {
-			return stamped(oldest).Add(s.opts.HistoryKeep), nil
+			return time.Now().Add(stamped(oldest).Add(s.opts.HistoryKeep).Sub(s.opts.Now())), nil
 		}
 		res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: before, Limit: trimRows}}})
 		if err != nil {
@@ -181,7 +181,7 @@ func eachIntent(ctx context.Context, page []namespace.Intent, resolve func(names
 // resolveIntent ends an intent as the parent's group says: its log then holds
 // the session's fence, so its word on whether the child is linked is for good.
 func (s *Service) resolveIntent(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, in namespace.Intent) error {
-	young := uint64(time.Now().Add(-intentAge).UnixMilli()) << 16
+	young := uint64(s.opts.Now().Add(-intentAge).UnixMilli()) << 16
 	if uint64(in.Version) > young {
 		return nil
 	}

@@ -54,7 +54,7 @@ func (s *Service) encodeCommand(ctx context.Context, h *raftgroup.Host, g dfs.Gr
 	if err != nil {
 		return nil, err
 	}
-	le.Version = clockVersion()
+	le.Version = s.clockVersion()
 	return proto.Marshal(le)
 }
 

@@ -121,7 +121,7 @@ func (s *Service) mutable() bool {
 }
 
 func (s *Service) proposeEntry(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) {
-	le.Version = clockVersion()
+	le.Version = s.clockVersion()
 	data, err := proto.Marshal(le)
 	if err != nil {
 		return nil, err

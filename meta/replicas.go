@@ -363,7 +363,7 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 
 // initGroup gives a group its first state, which it takes once.
 func (s *Service) initGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
-	data, err := proto.Marshal(&wire.LogEntry{Version: clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g)}}})
+	data, err := proto.Marshal(&wire.LogEntry{Version: s.clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g)}}})
 	if err != nil {
 		return err
 	}

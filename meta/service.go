@@ -95,7 +95,8 @@ type Options struct {
 	Namespace    namespace.Options
 	Planner      repair.Settings
 
-	NewMark func() uint64 // random numbers that are never 0
+	Now     func() time.Time // the wall clock, which may jump; default time.Now
+	NewMark func() uint64    // random numbers that are never 0
 	OnMap   func(*dfs.Map)
 	Logger  *slog.Logger
 }
@@ -112,6 +113,9 @@ func (o *Options) setDefaults() {
 	o.SessionTTL = cmp.Or(o.SessionTTL, dfs.SessionTTL)
 	o.HistoryKeep = cmp.Or(o.HistoryKeep, dfs.HistoryKeep)
 	o.Reserve = cmp.Or(o.Reserve, defaultReserve)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -351,7 +355,7 @@ func (s *Service) proposeControl(ctx context.Context, e *wire.ControlEntry) (*wi
 	if err != nil {
 		return nil, err
 	}
-	e.Now = time.Now().UnixMilli()
+	e.Now = s.opts.Now().UnixMilli()
 	data, err := proto.Marshal(e)
 	if err != nil {
 		return nil, err
