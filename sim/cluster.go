@@ -81,6 +81,10 @@ const (
 	// out under an epoch that is over.
 	lostMaps = 600
 
+	// maxSkew is how far a node's wall clock is off, either way, from one of its
+	// starts to the next: less than what checks wait for.
+	maxSkew = 20 * time.Second
+
 	// minLatency and maxLatency are those of the network, one way: what is under
 	// way when something breaks is where the mistakes are.
 	minLatency, maxLatency = 50 * time.Microsecond, 2 * time.Millisecond
@@ -174,6 +178,9 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	o.Meta.Grace = 30 * time.Second
 	o.Storage.UndecidedAge, o.Storage.TrashKeep = simUndecidedAge, simTrashKeep
 	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
+	clock := lockedRand(c.cfg.Seed, hash("clock of "+sn.name)+uint64(sn.lives))
+	skew := time.Duration(clock()%uint64(2*maxSkew)) - maxSkew
+	o.Meta.Now = func() time.Time { return time.Now().Add(skew) }
 	lose := lockedRand(c.cfg.Seed, ^hash(sn.name)+uint64(sn.lives))
 	o.DropReply = func(peer transport.Peer, method string, _ error) bool {
 		if peer.Kind == transport.KindClient && method == "/dfsd.wire.Meta/GetMap" {
