@@ -40,7 +40,7 @@ func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (n
 			return time.Time{}, err
 		}
 		if uint64(oldest) >= before {
-			return time.Now().Add(stamped(oldest).Add(s.opts.HistoryKeep).Sub(s.opts.Now())), nil
+			return s.due(stamped(oldest).Add(s.opts.HistoryKeep)), nil
 		}
 		res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: before, Limit: trimRows}}})
 		if err != nil {
@@ -51,6 +51,9 @@ func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (n
 		}
 	}
 }
+
+// due is when the wall clock of this node, by which versions are made, will show t.
+func (s *Service) due(t time.Time) time.Time { return time.Now().Add(t.Sub(s.opts.Now())) }
 
 // stamped is the time of a version.
 func stamped(v dfs.Version) time.Time { return time.UnixMilli(int64(v >> 16)) }
@@ -151,7 +154,7 @@ func (s *Service) resolveIntents(ctx context.Context, h *raftgroup.Host, g dfs.G
 	if past != 0 || next != 0 {
 		return time.Now(), err
 	}
-	return stamped(oldestIntent(list)).Add(intentAge), err
+	return s.due(stamped(oldestIntent(list)).Add(intentAge)), err
 }
 
 // oldestIntent is the version of the oldest intent of a page, which has one.
