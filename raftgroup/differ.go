@@ -62,6 +62,7 @@ func (r *replica) judgeLocked(from uint64, at checkpoint, rd *round) {
 	if own.index == 0 || own == at || r.state.missing() {
 		return
 	}
+	r.busy = r.ticks // the group does not sleep over it
 	voters := r.raw.Status().Config.Voters.IDs()
 	same, other := 0, 0
 	for id := range voters {
