@@ -165,7 +165,7 @@ func (s *Service) tally() repair.Tally {
 
 func (s *Service) planInput(m *dfs.Map) repair.Input {
 	in := repair.Input{
-		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: s.tally(), Now: time.Now(), Settings: s.opts.Planner,
+		Map: m, Persisted: map[dfs.StoreID]dfs.Epoch{}, Tally: s.tally(), Now: s.opts.Now(), Settings: s.opts.Planner,
 	}
 	in.Settings.Grace = s.opts.Grace
 	if st := s.controlState(); st != nil {
@@ -178,7 +178,7 @@ func (s *Service) planInput(m *dfs.Map) repair.Input {
 	}
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
-	in.NoDownBefore = s.plan.notBefore
+	in.NoDownBefore = in.Now.Add(time.Until(s.plan.notBefore)) // by the wall clock, as the stamps of the map are
 	for id, pm := range s.plan.persisted {
 		if st := m.Store(id); st != nil && st.Incarnation.Mark == pm.Mark {
 			in.Persisted[id] = dfs.Epoch(pm.Epoch)

@@ -30,6 +30,7 @@ type Config struct {
 	Class  dfs.Class
 	Logger *slog.Logger
 	Tweak  func(*node.Options) // planted bugs and settings of one test
+	Skewed bool                // wall clocks differ, by up to maxSkew from true time
 }
 
 // Cluster is a running simulation. Its methods are not safe for concurrent use
@@ -178,9 +179,11 @@ func (c *Cluster) options(sn *simNode) node.Options {
 	o.Meta.Grace = 30 * time.Second
 	o.Storage.UndecidedAge, o.Storage.TrashKeep = simUndecidedAge, simTrashKeep
 	o.Meta.Raft.CacheSize, o.Meta.Raft.MemTableSize = simCache, simMemTable
-	clock := lockedRand(c.cfg.Seed, hash("clock of "+sn.name)+uint64(sn.lives))
-	skew := time.Duration(clock()%uint64(2*maxSkew)) - maxSkew
-	o.Meta.Now = func() time.Time { return time.Now().Add(skew) }
+	if c.cfg.Skewed {
+		clock := lockedRand(c.cfg.Seed, hash("clock of "+sn.name)+uint64(sn.lives))
+		skew := time.Duration(clock()%uint64(2*maxSkew)) - maxSkew
+		o.Meta.Now = func() time.Time { return time.Now().Add(skew) }
+	}
 	lose := lockedRand(c.cfg.Seed, ^hash(sn.name)+uint64(sn.lives))
 	o.DropReply = func(peer transport.Peer, method string, _ error) bool {
 		if peer.Kind == transport.KindClient && method == "/dfsd.wire.Meta/GetMap" {

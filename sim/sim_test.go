@@ -111,7 +111,7 @@ func TestSoak(t *testing.T) {
 // simulate runs one seed in a bubble and fails the test on a broken promise.
 func simulate(t *testing.T, cfg Config, plan Plan) Counts {
 	var counts Counts
-	cfg.Logger = testLogger()
+	cfg.Logger, cfg.Skewed = testLogger(), true
 	if os.Getenv("DFSD_TEST_TRACE") != "" {
 		plan.Trace = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 	}
