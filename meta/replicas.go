@@ -435,7 +435,7 @@ func (s *Service) checkChange(req *wire.ChangeReplicasRequest) error {
 	}
 	v := in.Views[row.ID]
 	if v == nil {
-		return dfs.Errorf(dfs.Invalid, op, "%v has no leader that was heard of lately: see dfsd group show %d; a group that has lost its majority for good needs dfsd group recover", row.ID, row.ID)
+		return dfs.Errorf(dfs.Invalid, op, "%v has no leader that was heard of lately: bring a majority of its meta nodes back; see dfsd group show %d", row.ID, row.ID)
 	}
 	left, there := 0, 0
 	for _, n := range v.Voters {
