@@ -188,9 +188,10 @@ func (r *replica) sleepsLocked(lead uint64) bool {
 }
 
 // settledLocked reports whether, on a leader, every member that is heard has
-// everything, and a majority is heard. Of a member either both the node and the
+// everything, and a majority is heard. Of a voter either both the node and the
 // replica are heard, or neither: then the group does not wait for it, and wakes
-// when the node is heard again.
+// when the node is heard again. For a learner it waits: one without a log yet knows
+// of no member that its node would send heartbeats to.
 func (r *replica) settledLocked() bool {
 	st, now := r.raw.BasicStatus(), r.state.now()
 	if st.RaftState != raft.StateLeader || st.LeadTransferee != raft.None || len(now.conf.GetVotersOutgoing()) > 0 ||
@@ -205,7 +206,9 @@ func (r *replica) settledLocked() bool {
 			_, node := r.h.beats.heardSince(dfs.NodeID(id), tick)
 			settled = settled && node == replica && (!replica || p.Match == r.logEnd)
 		}
-		if typ == raft.ProgressTypePeer {
+		if typ == raft.ProgressTypeLearner {
+			settled = settled && replica
+		} else {
 			voters++
 			if replica {
 				heard++

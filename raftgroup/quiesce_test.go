@@ -574,3 +574,21 @@ func TestLostStateIsFetchedInAnIdleGroup(t *testing.T) {
 		c.asleep(c.all()...)
 	})
 }
+
+// TestLateLearner: a node that cannot be reached when it becomes a learner is
+// taken in once it can be, though its group is idle and it knows nobody.
+func TestLateLearner(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 4, 0)
+		c.tune = func(o *Options) { o.QuiesceTicks = 1 }
+		defer c.stop()
+		c.bootFirst(3)
+		c.propose(0, "put a 1")
+		c.isolate(4, true)
+		c.retry("add learner", func() error { return c.h(c.leader(0)).AddLearner(t.Context(), 0, 4) })
+		time.Sleep(time.Minute)
+		c.isolate(4, false)
+		c.converge(c.all()...)
+		c.asleep(c.all()...)
+	})
+}
