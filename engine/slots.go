@@ -75,12 +75,17 @@ func openSlots(fs vfs.FS, name string, magic uint32) (*slotFile, []byte, error) 
 func (s *slotFile) read(slot int64) (payload []byte, generation uint64, err error) {
 	p := make([]byte, slotLen)
 	n, _ := s.file.ReadAt(p, slot*slotLen) // what cannot be read is not sound
+	return s.decode(p[:n])
+}
+
+// decode returns the payload of what was read of a slot, nil when it is not sound.
+func (s *slotFile) decode(p []byte) (payload []byte, generation uint64, err error) {
 	b := binary.BigEndian
-	if n < slotHeadLen || b.Uint32(p) != s.magic {
+	if len(p) < slotHeadLen || b.Uint32(p) != s.magic {
 		return nil, 0, nil
 	}
 	size := int(b.Uint16(p[6:]))
-	if slotHeadLen+size > n || b.Uint32(p[20:]) != slotSum(p, size) {
+	if slotHeadLen+size > len(p) || b.Uint32(p[20:]) != slotSum(p, size) {
 		return nil, 0, nil
 	}
 	if p[4] != formatVersion {

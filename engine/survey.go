@@ -191,7 +191,9 @@ func (v *survey) readSlots(name string, magic uint32) ([]byte, error) {
 	var generation uint64
 	made := name != scrubName // the others were made before the first start was done
 	for i := range int64(2) {
-		payload, g, err := s.read(i)
+		raw := make([]byte, slotLen) // one read: a store that is open may write the slot meanwhile
+		n, rerr := f.ReadAt(raw, i*slotLen)
+		payload, g, err := s.decode(raw[:n])
 		if err != nil {
 			return nil, dfs.Wrap("read", v.path(name), err)
 		}
@@ -204,8 +206,6 @@ func (v *survey) readSlots(name string, magic uint32) ([]byte, error) {
 		if payload != nil {
 			continue
 		}
-		raw := make([]byte, slotLen)
-		n, rerr := f.ReadAt(raw, i*slotLen)
 		switch {
 		case n < slotLen && rerr != nil && rerr != io.EOF:
 			v.found.fault(Fault{File: name, Offset: i * slotLen, Length: slotLen, Text: fmt.Sprintf("slot %d cannot be read: %v", i, rerr)})
