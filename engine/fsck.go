@@ -130,7 +130,8 @@ func (c *fsck) checkSegments() error {
 	}
 	for i := range c.v.segments {
 		f := &c.v.segments[i]
-		if !f.inUse() && f.state != SegmentReady {
+		// An open store takes segments that are ready into use meanwhile.
+		if !f.inUse() && (f.state != SegmentReady || c.open) {
 			continue
 		}
 		file, err := c.v.fs.Open(f.path)

@@ -56,14 +56,14 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	if err := r.bury(dissolved, buried); err != nil {
 		return err
 	}
-	h.mu.Lock()
-	delete(h.groups, g) // another is not made before adding is free
-	h.mu.Unlock()
 	select {
 	case <-buried:
 	case <-h.closing:
 		return errClosing(op) // the next start finds what was written
 	}
+	h.mu.Lock()
+	delete(h.groups, g) // another is not made before adding is free
+	h.mu.Unlock()
 	h.destroyStep(g, 1)
 	r.state.gate.Lock()
 	r.spoilTransfers()

@@ -121,6 +121,10 @@ func (r *replica) dropStateLocked(index uint64) {
 func (r *replica) dropState() error {
 	s := &r.state
 	s.gate.Lock()
+	if s.failed() != nil { // above all: destroyed, and what is there now is another's
+		s.gate.Unlock()
+		return nil
+	}
 	r.spoilTransfers()
 	s.mu.Lock()
 	s.lost, s.doubt = true, false

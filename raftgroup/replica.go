@@ -297,6 +297,10 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 		if r.logEnd < firstIndex {
 			return // without a log it stands for nothing, see DestroyReplica
 		}
+		// What tickLocked does not see: a leader that was given up while its node is heard.
+		if (r.passive || r.state.unfit()) && r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) {
+			_ = r.raw.ForgetLeader()
+		}
 		r.tellRemovedLocked(m, rd)
 	}
 	_ = r.raw.Step(m) // errors: the sender is no member, which is no fault of ours
