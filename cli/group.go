@@ -314,6 +314,18 @@ Without --replicas the cluster chooses the meta nodes that have the fewest.`,
 	return f.add(cmd, true)
 }
 
+// groupAndNode finds what the two arguments of a verb name.
+func groupAndNode(ctx context.Context, c *client.Client, verb string, args []string) (s *status, g groupStatus, n *dfs.Node, err error) {
+	if s, err = lookAt(ctx, c); err != nil {
+		return nil, g, nil, err
+	}
+	if g, err = s.group(verb, args[0]); err != nil {
+		return nil, g, nil, err
+	}
+	n, err = s.metaNode(verb, args[1])
+	return s, g, n, err
+}
+
 // changeReplicas is a verb with a group and a node that changes who should vote.
 func (a *app) changeReplicas(verb, use, short, long string, do func(s *status, g *groupStatus, n *dfs.Node) (plan string, add, remove dfs.NodeID)) *cobra.Command {
 	var f groupFlags
@@ -321,15 +333,7 @@ func (a *app) changeReplicas(verb, use, short, long string, do func(s *status, g
 		Use: use, Short: short, Long: long, Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				s, err := lookAt(cmd.Context(), c)
-				if err != nil {
-					return err
-				}
-				g, err := s.group(verb, args[0])
-				if err != nil {
-					return err
-				}
-				n, err := s.metaNode(verb, args[1])
+				s, g, n, err := groupAndNode(cmd.Context(), c, verb, args)
 				if err != nil {
 					return err
 				}
@@ -374,15 +378,7 @@ more than its share hands one over again.`,
 		Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				s, err := lookAt(cmd.Context(), c)
-				if err != nil {
-					return err
-				}
-				g, err := s.group(verb, args[0])
-				if err != nil {
-					return err
-				}
-				n, err := s.metaNode(verb, args[1])
+				_, g, n, err := groupAndNode(cmd.Context(), c, verb, args)
 				if err != nil {
 					return err
 				}

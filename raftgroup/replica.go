@@ -238,12 +238,18 @@ func (r *replica) tickLocked(rd *round) {
 	// The library's clock stands still, or it would campaign. So it has to be
 	// told that its leader is silent: it votes for no other before. One that sleeps
 	// is heard by its node, and is asked for the state there.
-	if r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) && !r.sleepsLocked(r.lead) {
+	if r.silentLeaderLocked() && !r.sleepsLocked(r.lead) {
 		_ = r.raw.ForgetLeader()
 	}
 	if missing {
 		r.wantStateLocked(rd)
 	}
+}
+
+// silentLeaderLocked reports whether nothing came from the leader's replica for an
+// election time-out.
+func (r *replica) silentLeaderLocked() bool {
+	return r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks)
 }
 
 // stepFrameLocked steps one message of a peer, after it has been checked
@@ -298,7 +304,7 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 			return // without a log it stands for nothing, see DestroyReplica
 		}
 		// What tickLocked does not see: a leader that was given up while its node is heard.
-		if (r.passive || r.state.unfit()) && r.lead != raft.None && r.ticks-r.seen[r.lead] >= uint64(r.h.opts.ElectionTicks) {
+		if (r.passive || r.state.unfit()) && r.silentLeaderLocked() {
 			_ = r.raw.ForgetLeader()
 		}
 		r.tellRemovedLocked(m, rd)
