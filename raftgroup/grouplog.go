@@ -182,10 +182,14 @@ func (l *groupLog) found(err error) error {
 	return err
 }
 
-// missing explains why entry i is not in the store.
+// missing explains why entry i is not in the store: it was cut or replaced
+// meanwhile, or it is lost.
 func (l *groupLog) missing(i uint64) error {
-	if i <= l.truncation().index {
+	switch first, last := l.bounds(); {
+	case i < first:
 		return raft.ErrCompacted
+	case i > last:
+		return raft.ErrUnavailable
 	}
 	return dfs.Errorf(dfs.Corrupt, "read raft log", "entry %d of %v is missing", i, l.g)
 }
@@ -285,8 +289,8 @@ func (l *groupLog) bytesThrough(i uint64) (uint64, error) {
 	return n, err
 }
 
-// stage adds entries to a batch. They become visible with publish, which must
-// come, with nothing staged in between, once the batch is committed.
+// stage adds entries to a batch. Retract must come before the batch is committed,
+// and publish, which makes them visible, after it, with nothing staged in between.
 func (l *groupLog) stage(b *pebble.Batch, entries []*pb.Entry) ([]cached, error) {
 	if len(entries) == 0 {
 		return nil, nil
@@ -316,6 +320,30 @@ func (l *groupLog) stage(b *pebble.Batch, entries []*pb.Entry) ([]cached, error)
 	return out, nil
 }
 
+// retract forgets the entries that staged ones take the place of, before the
+// batch is committed. Raft has the new ones in memory until they are synced.
+func (l *groupLog) retract(entries []cached) {
+	if len(entries) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first := entries[0].e.GetIndex()
+	l.last, l.bytes = first-1, entries[0].bytes-uint64(entrySize(entries[0].e))
+	if len(l.cache) == 0 {
+		return
+	}
+	keep := 0
+	if c0 := l.cache[0].e.GetIndex(); c0 < first {
+		keep = int(first - c0)
+	}
+	for _, c := range l.cache[keep:] {
+		l.held -= entrySize(c.e)
+	}
+	clear(l.cache[keep:])
+	l.cache = l.cache[:keep]
+}
+
 // publish makes staged entries visible.
 func (l *groupLog) publish(entries []cached) {
 	if len(entries) == 0 {
@@ -323,17 +351,6 @@ func (l *groupLog) publish(entries []cached) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	first := entries[0].e.GetIndex()
-	if len(l.cache) > 0 {
-		keep := 0
-		if c0 := l.cache[0].e.GetIndex(); c0 < first {
-			keep = int(first - c0)
-		}
-		for _, c := range l.cache[keep:] {
-			l.held -= entrySize(c.e)
-		}
-		l.cache = l.cache[:keep]
-	}
 	l.cache = append(l.cache, entries...)
 	for _, c := range entries {
 		l.held += entrySize(c.e)
@@ -356,7 +373,8 @@ func (l *groupLog) dropLocked(n int) {
 	l.cache = l.cache[:rest]
 }
 
-// cut forgets the entries up to and including t.index.
+// cut forgets the entries up to and including t.index, before the batch that
+// takes them away is committed.
 func (l *groupLog) cut(t truncated) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -367,6 +385,15 @@ func (l *groupLog) cut(t truncated) {
 		drop++
 	}
 	l.dropLocked(drop)
+}
+
+// end is a cut that leaves nothing, of a log that is about to go.
+func (l *groupLog) end() truncated {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.trunc
+	t.index, t.bytes = l.last, l.bytes
+	return t
 }
 
 // reset makes the log begin, empty, after t.index.

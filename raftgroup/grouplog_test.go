@@ -46,6 +46,19 @@ func (b *logBook) open() {
 	b.h = &Host{opts: b.opts, store: store}
 }
 
+// begin makes a store with an empty log.
+func (b *logBook) begin(tr truncated) {
+	b.open()
+	batch := b.h.store.db.NewBatch()
+	if err := batch.Set(groupKey(3, logTruncated), tr.encode(), nil); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.h.store.commit(batch, true); err != nil {
+		b.t.Fatal(err)
+	}
+	b.load()
+}
+
 func (b *logBook) load() {
 	l, err := loadGroupLog(b.h.store, 3, b.cache)
 	if err != nil {
@@ -61,6 +74,14 @@ func (b *logBook) write(lw *logWrite) error {
 	return newLogWriter(b.h).write(rd)
 }
 
+// logEntries makes n entries of a size from an index on.
+func logEntries(from, n, term uint64, size int) (es []*pb.Entry) {
+	for i := range n {
+		es = append(es, &pb.Entry{Index: proto.Uint64(from + i), Term: proto.Uint64(term), Data: []byte(strings.Repeat("x", size))})
+	}
+	return es
+}
+
 func (b *logBook) run(t *testing.T, d *datadriven.TestData) string {
 	var at, from, lo, hi, index, term, n, size uint64
 	limit := uint64(1 << 20)
@@ -71,16 +92,7 @@ func (b *logBook) run(t *testing.T, d *datadriven.TestData) string {
 	case "open":
 		b.cache = 1 << 20
 		d.MaybeScanArgs(t, "cache", &b.cache)
-		b.open()
-		tr := truncated{index: index, term: term, conf: confState([]uint64{1})}
-		batch := b.h.store.db.NewBatch()
-		if err := batch.Set(groupKey(3, logTruncated), tr.encode(), nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.h.store.commit(batch, true); err != nil {
-			t.Fatal(err)
-		}
-		b.load()
+		b.begin(truncated{index: index, term: term, conf: confState([]uint64{1})})
 		return b.state()
 	case "reopen":
 		b.close()
@@ -88,11 +100,7 @@ func (b *logBook) run(t *testing.T, d *datadriven.TestData) string {
 		b.load()
 		return b.state()
 	case "append":
-		var es []*pb.Entry
-		for i := range n {
-			es = append(es, &pb.Entry{Index: proto.Uint64(from + i), Term: proto.Uint64(term), Data: []byte(strings.Repeat("x", int(size)))})
-		}
-		if err := b.write(&logWrite{entries: es}); err != nil {
+		if err := b.write(&logWrite{entries: logEntries(from, n, term, int(size))}); err != nil {
 			return err.Error() + "\n"
 		}
 		return b.state()

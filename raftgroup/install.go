@@ -103,6 +103,7 @@ func (h *Host) install(lw *logWrite) error {
 	if err != nil {
 		return err
 	}
+	r.l.retract(staged)
 	if err := h.store.commit(b, true); err != nil {
 		return err
 	}

@@ -193,6 +193,19 @@ func (w *logWriter) write(rd *logRound) error {
 	for _, lw := range rd.writes {
 		w.h.failpoint(lw.r.id, FailStaged)
 	}
+	// Readers see the batch before it is synced: an entry that it takes away must
+	// be gone for them by then, and not missing.
+	for r, cs := range staged {
+		r.l.retract(cs)
+	}
+	for _, lw := range rd.writes {
+		switch {
+		case lw.r.l.ended:
+			lw.r.l.cut(lw.r.l.end())
+		case lw.cut != nil:
+			lw.r.l.cut(*lw.cut)
+		}
+	}
 	if err := w.h.store.commit(b, rd.sync); err != nil {
 		return err
 	}
@@ -201,7 +214,6 @@ func (w *logWriter) write(rd *logRound) error {
 	}
 	for _, lw := range rd.writes {
 		if lw.cut != nil {
-			lw.r.l.cut(*lw.cut)
 			w.h.failpoint(lw.r.id, FailCut)
 		}
 		w.h.failpoint(lw.r.id, FailSynced)

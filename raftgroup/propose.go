@@ -155,19 +155,31 @@ func unavailable(op string, err error) error {
 	return &dfs.Error{Kind: dfs.Unavailable, Op: op, Err: err}
 }
 
+// endedUnknown is the outcome of a proposal that may be in the log of a host, or a
+// replica, that has ended.
+func endedUnknown(g dfs.GroupID, why error) error {
+	return &dfs.Error{Kind: dfs.Unknown, Op: "propose", Object: g.String(), Text: "it may have been applied", Err: why}
+}
+
 func unknown(g dfs.GroupID, why string) error {
 	return dfs.Errorf(dfs.Unknown, "propose", "%v: %s; it may have been applied", g, why)
 }
 
-// giveUp ends a proposal whose caller does not wait any longer.
-func (p *proposal) giveUp() {
+// giveUp ends a proposal whose caller does not wait any longer, or whose host has
+// ended, which says why.
+func (p *proposal) giveUp(ended error) {
 	p.set.mu.Lock()
 	defer p.set.mu.Unlock()
-	if p.stepped {
+	switch {
+	case ended != nil && p.stepped:
+		p.finishLocked(outcome{err: endedUnknown(p.set.g, ended)})
+	case ended != nil:
+		p.finishLocked(outcome{err: unavailable("propose", ended)})
+	case p.stepped:
 		p.finishLocked(outcome{err: unknown(p.set.g, "no outcome in the time given")})
-		return
+	default:
+		p.finishLocked(outcome{err: dfs.Errorf(dfs.Unavailable, "propose", "%v: not started in the time given", p.set.g)})
 	}
-	p.finishLocked(outcome{err: dfs.Errorf(dfs.Unavailable, "propose", "%v: not started in the time given", p.set.g)})
 }
 
 // step marks p as possibly in the log; false when it has an outcome already.
@@ -275,7 +287,7 @@ func (ps *proposals) close(err error) {
 	defer ps.mu.Unlock()
 	ps.closed = err
 	for _, p := range ps.bySeq {
-		p.finishLocked(outcome{err: &dfs.Error{Kind: dfs.Unknown, Op: "propose", Object: ps.g.String(), Text: "it may have been applied", Err: err}})
+		p.finishLocked(outcome{err: endedUnknown(ps.g, err)})
 	}
 }
 
@@ -431,9 +443,14 @@ func (p *proposal) await(ctx context.Context, h *Host) ([]byte, error) {
 	case o := <-p.done:
 		return o.reply, o.err
 	case <-ctx.Done():
+		p.giveUp(nil)
 	case <-h.closing:
+		why := h.failure()
+		if why == nil {
+			why = errClosing("propose")
+		}
+		p.giveUp(why)
 	}
-	p.giveUp()
 	o := <-p.done // buffered: giveUp or an outcome before it filled it
 	return o.reply, o.err
 }
