@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,5 +129,53 @@ func TestAppendsInFlightAreBounded(t *testing.T) {
 		c.lose = nil
 		c.mu.Unlock()
 		c.converge(c.all()...)
+	})
+}
+
+// TestReadsGivenUp: reads of which the callers have gone take no place, wherever
+// they are, and those that others wait for are answered.
+func TestReadsGivenUp(t *testing.T) {
+	const limit = 8
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) { o.MaxReads = limit }
+		defer c.stop()
+		c.boot()
+		c.propose(0, "put a 0")
+		c.converge(c.all()...)
+		lone := c.leader(0)
+		c.isolate(lone, true)
+		h := c.h(lone)
+		nothing := func(Reader) error { return nil }
+		for i := range 3 * limit { // more than maxReadBatches of them are asked one by one
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			err := h.Read(ctx, 0, nothing)
+			cancel()
+			if dfs.KindOf(err) != dfs.Unavailable {
+				t.Fatalf("read %d without a majority: %v", i, err)
+			}
+		}
+		if !h.replica(0).reads.none() {
+			t.Error("reads that nobody waits for are counted")
+		}
+		var wg sync.WaitGroup
+		for i := range limit {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if i%2 == 1 {
+					cancel()
+				}
+				if err := h.Read(ctx, 0, nothing); (err == nil) != (i%2 == 0) {
+					t.Errorf("read %d: %v", i, err)
+				}
+			})
+		}
+		time.Sleep(5 * time.Second)
+		c.heal()
+		wg.Wait()
+		if !h.replica(0).reads.none() {
+			t.Error("answered reads are counted")
+		}
 	})
 }

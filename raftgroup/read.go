@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"dfsd/dfs"
@@ -24,7 +25,7 @@ type reads struct {
 	retry uint64 // ticks after which an unanswered request is sent again
 
 	mu      sync.Mutex
-	count   int // in all three places; 0 <= count <= limit
+	count   int // that somebody waits for, in all three places; 0 <= count <= limit
 	queue   []*read
 	asked   map[uint64]*readBatch // by sequence
 	waiting []*readBatch          // confirmed, not applied yet
@@ -133,6 +134,40 @@ func (rs *reads) releaseLocked(applied uint64) {
 	rs.waiting = keep
 }
 
+// drop ends a read that nobody waits for any more: where no leader answers it
+// would take the place of others for as long as that lasts, and keep its replica
+// awake.
+func (rs *reads) drop(rd *read) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.takeLocked(&rs.queue, rd) {
+		return
+	}
+	for seq, b := range rs.asked {
+		if rs.takeLocked(&b.reads, rd) {
+			if len(b.reads) == 0 {
+				delete(rs.asked, seq)
+			}
+			return
+		}
+	}
+	for _, b := range rs.waiting { // a batch of none stays until its index is applied
+		if rs.takeLocked(&b.reads, rd) {
+			return
+		}
+	}
+}
+
+func (rs *reads) takeLocked(list *[]*read, rd *read) bool {
+	i := slices.Index(*list, rd)
+	if i < 0 {
+		return false
+	}
+	*list = slices.Delete(*list, i, i+1)
+	rs.count--
+	return true
+}
+
 func (rs *reads) finishLocked(rds []*read, err error) {
 	for _, rd := range rds {
 		rd.done <- err
@@ -189,6 +224,7 @@ func (h *Host) Read(ctx context.Context, g dfs.GroupID, fn func(Reader) error) e
 			return err
 		}
 	case <-ctx.Done():
+		r.reads.drop(rd)
 		return dfs.Errorf(dfs.Unavailable, "read", "%v: no leader confirmed it in the time given", g)
 	case <-h.closing:
 		return errClosing("read")
