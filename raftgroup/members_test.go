@@ -247,3 +247,28 @@ func (c *cluster) shuffleMember(rng *rand.Rand) error {
 	}
 	return fmt.Errorf("node %v has to stay", id)
 }
+
+// TestStaleSnapshotMakesNoMember: of the leaders that offer a snapshot, one of an
+// earlier term says nothing about who is a member now.
+func TestStaleSnapshotMakesNoMember(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1, 0)
+		defer c.stop()
+		c.boot()
+		c.propose(0, "put a 0")
+		r := c.h(1).replica(0)
+		now := r.state.now()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, term := range []uint64{r.logTerm - 1, r.logTerm} {
+			r.passive = true
+			r.guardLocked(func() {
+				r.stepInstallLocked(&install{to: now, term: term, from: 1, token: term, done: make(chan error, 1)})
+			})
+			if want := term < r.logTerm; r.passive != want {
+				t.Errorf("after a snapshot of term %d, in term %d: passive %v, want %v", term, r.logTerm, r.passive, want)
+			}
+		}
+		r.passive = false
+	})
+}

@@ -543,7 +543,10 @@ func (r *replica) offer(ctx context.Context, inst *install) error {
 // state was lost, hands it to the log writer past the library.
 func (r *replica) stepInstallLocked(inst *install) {
 	if inst.term > 0 {
-		r.passive, r.leaving = false, false
+		r.leaving = false
+		if inst.term >= r.logTerm {
+			r.passive = false // a leader that has us as a member
+		}
 		r.state.expect(inst)
 		_ = r.raw.Step(inst.message(r.h.opts.Node))
 		return
