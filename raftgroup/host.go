@@ -181,14 +181,14 @@ func (h *Host) start() {
 	}
 }
 
-// begin starts a replica, awake.
+// begin starts a replica, awake. A message may have come before, and put it to
+// sleep or into quarantine.
 func (h *Host) begin(r *replica) {
 	r.mu.Lock()
-	sound := r.fault == nil
-	r.mu.Unlock()
-	if sound {
+	if r.fault == nil && !r.asleep {
 		h.awake.add(r)
 	}
+	r.mu.Unlock()
 	h.workers.schedule(r)
 }
 

@@ -592,3 +592,25 @@ func TestLateLearner(t *testing.T) {
 		c.asleep(c.all()...)
 	})
 }
+
+// TestBeginDoesNotWake: a replica that a message put to sleep, or into
+// quarantine, before its start was done does not tick.
+func TestBeginDoesNotWake(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1, 1, 2)
+		defer c.stop()
+		c.boot()
+		h := c.h(1)
+		asleep, ill := h.replica(1), h.replica(2)
+		asleep.mu.Lock()
+		asleep.wakeLocked()
+		asleep.sleepLocked()
+		asleep.mu.Unlock()
+		ill.quarantine(dfs.Errorf(dfs.Internal, "test", "broken"))
+		h.begin(asleep)
+		h.begin(ill)
+		if list := h.awake.appendTo(nil); len(list) > 0 {
+			t.Errorf("%d replicas tick", len(list))
+		}
+	})
+}
