@@ -50,8 +50,6 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	if err != nil {
 		return err
 	}
-	h.adding.Lock()
-	defer h.adding.Unlock()
 	buried := make(chan struct{})
 	if err := r.bury(dissolved, buried); err != nil {
 		return err
@@ -61,9 +59,8 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 	case <-h.closing:
 		return errClosing(op) // the next start finds what was written
 	}
-	h.mu.Lock()
-	delete(h.groups, g) // another is not made before adding is free
-	h.mu.Unlock()
+	h.setDying(r)
+	defer h.endDying(g)
 	h.destroyStep(g, 1)
 	r.state.gate.Lock()
 	r.spoilTransfers()
@@ -74,8 +71,33 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		return err
 	}
 	h.destroyStep(g, 2)
+	if err := h.forgetHeld(r); err != nil { // the next start removes the files
+		h.log.Warn("received snapshot not removed", "group", uint16(g), "cause", err)
+	}
 	h.log.Info("replica destroyed", "group", uint16(g))
 	return nil
+}
+
+// setDying takes a replica out of the host. Messages of its group are dropped
+// until nothing is left of it.
+func (h *Host) setDying(r *replica) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.groups, r.id)
+	h.dying[r.id] = true
+}
+
+func (h *Host) endDying(g dfs.GroupID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.dying, g)
+}
+
+// vacant reports whether a replica of a group may be made here.
+func (h *Host) vacant(g dfs.GroupID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.groups[g] == nil && !h.dying[g]
 }
 
 func (h *Host) destroyStep(g dfs.GroupID, step int) {
@@ -144,8 +166,16 @@ func (h *Host) wipeState(g dfs.GroupID) error {
 	return wrapStore("destroy replica", g.String(), h.state.Flush())
 }
 
-// wipeRest does what a crash left of a replica's end.
+// wipeRest does what a crash left of a replica's end: the state, and the record
+// of a snapshot whose stream outlived the replica.
 func (h *Host) wipeRest(g dfs.GroupID) error {
+	if v, err := h.store.get(groupKey(g, logHeld)); err != nil {
+		return err
+	} else if v != nil {
+		if err := h.removeRecord(g); err != nil {
+			return err
+		}
+	}
 	a, err := readApplied(h.state, g, false)
 	if err != nil || a.index == 0 {
 		return err

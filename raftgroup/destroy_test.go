@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -259,4 +260,124 @@ func TestDestroyThroughCrashes(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestStepPassesADyingReplica: while a replica is being destroyed, messages of
+// its group are dropped, and those of another group do not wait for it.
+func TestStepPassesADyingReplica(t *testing.T) {
+	c := newCluster(t, 1, 1, 1)
+	var h *Host
+	passed := make(chan error, 1)
+	c.tune = func(o *Options) {
+		o.AcceptGroup = func(dfs.GroupID) bool { return true }
+		o.Hooks.DestroyStep = func(g dfs.GroupID, step int) {
+			if step != 1 {
+				return
+			}
+			stepped := make(chan error, 1)
+			go func() {
+				stepped <- h.Step(2, batchOf(t, frame{kind: frameRemoved, group: g}, frame{kind: frameRemoved, group: g + 1}))
+			}()
+			select {
+			case err := <-stepped:
+				passed <- err
+			case <-time.After(10 * time.Second): // a hang, which ends when the replica has
+				passed <- fmt.Errorf("the messages wait for the replica's end")
+			}
+		}
+	}
+	defer c.stop()
+	c.boot()
+	h = c.h(1)
+	if err := h.DestroyReplica(t.Context(), 1, func(context.Context) (bool, error) { return true, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-passed; err != nil {
+		t.Error(err)
+	}
+	if got := h.Groups(); !slices.Equal(got, []dfs.GroupID{2}) {
+		t.Errorf("replicas of %v, want that of group 2", got)
+	}
+	if err := h.JoinGroup(1); err != nil {
+		t.Errorf("the group cannot be joined once the replica is gone: %v", err)
+	}
+}
+
+// TestStreamOutlivesItsReplica: what arrives of a snapshot after its replica was
+// buried leaves nothing, whether the stream breaks or ends, and what was held
+// before goes with the replica.
+func TestStreamOutlivesItsReplica(t *testing.T) {
+	dissolved := func(context.Context) (bool, error) { return true, nil }
+	for _, tc := range []struct {
+		name   string
+		at     int32 // at which point the replica is destroyed
+		breaks bool
+	}{{"ends", 2, false}, {"breaks, nothing held", 1, true}, {"breaks", 2, true}, {"broke before", 0, true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newCluster(t, 1, 3, 0)
+				defer c.stop()
+				reached, goOn := make(chan struct{}), make(chan struct{})
+				var points atomic.Int32
+				c.tune = func(o *Options) {
+					o.Hooks.SnapshotStep = func(_ dfs.GroupID, s SnapshotStep) {
+						if s == SnapRecvNote && points.Add(1) == tc.at {
+							close(reached)
+							<-goOn
+						}
+					}
+				}
+				sleeper, _ := c.sleeper(7000)
+				var breaks atomic.Bool
+				c.chunks = func(_, _ dfs.NodeID, n int) error {
+					if breaks.Load() || tc.at == 0 && n > 20 {
+						return dfs.Errorf(dfs.Unavailable, "send chunk", "the connection broke")
+					}
+					return nil
+				}
+				c.heal()
+				if tc.at > 0 {
+					<-reached
+				} else {
+					c.waitSnapshots(sleeper, func(s []SnapshotStatus) bool { return len(s) == 1 && s[0].Waiting && s[0].Keys > 0 })
+					c.isolate(sleeper, true)
+				}
+				if err := c.h(sleeper).DestroyReplica(t.Context(), 0, dissolved); err != nil {
+					t.Fatal(err)
+				}
+				breaks.Store(tc.breaks)
+				close(goOn)
+				time.Sleep(5 * time.Second)
+				if log, state := rowsOf(t, c.h(sleeper), 0); log+state > 0 {
+					t.Errorf("%d rows are left in the log store, %d in the state store", log, state)
+				}
+				if names := heldFiles(c, sleeper); len(names) > 0 {
+					t.Errorf("%v are left", names)
+				}
+			})
+		})
+	}
+}
+
+// TestRecordOfADestroyedReplica: a crash may leave the record of a stream that
+// outlived its replica; the next start removes it.
+func TestRecordOfADestroyedReplica(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1, 1)
+		defer c.stop()
+		c.boot()
+		if err := c.h(1).DestroyReplica(t.Context(), 1, func(context.Context) (bool, error) { return true, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.h(1).saveHeld(&held{id: snapshotID{group: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		if log, _ := rowsOf(t, c.h(1), 1); log != 1 {
+			t.Fatalf("%d rows are in the log store, want the record", log)
+		}
+		c.crash(1, 100)
+		if log, state := rowsOf(t, c.h(1), 1); log+state > 0 {
+			t.Errorf("%d rows are left in the log store, %d in the state store", log, state)
+		}
+	})
 }

@@ -204,10 +204,22 @@ func (h *Host) forget(g dfs.GroupID, names []string) error {
 	return h.removeSnapFiles(names)
 }
 
+// forgetHeld forgets what is held, unless a stream is arriving, which does so at
+// its end.
+func (h *Host) forgetHeld(r *replica) error {
+	p := r.state.takeHeld(func(*held) bool { return true })
+	if p == nil {
+		return nil
+	}
+	return h.forget(r.id, p.names())
+}
+
 // tidyHeld forgets what nobody has sent the rest of for too long, or what the
 // log has overtaken.
 func (h *Host) tidyHeld(r *replica) error {
-	p := r.state.takeStale(h.opts.SnapshotKeep)
+	p := r.state.takeHeld(func(p *held) bool {
+		return time.Since(p.since) >= h.opts.SnapshotKeep || !r.state.lost && p.id.at.index <= r.state.cur.index
+	})
 	if p == nil {
 		return nil
 	}
@@ -218,12 +230,13 @@ func (h *Host) tidyHeld(r *replica) error {
 	return h.failure()
 }
 
-// takeStale takes what is held when it is of no use any more.
-func (s *state) takeStale(keep time.Duration) *held {
+// takeHeld takes what is held when no stream is arriving and it is of no use any
+// more, as useless says with mu held.
+func (s *state) takeHeld(useless func(*held) bool) *held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.held
-	if p == nil || s.receiving || time.Since(p.since) < keep && (s.lost || p.id.at.index > s.cur.index) {
+	if p == nil || s.receiving || !useless(p) {
 		return nil
 	}
 	s.held = nil

@@ -58,9 +58,10 @@ type Host struct {
 
 	mu     sync.Mutex
 	groups map[dfs.GroupID]*replica
-	ended  bool  // Close has begun: no task or user may start
-	why    error // of the failure; set before failed is closed
-	opened bool  // the stores are open, and a failure of one ends the host
+	dying  map[dfs.GroupID]bool // whose replica is being destroyed: none is made meanwhile
+	ended  bool                 // Close has begun: no task or user may start
+	why    error                // of the failure; set before failed is closed
+	opened bool                 // the stores are open, and a failure of one ends the host
 
 	stateFault error // of the state store while it is opened
 
@@ -79,7 +80,7 @@ func Open(o Options) (*Host, error) {
 	h := &Host{
 		opts: o, log: o.Logger,
 		closing: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
-		groups: map[dfs.GroupID]*replica{},
+		groups: map[dfs.GroupID]*replica{}, dying: map[dfs.GroupID]bool{},
 		queued: newBudget(o.MaxQueued), messages: newBudget(o.MaxQueued),
 		transfers: make(chan struct{}, o.MaxSnapshots),
 		receiving: make(chan struct{}, o.MaxSnapshots),
@@ -464,8 +465,9 @@ func (h *Host) newProposalID() proposalID {
 	return proposalID{node: h.opts.Node, start: h.store.starts, seq: h.sequence.Add(1)}
 }
 
-// Step takes a batch of messages from a peer. It never blocks: what the host has
-// no room for is dropped, and Raft sends it again. Kinds of errors: Invalid,
+// Step takes a batch of messages from a peer. It waits for nothing but the sync
+// that makes an empty replica: what the host has no room for is dropped, and
+// Raft sends it again. Kinds of errors: Invalid,
 // Corrupt and Unsupported for a batch that no peer of this version sends, of
 // which nothing is taken; Unavailable once the host is closing.
 func (h *Host) Step(from dfs.NodeID, batch []byte) error {
@@ -530,7 +532,7 @@ func (h *Host) CreateGroup(g dfs.GroupID, voters []dfs.NodeID) error {
 }
 
 // JoinGroup makes an empty replica that waits for a leader, which sends it the
-// state. Exist: there is a replica already.
+// state. Exist: there is a replica already, or one that is being destroyed.
 func (h *Host) JoinGroup(g dfs.GroupID) error {
 	return h.addReplica(g, truncated{conf: confState(nil)}, hardState(0, 0, 0))
 }

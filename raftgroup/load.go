@@ -26,7 +26,7 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	defer h.leave()
 	h.adding.Lock()
 	defer h.adding.Unlock()
-	if h.replica(g) != nil {
+	if !h.vacant(g) {
 		return dfs.Errorf(dfs.Exist, "add replica", "%v has a replica on node %v", g, h.opts.Node)
 	}
 	term, err := h.tombstone(g)

@@ -87,7 +87,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, stream Snap
 	if err != nil {
 		return firstError(r.offer(ctx, inst), err)
 	}
-	defer r.state.endReceiving()
+	defer h.endReceiving(r)
 	w, err := h.beginReceiving(r, inst, &head, stream)
 	if err != nil {
 		return err
@@ -159,6 +159,19 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	}
 	s.receiving = true
 	return r, nil
+}
+
+// endReceiving ends a stream. What it leaves of one to a replica that was
+// destroyed meanwhile is no use to anybody: the record may even have been written
+// after the burial.
+func (h *Host) endReceiving(r *replica) {
+	r.state.endReceiving()
+	if r.state.failed() == nil {
+		return
+	}
+	if err := h.forgetHeld(r); err != nil {
+		h.log.Warn("received snapshot not removed", "group", uint16(r.id), "cause", err)
+	}
 }
 
 func (s *state) endReceiving() {
@@ -369,6 +382,9 @@ func (s *snapshotReader) note() error {
 	}
 	s.r.state.setHeld(s.have)
 	s.h.snapStep(s.r.id, SnapRecvNoted)
+	if err := s.r.state.failed(); err != nil {
+		return err // for good, in this start
+	}
 	if time.Since(s.told) >= snapshotLogEvery {
 		s.told = time.Now()
 		s.h.log.Info("snapshot being received", "group", uint16(s.r.id), "from", uint32(s.have.from), "bytes", s.have.bytes, "keys", s.have.keys)
