@@ -28,11 +28,16 @@ const (
 	// way with another: many times what keeps a disk or a Raft group busy.
 	DefaultMaxPerPeer = 128
 
-	// DefaultMaxIdlePerPeer keeps enough connections for the usual load.
+	// DefaultMaxIdlePerPeer keeps enough connections for the usual load. Those above
+	// it stay while they are used every IdleTimeout/sweepsPerIdle: calls that share
+	// a sync are answered at the same time, and followed by as many.
 	DefaultMaxIdlePerPeer = 16
 
 	// DefaultPoolIdle is well under DefaultServerIdle, see there.
 	DefaultPoolIdle = 60 * time.Second
+
+	// sweepsPerIdle is how often in IdleTimeout idle connections are looked at.
+	sweepsPerIdle = 4
 
 	// maxPeers bounds the addresses that a pool knows: no cluster has as many nodes.
 	maxPeers = 4096
@@ -52,7 +57,7 @@ type PoolOptions struct {
 	DialTimeout    time.Duration // DefaultDialTimeout
 	CallTimeout    time.Duration // of calls without a deadline; DefaultCallTimeout
 	MaxPerPeer     int           // connections in use; further calls wait; DefaultMaxPerPeer
-	MaxIdlePerPeer int           // DefaultMaxIdlePerPeer
+	MaxIdlePerPeer int           // for IdleTimeout, and more for a part of it; DefaultMaxIdlePerPeer
 	IdleTimeout    time.Duration // DefaultPoolIdle
 	MessageTimeout time.Duration // DefaultMessageTimeout
 	WriteTimeout   time.Duration // DefaultWriteTimeout
@@ -91,7 +96,7 @@ type peer struct {
 	failed  atomic.Pointer[string] // how the last call failed that the breaker counted
 
 	// Guarded by Pool.mu.
-	idle []*poolConn // the longest idle first; Invariant: len <= MaxIdlePerPeer
+	idle []*poolConn // the longest idle first; Invariant: len <= MaxPerPeer
 	used time.Time   // last
 }
 
@@ -236,8 +241,7 @@ func (q *peer) take() *poolConn {
 	return nil
 }
 
-// give makes a connection idle, or closes it when it cannot be used again or
-// there are enough.
+// give makes a connection idle, or closes it when it cannot be used again.
 func (q *peer) give(c *poolConn) {
 	if c.isClosed() || !q.keep(c) {
 		q.pool.discard(c)
@@ -247,7 +251,7 @@ func (q *peer) give(c *poolConn) {
 func (q *peer) keep(c *poolConn) bool {
 	q.pool.mu.Lock()
 	defer q.pool.mu.Unlock()
-	if q.pool.closed || len(q.idle) >= q.pool.opts.MaxIdlePerPeer {
+	if q.pool.closed {
 		return false
 	}
 	c.since = time.Now()
@@ -357,9 +361,13 @@ func (q *peer) dialError(ctx context.Context, err error) error {
 	return e
 }
 
+func (p *Pool) sweepTick() time.Duration {
+	return max(p.opts.IdleTimeout/sweepsPerIdle, time.Millisecond)
+}
+
 // sweep closes connections that were idle for too long, and forgets peers.
 func (p *Pool) sweep() {
-	tick := time.NewTicker(max(p.opts.IdleTimeout/4, time.Millisecond))
+	tick := time.NewTicker(p.sweepTick())
 	defer tick.Stop()
 	for {
 		select {
@@ -371,13 +379,21 @@ func (p *Pool) sweep() {
 	}
 }
 
+// patience is for how long the longest idle of so many connections may be idle.
+func (p *Pool) patience(idle int) time.Duration {
+	if idle > p.opts.MaxIdlePerPeer {
+		return p.sweepTick()
+	}
+	return p.opts.IdleTimeout
+}
+
 func (p *Pool) expired(now time.Time) []*poolConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []*poolConn
 	for addr, q := range p.peers {
 		n := 0
-		for n < len(q.idle) && (now.Sub(q.idle[n].since) >= p.opts.IdleTimeout || q.idle[n].isClosed()) {
+		for n < len(q.idle) && (now.Sub(q.idle[n].since) >= p.patience(len(q.idle)-n) || q.idle[n].isClosed()) {
 			n++
 		}
 		out = append(out, q.idle[:n]...)

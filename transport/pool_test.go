@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,8 +43,43 @@ func TestPoolReusesAndExpires(t *testing.T) {
 	})
 }
 
+// Calls that are answered all at once, as those are that share a sync, leave many
+// connections idle at a time: the next ones use them again. Once there are fewer
+// calls the surplus is closed at the next looks, and the rest later.
+func TestPoolKeepsWhatBurstsUse(t *testing.T) {
+	const callers, bursts = 64, 50
+	var shakes atomic.Int64
+	opts := worldOptions{}
+	opts.pool.OnPeer = func(string, transport.Identity) { shakes.Add(1) }
+	inBubble(t, opts, func(t *testing.T, w *world) {
+		w.meta.keepAlive = func(context.Context) error { time.Sleep(time.Millisecond); return nil }
+		for range bursts {
+			var burst sync.WaitGroup
+			for range callers {
+				burst.Go(func() {
+					if err := w.keepAlive(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			burst.Wait()
+		}
+		if n := shakes.Load(); n != callers {
+			t.Errorf("%d connections were made for %d calls, %d at a time", n, callers*bursts, callers)
+		}
+		time.Sleep(transport.DefaultPoolIdle / 2)
+		if err := w.probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := w.net.Break("cli", "srv"); n != transport.DefaultMaxIdlePerPeer {
+			t.Errorf("%d connections are idle once the bursts are over, want %d", n, transport.DefaultMaxIdlePerPeer)
+		}
+	})
+}
+
 // Calls above the bound wait for a connection, in vain if their time runs out
-// first; idle connections above theirs are closed.
+// first; idle connections above theirs are closed after a while.
 func TestPoolBounds(t *testing.T) {
 	opts := worldOptions{}
 	opts.pool.MaxPerPeer, opts.pool.MaxIdlePerPeer = 4, 2
@@ -76,6 +112,7 @@ func TestPoolBounds(t *testing.T) {
 		if took := time.Since(start); most != 4 || took != 3*time.Second {
 			t.Errorf("%d calls at once, all done after %v", most, took)
 		}
+		time.Sleep(transport.DefaultPoolIdle / 2)
 		synctest.Wait()
 		if n := w.net.Break("cli", "srv"); n != 2 {
 			t.Errorf("%d connections are idle, want 2", n)
