@@ -31,9 +31,11 @@ type beat struct {
 // vote is what one meta node says.
 type vote struct {
 	suspects []dfs.StoreID
-	groups   []*wire.GroupBeat
-	disk     *wire.MetaDisk // nil: its file system does not tell
+	groups   []*wire.GroupBeat // ascending; never changed
+	disk     *wire.MetaDisk    // nil: its file system does not tell
 	at       time.Time
+	inc      dfs.Incarnation
+	number   uint64 // of the report
 }
 
 // word is the last sign of life of a node's start.
@@ -57,6 +59,7 @@ type registry struct {
 	detect *repair.Detector
 	beats  map[dfs.StoreID]beat
 	votes  map[dfs.NodeID]vote
+	board  board                      // what the control leader makes of them
 	words  map[dfs.NodeID]word        // the last of each node
 	claims map[claim]time.Time        // when each was first made
 	loads  map[dfs.GroupID]uint64     // inodes a group, from the control leader
@@ -298,37 +301,54 @@ func (r *registry) judge(c claim, holder *dfs.Node) (free, proven bool) {
 
 // reportLoop tells the control leader what this node sees.
 func (s *Service) reportLoop() {
-	var beats map[dfs.GroupID]*wire.GroupBeat
+	var p reporter
+	var beats []*wire.GroupBeat
 	for s.sleep(s.opts.Heartbeat) {
 		var rep *wire.MetaReport
 		if rep, beats = s.report(beats); rep == nil {
 			continue
 		}
-		if _, leads := s.leads(dfs.ControlGroup); leads {
-			s.beats.take(rep, s.opts.Identity.Incarnation())
-			s.beats.learn(s.beats.loadsNow(), s.maps.isFormed())
-			s.space.learn(s.beats.fullDisks())
-			continue
-		}
-		ctx, cancel := context.WithTimeout(s.ctx, max(s.opts.Heartbeat, time.Second))
-		err := s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
-			reply, err := c.Report(ctx, rep)
-			if err == nil {
-				s.beats.learn(reply.Groups, reply.Formed)
-				s.space.learn(reply.Full)
-			}
-			return err
-		})
-		cancel()
+		reply, err := s.tell(&p, rep, beats)
 		if err != nil {
 			s.log.Debug("report to the control leader", "cause", err)
+			continue
 		}
+		s.beats.learn(reply)
+		s.space.learn(reply.Full)
 	}
 }
 
-// report assembles what this node sees; nil while it has no map, or no host. What
-// the last report counted in a group in which nothing happened since is said again.
-func (s *Service) report(last map[dfs.GroupID]*wire.GroupBeat) (*wire.MetaReport, map[dfs.GroupID]*wire.GroupBeat) {
+// tell reports to the control leader, which may be this node.
+func (s *Service) tell(p *reporter, rep *wire.MetaReport, beats []*wire.GroupBeat) (reply *wire.MetaReportReply, err error) {
+	if term, leads := s.leads(dfs.ControlGroup); leads {
+		return p.exchange(rep, beats, func(rep *wire.MetaReport) (*wire.MetaReportReply, error) {
+			return s.takeReport(rep, s.opts.Identity.Incarnation(), term), nil
+		})
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, max(s.opts.Heartbeat, time.Second))
+	defer cancel()
+	err = s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) (err error) {
+		reply, err = p.exchange(rep, beats, func(rep *wire.MetaReport) (*wire.MetaReportReply, error) { return c.Report(ctx, rep) })
+		return err
+	})
+	return reply, err
+}
+
+// takeReport notes a report and answers it, as the leader of the control group in
+// a term.
+func (s *Service) takeReport(rep *wire.MetaReport, inc dfs.Incarnation, term uint64) *wire.MetaReportReply {
+	if !s.beats.take(rep, inc) {
+		return &wire.MetaReportReply{Again: true}
+	}
+	reply := &wire.MetaReportReply{Formed: s.maps.isFormed(), Full: s.beats.fullDisks()}
+	s.beats.answer(reply, term, rep)
+	return reply
+}
+
+// report assembles what this node sees, and of the groups that it leads, ascending;
+// nil while it has no map, or no host. What the last report counted in a group in
+// which nothing happened since is said again.
+func (s *Service) report(last []*wire.GroupBeat) (*wire.MetaReport, []*wire.GroupBeat) {
 	m := s.maps.current()
 	h, err := s.raft()
 	if m == nil || err != nil {
@@ -337,22 +357,24 @@ func (s *Service) report(last map[dfs.GroupID]*wire.GroupBeat) (*wire.MetaReport
 	me := s.opts.Identity.Membership().Node
 	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m)), Disk: s.space.disk()}
 	led, changed := s.agenda.leads()
-	beats := make(map[dfs.GroupID]*wire.GroupBeat, len(led))
+	beats := make([]*wire.GroupBeat, 0, len(led))
 	for _, g := range led {
 		o, _ := h.Leader(g)
 		if o.Leader != me {
 			continue
 		}
+		for len(last) > 0 && last[0].Group < uint32(g) {
+			last = last[1:]
+		}
 		gb := s.groupBeat(h, g)
-		switch old := last[g]; {
+		switch {
 		case g == dfs.ControlGroup:
-		case old != nil && old.Term == o.Term && !changed[g]:
-			gb.Inodes = old.Inodes
+		case len(last) > 0 && last[0].Group == uint32(g) && last[0].Term == o.Term && !changed[g]:
+			gb.Inodes = last[0].Inodes
 		default:
 			gb.Inodes = s.countInodes(h, g)
 		}
-		beats[g] = gb
-		rep.Groups = append(rep.Groups, gb)
+		beats = append(beats, gb)
 	}
 	return rep, beats
 }
@@ -377,6 +399,10 @@ func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaR
 	if _, err := s.controlLeader(); err != nil {
 		return nil, err
 	}
+	term, leads := s.leads(dfs.ControlGroup)
+	if !leads { // lost meanwhile: the term is another's
+		return nil, dfs.Errorf(dfs.NotLeader, "report", "this node does not lead the control group")
+	}
 	m := s.maps.current()
 	if err := metaOnly(ctx, m); err != nil {
 		return nil, err
@@ -385,29 +411,43 @@ func (s *Service) Report(ctx context.Context, rep *wire.MetaReport) (*wire.MetaR
 	if n := m.Node(dfs.NodeID(rep.Node)); n == nil || n.Incarnation != p.Incarnation {
 		return nil, dfs.Errorf(dfs.Stale, "report", "start %v of n%d is not on record", p.Incarnation, rep.Node)
 	}
-	s.beats.take(rep, p.Incarnation)
-	return &wire.MetaReportReply{Groups: s.beats.loadsNow(), Formed: s.maps.isFormed(), Full: s.beats.fullDisks()}, nil
+	return s.takeReport(rep, p.Incarnation, term), nil
 }
 
-// take notes a report and the start that it is from.
-func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) {
+// take notes a report and the start that it is from. It reports false, and notes
+// nothing, when the report builds upon one that is not the last of that start here.
+func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) bool {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.votes[dfs.NodeID(rep.Node)] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, disk: rep.Disk, at: now}
-	r.words[dfs.NodeID(rep.Node)] = word{inc, now}
-	r.heard[dfs.NodeID(rep.Node)] = now
-	for _, g := range rep.Groups {
+	id, groups, moved := dfs.NodeID(rep.Node), rep.Groups, true
+	if rep.Base != 0 {
+		last := r.votes[id]
+		if last.number != rep.Base || last.inc != inc {
+			return false
+		}
+		groups, moved = mergeBeats(last.groups, rep.Groups, rep.Left)
+	}
+	r.board.moved = r.board.moved || moved
+	r.votes[id] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: groups, disk: rep.Disk, at: now, inc: inc, number: rep.Number}
+	r.words[id] = word{inc, now}
+	r.heard[id] = now
+	for _, g := range groups {
 		for _, n := range g.Heard {
 			r.heard[dfs.NodeID(n)] = now
 		}
 	}
+	return true
 }
 
 // freshVotes returns what was said lately.
 func (r *registry) freshVotes() map[dfs.NodeID]vote {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.freshLocked()
+}
+
+func (r *registry) freshLocked() map[dfs.NodeID]vote {
 	out := map[dfs.NodeID]vote{}
 	for id, v := range r.votes {
 		if time.Since(v.at) < voteFresh {
@@ -439,15 +479,13 @@ func (r *registry) groupBeats() []*wire.GroupBeat {
 	return out
 }
 
-func (r *registry) loadsNow() []*wire.GroupLoad {
-	leaders, beats := r.leadersNow(), r.groupBeats()
-	out := make([]*wire.GroupLoad, len(beats))
-	all := make([]wire.GroupLoad, len(beats))
-	for i, g := range beats {
-		all[i].Group, all[i].Inodes, all[i].Leader = g.Group, g.Inodes, uint32(leaders[g.Group])
-		out[i] = &all[i]
-	}
-	return out
+// answer adds to a reply the loads that a node has not, as the leader of the
+// control group in a term knows them.
+func (r *registry) answer(reply *wire.MetaReportReply, term uint64, rep *wire.MetaReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.board.update(term, r.freshLocked())
+	r.board.answer(reply, rep.Term, rep.Loads)
 }
 
 // groupViews returns what the leaders said lately of their groups.
@@ -495,18 +533,26 @@ func (r *registry) leadersNow() map[uint32]dfs.NodeID {
 }
 
 // learn notes the loads that the control leader handed out.
-func (r *registry) learn(loads []*wire.GroupLoad, formed bool) {
+func (r *registry) learn(reply *wire.MetaReportReply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.lead)
-	for _, l := range loads {
+	if reply.All {
+		clear(r.lead)
+	}
+	for _, l := range reply.Groups {
+		if l.Leader == 0 {
+			delete(r.lead, dfs.GroupID(l.Group))
+			continue
+		}
 		r.lead[dfs.GroupID(l.Group)] = dfs.NodeID(l.Leader)
 		if l.Group != 0 {
 			r.loads[dfs.GroupID(l.Group)] = l.Inodes
 		}
 	}
-	r.formed = formed
-	r.s.place.settle(r.loads)
+	r.formed = reply.Formed
+	if len(reply.Groups) > 0 {
+		r.s.place.settle(r.loads)
+	}
 }
 
 // beat returns the last heartbeat of a store.

@@ -786,9 +786,14 @@ type MetaReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Suspects      []uint32               `protobuf:"varint,2,rep,packed,name=suspects,proto3" json:"suspects,omitempty"` // stores
-	Groups        []*GroupBeat           `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`             // that this node leads
+	Groups        []*GroupBeat           `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`             // that this node leads, ascending: those that changed since base, or all
 	Stores        []*StoreBeat           `protobuf:"bytes,4,rep,name=stores,proto3" json:"stores,omitempty"`             // latest beats that reached this node
 	Disk          *MetaDisk              `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`                 // of this node's Raft stores; absent: the file system does not tell
+	Number        uint64                 `protobuf:"varint,6,opt,name=number,proto3" json:"number,omitempty"`            // of the report, from 1 up in each start of the node
+	Base          uint64                 `protobuf:"varint,7,opt,name=base,proto3" json:"base,omitempty"`                // number of the report that this one builds upon; 0: none, it says everything
+	Left          []uint32               `protobuf:"varint,8,rep,packed,name=left,proto3" json:"left,omitempty"`         // groups of base that this node does not lead any more
+	Term          uint64                 `protobuf:"varint,9,opt,name=term,proto3" json:"term,omitempty"`                // of the control leader whose loads this node has
+	Loads         uint64                 `protobuf:"varint,10,opt,name=loads,proto3" json:"loads,omitempty"`             // their version; 0: it has none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -856,6 +861,41 @@ func (x *MetaReport) GetDisk() *MetaDisk {
 		return x.Disk
 	}
 	return nil
+}
+
+func (x *MetaReport) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *MetaReport) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *MetaReport) GetLeft() []uint32 {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *MetaReport) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *MetaReport) GetLoads() uint64 {
+	if x != nil {
+		return x.Loads
+	}
+	return 0
 }
 
 // MetaDisk is what a meta node says of the disk of its Raft stores.
@@ -1077,9 +1117,13 @@ func (x *GroupBeat) GetLogBytes() uint64 {
 
 type MetaReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Groups        []*GroupLoad           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	Groups        []*GroupLoad           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`  // that changed since the version that the node has, or all
 	Formed        bool                   `protobuf:"varint,2,opt,name=formed,proto3" json:"formed,omitempty"` // all listed meta nodes are voters: mutations are admitted
 	Full          []*MetaDisk            `protobuf:"bytes,3,rep,name=full,proto3" json:"full,omitempty"`      // of the meta nodes whose disk is full
+	Again         bool                   `protobuf:"varint,4,opt,name=again,proto3" json:"again,omitempty"`   // the report was not taken, base is not known: everything is wanted
+	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`     // of this control leader
+	Loads         uint64                 `protobuf:"varint,6,opt,name=loads,proto3" json:"loads,omitempty"`   // version of the groups
+	All           bool                   `protobuf:"varint,7,opt,name=all,proto3" json:"all,omitempty"`       // a group that is not there has no leader that was heard of lately
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1133,6 +1177,34 @@ func (x *MetaReportReply) GetFull() []*MetaDisk {
 		return x.Full
 	}
 	return nil
+}
+
+func (x *MetaReportReply) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
+func (x *MetaReportReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *MetaReportReply) GetLoads() uint64 {
+	if x != nil {
+		return x.Loads
+	}
+	return 0
+}
+
+func (x *MetaReportReply) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
 }
 
 type GroupLoad struct {
@@ -4303,14 +4375,20 @@ const file_meta_proto_rawDesc = "" +
 	"\x0eHeartbeatReply\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x1a\n" +
-	"\bregister\x18\x03 \x01(\bR\bregister\"\xc1\x01\n" +
+	"\bregister\x18\x03 \x01(\bR\bregister\"\xab\x02\n" +
 	"\n" +
 	"MetaReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x1a\n" +
 	"\bsuspects\x18\x02 \x03(\rR\bsuspects\x12,\n" +
 	"\x06groups\x18\x03 \x03(\v2\x14.dfsd.wire.GroupBeatR\x06groups\x12,\n" +
 	"\x06stores\x18\x04 \x03(\v2\x14.dfsd.wire.StoreBeatR\x06stores\x12'\n" +
-	"\x04disk\x18\x05 \x01(\v2\x13.dfsd.wire.MetaDiskR\x04disk\"\x8e\x01\n" +
+	"\x04disk\x18\x05 \x01(\v2\x13.dfsd.wire.MetaDiskR\x04disk\x12\x16\n" +
+	"\x06number\x18\x06 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04base\x18\a \x01(\x04R\x04base\x12\x12\n" +
+	"\x04left\x18\b \x03(\rR\x04left\x12\x12\n" +
+	"\x04term\x18\t \x01(\x04R\x04term\x12\x14\n" +
+	"\x05loads\x18\n" +
+	" \x01(\x04R\x05loads\"\x8e\x01\n" +
 	"\bMetaDisk\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x12\n" +
@@ -4332,11 +4410,15 @@ const file_meta_proto_rawDesc = "" +
 	"\fdead_intents\x18\n" +
 	" \x03(\x04R\vdeadIntents\x12\x14\n" +
 	"\x05heard\x18\v \x03(\rR\x05heard\x12\x1b\n" +
-	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\"\x80\x01\n" +
+	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\"\xd2\x01\n" +
 	"\x0fMetaReportReply\x12,\n" +
 	"\x06groups\x18\x01 \x03(\v2\x14.dfsd.wire.GroupLoadR\x06groups\x12\x16\n" +
 	"\x06formed\x18\x02 \x01(\bR\x06formed\x12'\n" +
-	"\x04full\x18\x03 \x03(\v2\x13.dfsd.wire.MetaDiskR\x04full\"Q\n" +
+	"\x04full\x18\x03 \x03(\v2\x13.dfsd.wire.MetaDiskR\x04full\x12\x14\n" +
+	"\x05again\x18\x04 \x01(\bR\x05again\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05loads\x18\x06 \x01(\x04R\x05loads\x12\x10\n" +
+	"\x03all\x18\a \x01(\bR\x03all\"Q\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
