@@ -25,11 +25,12 @@ const hostTick = time.Second
 // a group that it founds and destroys those of groups that it is no member of. All
 // others begin with a message of their leader, see acceptGroup.
 func (s *Service) hostLoop() {
+	refused := map[dfs.GroupID]bool{}
 	for {
 		h := s.host.Load() // another one after damage
 		m, next := s.maps.watch()
 		if m != nil {
-			s.foundGroups(h, m)
+			s.foundGroups(h, m, refused)
 			s.leaveGroups(h, m)
 		}
 		select {
@@ -54,8 +55,10 @@ func (s *Service) acceptGroup(g dfs.GroupID) bool {
 
 // foundGroups makes the first replica of each forming group that this node is to
 // found. It is this node's alone to make, and its Raft stores know if they had
-// one before: so no group begins twice, whatever map is found after a restart.
-func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map) {
+// one before: so no group begins twice, whatever map is found after a restart. Those
+// for which that is refused are noted: it is for good, until the planner abandons
+// them, and said once.
+func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map, refused map[dfs.GroupID]bool) {
 	me := s.opts.Identity.Membership().Node
 	for _, g := range m.Groups {
 		if g.Founder != me {
@@ -64,7 +67,8 @@ func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map) {
 		if _, ok := h.Leader(g.ID); ok {
 			continue
 		}
-		if err := h.CreateGroup(g.ID, []dfs.NodeID{me}); err != nil {
+		if err := h.CreateGroup(g.ID, []dfs.NodeID{me}); err != nil && !refused[g.ID] {
+			refused[g.ID] = true
 			s.log.Info("a group is not founded here", "group", uint16(g.ID), "cause", err)
 		}
 	}

@@ -1,13 +1,19 @@
 package meta
 
 import (
+	"cmp"
+	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"dfsd/dfs"
 	"dfsd/raftgroup"
+	"dfsd/sim/bubble"
 	"dfsd/transport/wire"
 )
 
@@ -114,4 +120,37 @@ func TestPlacerUsesWhatIsReady(t *testing.T) {
 			t.Errorf("%v", seen)
 		}
 	}
+}
+
+// TestFounderIsRefusedOnce: a node that had a replica of a group which it is to
+// found makes no second one, and says so once, however often it looks.
+func TestFounderIsRefusedOnce(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		h, err := raftgroup.Open(raftgroup.Options{
+			FS: vfs.NewMem(), Dir: "data", Node: 1, CacheSize: 1 << 20, MemTableSize: 256 << 10,
+			StateMachine: func(dfs.GroupID) raftgroup.StateMachine { return nil },
+			Send:         func(dfs.NodeID, raftgroup.Lane, []byte) bool { return false },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		dissolved := func(context.Context) (bool, error) { return true, nil }
+		if err := cmp.Or(h.JoinGroup(5), h.DestroyReplica(t.Context(), 5, dissolved)); err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		s := &Service{opts: Options{Identity: stranger{}}, log: slog.New(slog.NewTextHandler(&said, nil))}
+		m := &dfs.Map{Groups: []*dfs.Group{{ID: 5, Founder: 1, Replicas: []dfs.NodeID{1, 2, 3}}}}
+		refused := map[dfs.GroupID]bool{}
+		for range 10 {
+			s.foundGroups(h, m, refused)
+		}
+		if n := strings.Count(said.String(), "a group is not founded here"); n != 1 {
+			t.Errorf("said %d times: %s", n, &said)
+		}
+		if _, ok := h.Leader(5); ok {
+			t.Error("the group has begun a second time")
+		}
+	})
 }
