@@ -130,7 +130,7 @@ func (h *Host) sharers() []dfs.NodeID {
 			}
 		}
 	}
-	for _, r := range h.all() {
+	for _, r := range h.sorted() {
 		c := r.state.members()
 		note(c.GetVoters())
 		note(c.GetVotersOutgoing())

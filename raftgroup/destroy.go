@@ -84,6 +84,7 @@ func (h *Host) setDying(r *replica) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.groups, r.id)
+	h.order = nil
 	h.dying[r.id] = true
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,7 @@ type Host struct {
 
 	mu     sync.Mutex
 	groups map[dfs.GroupID]*replica
+	order  []*replica           // of groups, ascending, for sorted; nil once they change
 	dying  map[dfs.GroupID]bool // whose replica is being destroyed: none is made meanwhile
 	ended  bool                 // Close has begun: no task or user may start
 	why    error                // of the failure; set before failed is closed
@@ -132,6 +134,7 @@ func (h *Host) openStores() error {
 // openState opens the state store and starts every replica from both.
 func (h *Host) openState() error {
 	clear(h.groups)
+	h.order = nil
 	if err := h.openReplicas(); err != nil {
 		return firstError(h.takeStateFault(), err)
 	}
@@ -163,7 +166,7 @@ func (h *Host) openReplicas() (err error) {
 			}
 			continue
 		}
-		h.groups[g] = r
+		h.groups[g], h.order = r, nil
 	}
 	return h.cleanSnapDir()
 }
@@ -443,22 +446,14 @@ func (h *Host) find(g dfs.GroupID) (*replica, error) {
 	return nil, dfs.Errorf(dfs.NotExist, "find group", "%v has no replica on node %v", g, h.opts.Node)
 }
 
-// all lists the replicas in no order.
-func (h *Host) all() []*replica {
+// sorted lists the replicas by group; read-only.
+func (h *Host) sorted() []*replica {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := make([]*replica, 0, len(h.groups))
-	for _, r := range h.groups {
-		out = append(out, r)
+	if h.order == nil {
+		h.order = slices.SortedFunc(maps.Values(h.groups), func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
 	}
-	return out
-}
-
-// sorted lists the replicas by group.
-func (h *Host) sorted() []*replica {
-	out := h.all()
-	slices.SortFunc(out, func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
-	return out
+	return h.order
 }
 
 func (h *Host) newProposalID() proposalID {

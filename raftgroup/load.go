@@ -57,7 +57,7 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 		return err
 	}
 	h.mu.Lock()
-	h.groups[g] = r
+	h.groups[g], h.order = r, nil
 	h.mu.Unlock()
 	h.begin(r)
 	return nil

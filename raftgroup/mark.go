@@ -13,8 +13,9 @@ import (
 )
 
 // The mark file is two slots of markSlot bytes, each the magic, the number of
-// a synced batch (64 bits, big endian) and CRC32C over both. A write goes to
-// the slot that the number's lowest bit names, so a torn write leaves the other.
+// a synced batch (64 bits, big endian) and CRC32C over both. Between two syncs all
+// writes go to one slot, and none while a sync is under way: so a power loss, which
+// may tear whatever was not synced, leaves what the last sync found in the other.
 const (
 	markMagic = "dfsdmrk1"
 	markSlot  = 4096
@@ -25,9 +26,12 @@ const (
 type mark struct {
 	file vfs.File
 
-	mu     sync.Mutex
-	noted  uint64 // Invariant: a synced batch of this number is in the log store
-	synced uint64 // synced <= noted
+	mu      sync.Mutex
+	noted   uint64 // Invariant: a synced batch of this number is in the log store
+	written uint64 // written <= noted
+	synced  uint64 // synced <= written
+	slot    int64  // for the next write. Invariant: the other slot is synced
+	syncing bool   // nothing is written until that is over
 }
 
 // createMark makes a mark file of number 0, durably. A crash leaves a whole one
@@ -70,7 +74,8 @@ func decodeMark(b []byte) (uint64, bool) {
 	return binary.BigEndian.Uint64(b[len(markMagic):]), true
 }
 
-// openMark opens a mark file and reads the higher number of its whole slots.
+// openMark opens a mark file and reads the higher number of its whole slots. It
+// syncs what an earlier process left unsynced.
 func openMark(f vfs.FS, path string) (*mark, error) {
 	file, err := f.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
@@ -78,21 +83,25 @@ func openMark(f vfs.FS, path string) (*mark, error) {
 	}
 	m := &mark{file: file}
 	whole := 0
-	for slot := range 2 {
+	for slot := range int64(2) {
 		buf := make([]byte, markLen)
-		if _, err := file.ReadAt(buf, int64(slot)*markSlot); err != nil && !errors.Is(err, io.EOF) {
+		if _, err := file.ReadAt(buf, slot*markSlot); err != nil && !errors.Is(err, io.EOF) {
 			return nil, firstError(err, file.Close())
 		}
 		if n, ok := decodeMark(buf); ok {
-			m.noted = max(m.noted, n)
-			whole++
+			if whole++; n >= m.noted {
+				m.noted, m.slot = n, 1-slot
+			}
 		}
 	}
 	if whole == 0 {
 		err := dfs.Errorf(dfs.Corrupt, "read mark file", "%s: neither slot is whole", path)
 		return nil, firstError(err, file.Close())
 	}
-	m.synced = m.noted
+	if err := file.SyncData(); err != nil {
+		return nil, firstError(err, file.Close())
+	}
+	m.written, m.synced = m.noted, m.noted
 	return m, nil
 }
 
@@ -104,28 +113,43 @@ func (m *mark) note(n uint64) error {
 	if n <= m.noted {
 		return nil
 	}
-	if _, err := m.file.WriteAt(encodeMark(n), int64(n%2)*markSlot); err != nil {
+	m.noted = n
+	return m.writeLocked()
+}
+
+func (m *mark) writeLocked() error {
+	if m.syncing || m.written == m.noted {
+		return nil
+	}
+	if _, err := m.file.WriteAt(encodeMark(m.noted), m.slot*markSlot); err != nil {
 		return err
 	}
-	m.noted = n
+	m.written = m.noted
 	return nil
 }
 
-// sync makes what was noted durable.
+// sync makes what was written durable. There is one caller at a time.
 func (m *mark) sync() error {
-	m.mu.Lock()
-	n, old := m.noted, m.synced
-	m.mu.Unlock()
-	if n == old {
+	if !m.beginSync() {
 		return nil
 	}
-	if err := m.file.SyncData(); err != nil {
-		return err
-	}
+	err := m.file.SyncData()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.synced = max(m.synced, n)
-	return nil
+	m.syncing = false
+	if err != nil {
+		return err
+	}
+	m.synced, m.slot = m.written, 1-m.slot
+	return m.writeLocked()
+}
+
+// beginSync reports whether there is something to sync.
+func (m *mark) beginSync() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.syncing = m.written != m.synced
+	return m.syncing
 }
 
 func (m *mark) close() error { return firstError(m.sync(), m.file.Close()) }
