@@ -27,10 +27,11 @@ run: build
 	./dfsd dev
 
 # Everything. The simulator's seeds and the engine's random lives run once more
-# without -race, all of them: under it only a few are affordable. The end-to-end tests come last, against the binary as it ships.
+# without -race, all of them: under it only a few are affordable. The simulator begins first: it takes longest, on one
+# processor, while the other packages share the rest. The end-to-end tests come last, against the binary as it ships.
 test:
 	@$(if $(RACE),:,echo "no C compiler ($$(go env CC)) found: testing without -race")
-	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./...
+	$(if $(RACE),CGO_ENABLED=1 )go test $(RACE) -timeout 60m ./sim ./...
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestRun$$' ./sim)
 	go test -count=1 -timeout 60m -v -run 'TestMetamorphic$$|TestEveryFlippedBit$$|TestCompactionCrashes$$' ./engine -full
 	$(if $(RACE),go test -count=1 -timeout 60m -v -run 'TestEveryFault$$' ./engine)
