@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -15,7 +16,7 @@ import (
 // The values of a cluster's health.
 const (
 	healthOK          = "ok"          // reads and writes, and every copy is where it should be
-	healthDegraded    = "degraded"    // reads and writes, and copies are missing or on the move
+	healthDegraded    = "degraded"    // reads and writes, and copies or replicas of groups are missing or on the move
 	healthUnavailable = "unavailable" // reads or writes are not taken
 )
 
@@ -96,6 +97,7 @@ type groupStatus struct {
 	Inodes   uint64   `json:"inodes"`
 	State    string   `json:"state"`  // ready; forming: it is not used yet
 	Target   []string `json:"target"` // nodes that should vote
+	Away     []string `json:"away"`   // those of them that are down, or were replaced by another node of their name
 	LogBytes uint64   `json:"log_bytes"`
 }
 
@@ -153,7 +155,7 @@ func toStatus(r *wire.StatusReply, now time.Time) (*status, error) {
 	switch {
 	case len(s.Cluster.Problems) > 0:
 		s.Cluster.Health = healthUnavailable
-	case !s.Redundancy.Full:
+	case !s.Redundancy.Full || s.shortGroups() > 0:
 		s.Cluster.Health = healthDegraded
 	default:
 		s.Cluster.Health = healthOK
@@ -306,7 +308,7 @@ func (s *status) addGroups(r *wire.StatusReply) {
 		id := uint32(row.ID)
 		g := known[id] // nil: no leader has reported
 		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners()),
-			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), LogBytes: g.GetLogBytes(),
+			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), Away: s.names(s.awayFrom(r, row)), LogBytes: g.GetLogBytes(),
 		}
 		if !row.Ready() {
 			out.State = "forming"
@@ -316,6 +318,76 @@ func (s *status) addGroups(r *wire.StatusReply) {
 		}
 		s.Groups = append(s.Groups, out)
 	}
+}
+
+// awayFrom lists the nodes that should vote in a group and cannot.
+func (s *status) awayFrom(r *wire.StatusReply, row *dfs.Group) (away []uint32) {
+	if !r.GetFormed() {
+		return nil // they are about to join
+	}
+	for _, id := range row.Replicas {
+		if n := s.m.Node(id); n == nil || n.Replaced || !slices.Contains(r.GetMetaUp(), uint32(id)) {
+			away = append(away, uint32(id))
+		}
+	}
+	return away
+}
+
+// shortGroups counts the groups that a node is away from.
+func (s *status) shortGroups() (n int) {
+	for _, g := range s.Groups {
+		if len(g.Away) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// replicaReasons says which nodes are away from their groups, and what helps.
+func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
+	full := map[uint32]bool{}
+	for _, d := range r.GetDisks() {
+		full[d.GetNode()] = d.GetFull()
+	}
+	type place struct {
+		groups int
+		spare  bool // another node can take each of its places
+	}
+	places := map[dfs.NodeID]*place{}
+	brink := 0
+	for _, row := range s.m.Groups {
+		away := wire.IDs[dfs.NodeID](s.awayFrom(r, row))
+		if left := len(row.Replicas) - len(away); len(away) > 0 && left == len(row.Replicas)/2+1 {
+			brink++
+		}
+		spare := slices.ContainsFunc(s.m.MetaNodes(), func(n *dfs.Node) bool {
+			return !row.Has(n.ID) && slices.Contains(r.GetMetaUp(), uint32(n.ID)) && !full[uint32(n.ID)]
+		})
+		for _, id := range away {
+			if places[id] == nil {
+				places[id] = &place{spare: true}
+			}
+			places[id].groups++
+			places[id].spare = places[id].spare && spare
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(places)) {
+		p, n := places[id], s.m.Node(id)
+		text := fmt.Sprintf("meta node %s (%v) is down, with a replica of %s: start it, or ", s.nodeName(id), id, plural(p.groups, "group"))
+		switch {
+		case n != nil && n.Replaced:
+			text = fmt.Sprintf("meta node %s (%v) was replaced by another of its name: its place in %s is to be filled", n.Name, id, plural(p.groups, "group"))
+		case p.spare:
+			text += "wait: another meta node takes its place after the grace period"
+		default:
+			text += "add a meta node, which takes its place after the grace period"
+		}
+		out = append(out, text)
+	}
+	if brink > 0 {
+		out = append(out, fmt.Sprintf("no further replica of %s may go: the rest would be no majority", plural(brink, "group")))
+	}
+	return out
 }
 
 func (s *status) names(ids []uint32) []string {
@@ -350,7 +422,7 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 	}
 	rep.Active = len(rep.Refills) > 0
 	s.Repair = rep
-	s.Repair.Why = append(s.reasons(now), r.GetNotes()...)
+	s.Repair.Why = append(append(s.reasons(now), s.replicaReasons(r)...), r.GetNotes()...)
 }
 
 // reasons says why not everything is where it should be.

@@ -97,6 +97,22 @@ func change(t *testing.T, state string) *wire.StatusReply {
 	case "disk-full": // of the meta node: it is the only one
 		r.Disks = []*wire.MetaDisk{{Node: 1, Full: true, Free: 100 << 20, Capacity: 10 << 30, Reserve: 512 << 20, Dir: "/var/lib/dfsd/raft"}}
 		r.Problems = []string{"the disk of meta node meta1 is full: …"}
+	case "meta-down", "meta-replaced": // one of three; the other two can lose nothing more
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: 6, Name: "meta2", Addr: "127.0.0.1:7401", Roles: dfs.RoleMeta, Release: "v1", Replaced: state == "meta-replaced"})
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: 7, Name: "meta3", Addr: "127.0.0.1:7402", Roles: dfs.RoleMeta, Release: "v1"})
+		r.MetaUp = []uint32{1, 7}
+		for i, g := range m.Groups {
+			g.Replicas, r.Groups[i].Voters = []dfs.NodeID{1, 6, 7}, []uint32{1, 6, 7}
+		}
+		if state == "meta-replaced" { // by one that is heard
+			m.Nodes = append(m.Nodes, &dfs.Node{ID: 8, Name: "meta2", Addr: "127.0.0.1:7401", Roles: dfs.RoleMeta, Release: "v1"})
+			r.MetaUp = append(r.MetaUp, 8)
+		}
+	case "meta-spare": // one is down, and another can take its place in some of the groups
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: 6, Name: "meta2", Addr: "127.0.0.1:7401", Roles: dfs.RoleMeta, Release: "v1"})
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: 7, Name: "meta3", Addr: "127.0.0.1:7402", Roles: dfs.RoleMeta, Release: "v1"})
+		r.MetaUp = []uint32{1, 7}
+		m.Groups[1].Replicas = []dfs.NodeID{1, 6}
 	case "forming":
 		r.Formed, r.MetaUp, r.Groups = false, nil, nil
 		r.Problems = []string{"the cluster is forming: not every listed meta node votes in every group yet"}

@@ -48,7 +48,7 @@ reason when it does not, 3 when it cannot be reached.
 
 --wait ready waits until it takes reads and writes; --wait full until every placement group has
 all its copies where they should be, every store that is up has reported since the wait began and
-under the current map, and none is suspected. --timeout bounds the wait; there is no bound without it.`,
+under the current map, none is suspected, and no meta node that a group lists is down. --timeout bounds the wait; there is no bound without it.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -326,12 +326,15 @@ func (s *status) summary() string {
 	switch {
 	case s.Cluster.Health == healthUnavailable:
 		line += ": " + strings.Join(s.Cluster.Problems, "; ")
-	case s.Cluster.Health == healthOK:
+	case r.Full:
 		line += fmt.Sprintf(": all %d placement groups have all their copies", r.PGs)
 	case r.FullPGs == r.PGs:
 		line += fmt.Sprintf(": all %d placement groups have all their copies; a store is suspected, or has not confirmed the newest map", r.PGs)
 	default:
 		line += fmt.Sprintf(": %d of %d placement groups have all their copies where they should be", r.FullPGs, r.PGs)
+	}
+	if n := s.shortGroups(); n > 0 {
+		line += ", " + plural(n, "group") + " of metadata without a replica"
 	}
 	if s.Repair.Active {
 		line += ", " + sizeText(r.BytesToRepair) + " to repair"
