@@ -129,6 +129,24 @@ func umask() uint32 {
 }
 
 // withClient runs fn with a client.
+// withLook is withClient for who looks at the cluster: one that is sick does not
+// keep him for longer than statusTimeout, unless --timeout says something else.
+func (a *app) withLook(ctx context.Context, fn func(*client.Client) error) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	if !a.flags.Changed("timeout") {
+		cfg.Timeout = min(cfg.Timeout, statusTimeout)
+	}
+	c, done, err := a.connectTo(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return fn(c)
+}
+
 func (a *app) withClient(ctx context.Context, fn func(*client.Client) error) error {
 	c, done, err := a.connect(ctx)
 	if err != nil {

@@ -116,7 +116,7 @@ func newGroupShow(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show GROUP", Short: "Show one Raft group and each of its replicas", Args: checked(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withClient(cmd.Context(), func(c *client.Client) error {
+			return a.withLook(cmd.Context(), func(c *client.Client) error {
 				s, err := lookAt(cmd.Context(), c)
 				if err != nil {
 					return err
@@ -174,6 +174,9 @@ func (s *status) metaNode(verb, name string) (*dfs.Node, error) {
 	return nil, withHint(failed(verb, name, dfs.NotExist), "see dfsd node ls")
 }
 
+// groupInterval is between two looks of --wait.
+const groupInterval = 500 * time.Millisecond
+
 // groupFlags are those of the verbs that change groups.
 type groupFlags struct {
 	json, yes, wait bool
@@ -183,7 +186,7 @@ func (f *groupFlags) add(cmd *cobra.Command, moves bool) *cobra.Command {
 	cmd.Flags().BoolVar(&f.json, "json", false, "print an object")
 	if moves {
 		cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask")
-		cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until it is done, and not only decided")
+		cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until it is done, and not only decided; --timeout bounds the wait")
 	}
 	return cmd
 }
@@ -208,28 +211,33 @@ func (a *app) ask(verb, plan string, f *groupFlags) error {
 	return nil
 }
 
-// awaitGroup waits until a group is ready and exactly its list votes. One that was
-// abandoned meanwhile has the next number.
-func (a *app) awaitGroup(ctx context.Context, c *client.Client, verb string, id uint32) (groupStatus, error) {
+// awaitGroup looks until a group is ready and exactly its list votes. One that was
+// abandoned meanwhile is begun again under a number that is later than any before.
+func (a *app) awaitGroup(ctx context.Context, look func(context.Context) (*status, error), verb string, id uint32) (groupStatus, error) {
+	last := id // of the numbers that there were when the group was seen last
 	for {
-		s, err := lookAt(ctx, c)
-		if err != nil {
+		s, err := look(ctx)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return groupStatus{}, failed(verb, strconv.Itoa(int(id)), context.Cause(ctx))
+		case err != nil:
 			return groupStatus{}, err
 		}
 		i := slices.IndexFunc(s.Groups, func(g groupStatus) bool { return g.Group == id })
+		next := slices.IndexFunc(s.Groups, func(g groupStatus) bool { return g.Group > last })
 		switch {
-		case i < 0 && len(s.Groups) > 0 && s.Groups[len(s.Groups)-1].Group > id:
-			fmt.Fprintf(a.proc.Err, "dfsd: %s: group %d lost its founder and is begun again as group %d\n", verb, id, id+1)
-			id++
+		case i < 0 && next >= 0:
+			fmt.Fprintf(a.proc.Err, "dfsd: %s: group %d lost its founder and is begun again: waiting for group %d\n", verb, id, s.Groups[next].Group)
+			id = s.Groups[next].Group
+			last = id
 			continue
 		case i >= 0:
+			last = s.Groups[len(s.Groups)-1].Group
 			if g := s.Groups[i]; g.State == groupReady && g.Leader != "" && slices.Equal(sorted(g.Members), sorted(g.Target)) && (id == 0 || len(g.Learners) == 0) {
 				return g, nil
 			}
 		}
-		select {
-		case <-time.After(500 * time.Millisecond):
-		case <-ctx.Done():
+		if !pause(ctx, groupInterval) {
 			return groupStatus{}, failed(verb, strconv.Itoa(int(id)), context.Cause(ctx))
 		}
 	}
@@ -245,8 +253,17 @@ func sorted(names []string) []string {
 func (f *groupFlags) done(ctx context.Context, a *app, c *client.Client, verb string, id uint32) error {
 	g := groupStatus{}
 	if f.wait {
-		var err error
-		if g, err = a.awaitGroup(ctx, c, verb, id); err != nil {
+		cfg, err := a.config()
+		if err != nil {
+			return err
+		}
+		if a.flags.Changed("timeout") {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, cfg.Timeout, fmt.Errorf("it is decided, and was not done within %v: see dfsd group show %d", cfg.Timeout, id))
+			defer cancel()
+		}
+		look := func(ctx context.Context) (*status, error) { return lookAt(ctx, c) }
+		if g, err = a.awaitGroup(ctx, look, verb, id); err != nil {
 			return err
 		}
 	} else {
@@ -361,10 +378,15 @@ it has caught up. To move a replica, add the new one, wait, and remove the old o
 
 func newGroupRemove(a *app) *cobra.Command {
 	return a.changeReplicas("group remove-replica", "remove-replica GROUP NODE", "Take the replica of a group from a meta node",
-		`Take the replica of a group from a meta node, which then destroys what it has of it. Refused when fewer
-replicas would be left than this cluster keeps of each group, or no majority that answers.`,
+		`Take the replica of a group from a meta node, which then destroys what it has of it; of group 0 it goes on
+learning. Refused when fewer replicas would be left than this cluster keeps of each group, or no majority
+that answers.`,
 		func(_ *status, g *groupStatus, n *dfs.Node) (string, dfs.NodeID, dfs.NodeID) {
-			return fmt.Sprintf("%s (%v) leaves group %d and destroys its replica; %d others stay.", n.Name, n.ID, g.Group, max(0, len(g.Target)-1)), 0, n.ID
+			rest := "destroys its replica"
+			if g.Group == uint32(dfs.ControlGroup) {
+				rest = "goes on learning, as each meta node does"
+			}
+			return fmt.Sprintf("%s (%v) does not vote in group %d any more and %s; %d others stay.", n.Name, n.ID, g.Group, rest, max(0, len(g.Target)-1)), 0, n.ID
 		})
 }
 

@@ -1,11 +1,15 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -109,4 +113,52 @@ func TestGroupVerbs(t *testing.T) {
 		t.Error(out)
 	}
 	c.no(1, "see dfsd group ls", "group", "move-leader", "77", "solo")
+}
+
+// TestAwaitGroup waits for groups that are given up meanwhile: the next ones have
+// numbers after all that there were.
+func TestAwaitGroup(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		looks string // at the states of the groups from 8 on; -: none, f: forming, r: ready
+		want  uint32
+		err   string
+	}{
+		{name: "ready", looks: "rf rf rr", want: 9},
+		{name: "given up, the last one", looks: "rf r-f r-r", want: 10},
+		{name: "given up, others came after it", looks: "rff r-rf r-rr", want: 11},
+		{name: "given up again", looks: "rf r-f r--f r--r", want: 11},
+		{name: "never", looks: "rf", err: "dfsd: group create 9: too late"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("too late"))
+			defer cancel()
+			looks := strings.Fields(c.looks)
+			look := func(context.Context) (*status, error) {
+				s := &status{}
+				for i, state := range looks[0] {
+					switch state {
+					case 'f':
+						s.Groups = append(s.Groups, groupStatus{Group: uint32(8 + i), State: "forming"})
+					case 'r':
+						s.Groups = append(s.Groups, groupStatus{Group: uint32(8 + i), State: groupReady, Leader: "a", Members: []string{"a"}, Target: []string{"a"}})
+					}
+				}
+				if len(looks) > 1 {
+					looks = looks[1:]
+				}
+				return s, nil
+			}
+			var out bytes.Buffer
+			a := &app{proc: Process{Err: &out}}
+			g, err := a.awaitGroup(ctx, look, "group create", 9)
+			text := ""
+			if err != nil {
+				text = errorLine(err)
+			}
+			if g.Group != c.want || text != c.err {
+				t.Errorf("%s: group %d, %q, want %d, %q; said %s", c.name, g.Group, text, c.want, c.err, out.String())
+			}
+		})
+	}
 }

@@ -21,7 +21,7 @@ func (a *app) look(use, short string, args cobra.PositionalArgs, text func(io.Wr
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: checked(args),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withClient(cmd.Context(), func(c *client.Client) error {
+			return a.withLook(cmd.Context(), func(c *client.Client) error {
 				s, err := lookAt(cmd.Context(), c)
 				if err != nil {
 					return err

@@ -57,23 +57,15 @@ under the current map, none is suspected, and no meta node that a group lists is
 			case f.wait != "" && f.watch:
 				return usagef("status: --wait and --watch exclude each other")
 			}
+			if f.wait == "" && !f.watch {
+				return a.withLook(cmd.Context(), func(c *client.Client) error { return a.status(cmd.Context(), c, f) })
+			}
 			cfg, err := a.config()
 			if err != nil {
 				return err
 			}
 			if a.flags.Changed("timeout") {
 				f.limit = cfg.Timeout
-			}
-			if f.wait == "" && !f.watch {
-				if f.limit == 0 {
-					cfg.Timeout = min(cfg.Timeout, statusTimeout)
-				}
-				c, done, err := a.connectTo(cmd.Context(), cfg)
-				if err != nil {
-					return err
-				}
-				defer done()
-				return a.status(cmd.Context(), c, f)
 			}
 			cfg.Timeout = min(cfg.Timeout, lookTimeout)
 			p := &poll{a: a, look: func(ctx context.Context) (*client.Client, func(), error) { return a.connectTo(ctx, cfg) }}

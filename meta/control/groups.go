@@ -46,7 +46,9 @@ func (ev *entry) checkReplicas(op string, replicas, was []dfs.NodeID) error {
 	for i, id := range replicas {
 		n := ev.m.Node(id)
 		switch {
-		case i > 0 && replicas[i-1] >= id:
+		case i > 0 && replicas[i-1] == id:
+			return dfs.Errorf(dfs.Invalid, op, "%v is listed twice", id)
+		case i > 0 && replicas[i-1] > id:
 			return dfs.Errorf(dfs.Invalid, op, "replicas %v are out of order", replicas)
 		case slices.Contains(was, id):
 		case n == nil || !n.Roles.Has(dfs.RoleMeta):
