@@ -145,15 +145,19 @@ func over(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, voters int) int {
 
 // heir returns the voter to hand a group to, 0 for none: the one that leads the
 // fewest, if this node leads more than its share among so many nodes. Those whose disk is full have
-// none, and what they lead goes elsewhere by settleSpace. Nothing moves while the
-// group has a member that is away, is behind, or has no vote yet.
+// none, and what they lead goes elsewhere by settleSpace. Members that are away get
+// nothing. Nothing moves while one that is there is behind or has no vote yet: a
+// new leader would begin its snapshot anew.
 func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes int, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
-	voters := slices.DeleteFunc(slices.Clone(st.Voters), func(v dfs.NodeID) bool { return full[v] != nil })
+	absent := func(n dfs.NodeID) bool {
+		return n != me && slices.ContainsFunc(st.Peers, func(p raftgroup.Progress) bool { return p.Node == n && !p.Active })
+	}
+	voters := slices.DeleteFunc(slices.Clone(st.Voters), func(v dfs.NodeID) bool { return full[v] != nil || absent(v) })
 	if !slices.Contains(voters, me) || st.Role != raftgroup.RoleLeader || st.Joint || len(st.Learners) > 0 {
 		return 0
 	}
 	for _, p := range st.Peers {
-		if p.Node != me && (!p.Active || p.Snapshot || p.Match+handoverSlack < st.Last) {
+		if p.Node != me && p.Active && (p.Snapshot || p.Match+handoverSlack < st.Last) {
 			return 0
 		}
 	}
@@ -174,7 +178,7 @@ func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes int, st *raft
 			to = v
 		}
 	}
-	if led[me]-led[to] < 2 {
+	if to == 0 || led[me]-led[to] < 2 {
 		return 0
 	}
 	return to

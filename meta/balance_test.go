@@ -49,6 +49,10 @@ func TestOver(t *testing.T) {
 	}
 }
 
+func absent(n dfs.NodeID) func(*raftgroup.Status) {
+	return func(st *raftgroup.Status) { st.Peers[n-1].Active = false }
+}
+
 func TestHeir(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -68,7 +72,14 @@ func TestHeir(t *testing.T) {
 		{name: "alone", me: 1, counts: []int{9}},
 		{name: "two", me: 1, counts: []int{9, 0}, want: 2},
 		{name: "more nodes than groups", me: 1, counts: []int{2, 1, 0, 0, 0}, want: 3},
-		{name: "a member away", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[2].Active = false }},
+		{name: "a member away", me: 1, counts: []int{9, 0, 0}, spoil: absent(3), want: 2},
+		{name: "the one with the fewest away", me: 1, counts: []int{6, 3, 0}, spoil: absent(3), want: 2},
+		{name: "even among those that are there", me: 1, counts: []int{5, 4, 0}, spoil: absent(3)},
+		{name: "nobody else there", me: 1, counts: []int{9, 0}, spoil: absent(2)},
+		{name: "a member away that was behind", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) {
+			absent(3)(st)
+			st.Peers[2].Match, st.Peers[2].Snapshot = 0, true
+		}, want: 2},
 		{name: "a member behind", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[1].Match-- }},
 		{name: "a snapshot", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Peers[1].Snapshot = true }},
 		{name: "a learner", me: 1, counts: []int{9, 0, 0}, spoil: func(st *raftgroup.Status) { st.Learners = []dfs.NodeID{4} }},
@@ -101,9 +112,15 @@ func TestExcess(t *testing.T) {
 
 // TestBalanceEnds lets every node that leads too many groups hand one over at
 // the same moment, again and again, from every beginning: all end within one of
-// each other's share, and then nothing moves.
+// each other's share, and then nothing moves. So it is while one of them is away.
 func TestBalanceEnds(t *testing.T) {
 	const groups = 9
+	for _, gone := range []dfs.NodeID{0, 1} {
+		balanceEnds(t, groups, gone)
+	}
+}
+
+func balanceEnds(t *testing.T, groups int, gone dfs.NodeID) {
 	for _, nodes := range []int{2, 3, 5, 7} {
 		var begin func(counts []int, left int)
 		begin = func(counts []int, left int) {
@@ -113,12 +130,22 @@ func TestBalanceEnds(t *testing.T) {
 				}
 				return
 			}
+			there := nodes
+			if gone > 0 {
+				if there--; counts[gone-1] > 0 {
+					return // it leads nothing
+				}
+			}
 			picture := leads(append(slices.Clone(counts), left)...)
 			for step := 0; ; step++ {
 				next := maps.Clone(picture)
 				for me := range dfs.NodeID(nodes) {
+					st := healthy(me+1, nodes)
+					if gone > 0 {
+						absent(gone)(st)
+					}
 					for _, g := range excess(me+1, picture) {
-						if to := heir(me+1, picture, nodes, healthy(me+1, nodes), nil); to != 0 {
+						if to := heir(me+1, picture, nodes, st, nil); to != 0 {
 							next[g] = to
 							break
 						}
@@ -136,7 +163,7 @@ func TestBalanceEnds(t *testing.T) {
 				led[n]++
 			}
 			for n, have := range led {
-				if have > (groups+nodes-1)/nodes {
+				if have > (groups+there-1)/there {
 					t.Fatalf("%d nodes, from %v %d: node %v leads %d in the end", nodes, counts, left, n, have)
 				}
 			}
