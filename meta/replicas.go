@@ -403,6 +403,9 @@ func (s *Service) ChangeReplicas(ctx context.Context, req *wire.ChangeReplicasRe
 	if _, err := s.controlLeader(); err != nil {
 		return nil, err
 	}
+	if req.Remove != 0 {
+		s.awaitView(ctx, dfs.GroupID(req.Group))
+	}
 	if err := s.checkChange(req); err != nil {
 		return nil, err
 	}
@@ -411,6 +414,20 @@ func (s *Service) ChangeReplicas(ctx context.Context, req *wire.ChangeReplicasRe
 	}
 	s.log.Info("replicas changed by an operator", "group", req.Group, "add", req.Add, "remove", req.Remove)
 	return &wire.ChangeReplicasReply{}, nil
+}
+
+// awaitView waits until a leader of a group has reported, for no longer than a report
+// counts: between the last of one leader and the first of the next there is none.
+func (s *Service) awaitView(ctx context.Context, g dfs.GroupID) {
+	ctx, cancel := context.WithTimeout(ctx, voteFresh)
+	defer cancel()
+	for s.beats.groupViews()[g] == nil {
+		select {
+		case <-time.After(planTick):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // checkChange refuses a removal after which no majority of a group would answer,

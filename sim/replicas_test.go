@@ -307,6 +307,48 @@ func createGroups(t *testing.T, seed uint64) {
 	})
 }
 
+// TestReplicasChangeBetweenLeaders takes a replica away at every moment after the
+// group's leader has moved, also while no leader of it has reported yet.
+func TestReplicasChangeBetweenLeaders(t *testing.T) {
+	inBubble(t, Config{Seed: 1, Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		metas := spared(t, c, p, 1)
+		m := awaitSpread(t, c, p, metas, 5*time.Minute)
+		const g = 1
+		var extra dfs.NodeID
+		for _, n := range m.MetaNodes() {
+			if !m.Group(g).Has(n.ID) {
+				extra = n.ID
+			}
+		}
+		votes := func() string {
+			for _, i := range metas {
+				if st := c.nodes[i].node.Meta().Groups(); len(st) > g && st[g].Role == raftgroup.RoleLeader && len(st[g].Voters) == 4 {
+					return ""
+				}
+			}
+			return "the fourth does not vote yet"
+		}
+		for k := range 12 {
+			if err := p.ChangeReplicas(t.Context(), g, extra, 0); err != nil {
+				t.Fatal(err)
+			}
+			await(t, time.Minute, votes)
+			to := m.Group(g).Replicas[k%3]
+			if err := p.MoveLeader(t.Context(), g, to); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(k) * 50 * time.Millisecond)
+			if err := p.ChangeReplicas(t.Context(), g, 0, extra); err != nil {
+				t.Fatalf("%d ms after the leader moved: %v", 50*k, err)
+			}
+			await(t, time.Minute, func() string { _, why := replicasOf(t, c, p, metas); return why })
+		}
+		sound(t, c)
+	})
+}
+
 // TestWipedMetaWhileAnotherIsDown empties the disk of one of three meta nodes while
 // another is down: the third alone commits nothing, and the wiped one, which has
 // promised things that it no longer knows, lends it no vote. When the other is
