@@ -180,7 +180,7 @@ func (s *Service) tryRenew(why error) error {
 // maxDamage bounds what a registration says of the damage, in bytes.
 const maxDamage = 512
 
-func clip(text string) string { return text[:min(len(text), maxDamage)] }
+func clip(text string) string { return wire.Text(text[:min(len(text), maxDamage)]) }
 
 // tendHost waits for the end of the host and opens another when damage ended it.
 func (s *Service) tendHost() {
@@ -356,7 +356,7 @@ func (r *registry) ail(req *wire.RegisterRequest, refused error) {
 		}
 		d.since = time.Now()
 	}
-	d.at, d.text = time.Now(), fmt.Sprintf("%s; not yet: %v", clip(req.Damage), refused)
+	d.at, d.text = time.Now(), wire.Text(fmt.Sprintf("%s; not yet: %v", clip(req.Damage), refused))
 	r.ailing[req.Name] = d
 }
 

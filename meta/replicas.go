@@ -160,7 +160,7 @@ func (s *Service) Replica(ctx context.Context, req *wire.ReplicaRequest) (*wire.
 	reply.Applied, reply.Commit, reply.First, reply.Last, reply.LogBytes = st.Applied, st.Commit, st.First, st.Last, st.LogBytes
 	reply.Hash, reply.NeedState = st.Hash[:], st.NeedState
 	if st.Fault != nil {
-		reply.Fault = st.Fault.Error()
+		reply.Fault = wire.Text(st.Fault.Error())
 	}
 	if st.Role == raftgroup.RoleLeader {
 		for _, p := range st.Peers {

@@ -66,7 +66,7 @@ func (sp *space) look() {
 	was := sp.own.GetFull()
 	sp.own = &wire.MetaDisk{
 		Node: uint32(o.Identity.Membership().Node), Full: fullAt(was, usage.AvailBytes, o.Reserve),
-		Free: usage.AvailBytes, Capacity: usage.TotalBytes, Reserve: o.Reserve, Dir: o.Dir,
+		Free: usage.AvailBytes, Capacity: usage.TotalBytes, Reserve: o.Reserve, Dir: wire.Text(o.Dir),
 	}
 	switch {
 	case sp.own.Full && !was:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strings"
 
 	"dfsd/dfs"
 )
@@ -281,13 +282,18 @@ func (h *BlockHint) ToDFS() dfs.Hint {
 
 // FromError returns err as one of many requests sends it.
 func FromError(err error) *Refusal {
-	r := &Refusal{Kind: uint32(dfs.KindOf(err)), Text: err.Error()}
+	r := &Refusal{Kind: uint32(dfs.KindOf(err)), Text: Text(err.Error())}
 	var e *dfs.Error
 	if errors.As(err, &e) {
 		r.Leader = uint32(e.LeaderHint)
 	}
 	return r
 }
+
+// Text is s for a string of a message, which has to be valid UTF-8: paths and what
+// others say need not be, and one such byte would keep all of the message from
+// being sent.
+func Text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // ToError returns the error that was sent.
 func (r *Refusal) ToError() error {

@@ -90,3 +90,15 @@ func TestGroups(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusalsAreSent: an error may name a path of any bytes.
+func TestRefusalsAreSent(t *testing.T) {
+	sent, err := proto.Marshal(wire.FromError(dfs.Errorf(dfs.NoSpace, "write", "/srv/\xff\xfe/raft")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &wire.Refusal{}
+	if err := proto.Unmarshal(sent, got); err != nil || got.ToError().Error() != "write: /srv/\uFFFD/raft" {
+		t.Errorf("%q, %v", got.ToError(), err)
+	}
+}
