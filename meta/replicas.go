@@ -506,9 +506,30 @@ func (s *Service) MoveLeader(ctx context.Context, req *wire.MoveLeaderRequest) (
 	case s.space.full()[to] != nil:
 		return nil, dfs.Errorf(dfs.NoSpace, "move leader", "the disk of meta node %s is full to its reserve: it leads nothing", nodeName(m, to))
 	}
+	if st, ok := h.Status(g); ok {
+		if err := mayLead(&st, to, nodeName(m, to)); err != nil {
+			return nil, err
+		}
+	}
 	if err := h.TransferLeader(ctx, g, to); err != nil {
 		return nil, err
 	}
 	s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "an operator asked for it")
 	return &wire.MoveLeaderReply{}, nil
+}
+
+// mayLead refuses to hand a group, of which st is the leader's, to a voter that could
+// not take it over at once: it takes no changes until then, or until that is given up.
+func mayLead(st *raftgroup.Status, to dfs.NodeID, name string) error {
+	const op = "move leader"
+	for _, p := range st.Peers {
+		switch {
+		case p.Node != to || p.Learner:
+		case !p.Active:
+			return dfs.Errorf(dfs.Invalid, op, "meta node %s (%v) does not answer the leader: start it first", name, to)
+		case p.Snapshot || p.Match+handoverSlack < st.Last:
+			return dfs.Errorf(dfs.Busy, op, "meta node %s (%v) has not caught up: it has entry %d of %d", name, to, p.Match, st.Last)
+		}
+	}
+	return nil
 }

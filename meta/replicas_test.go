@@ -154,3 +154,22 @@ func TestFounderIsRefusedOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestMayLead(t *testing.T) {
+	for _, c := range []struct {
+		members string
+		want    dfs.Kind
+	}{
+		{"1 2 3", 0},
+		{"1 2- 3", dfs.Invalid},
+		{"1 2< 3", dfs.Busy},
+		{"1 2<- 3", dfs.Invalid},
+		{"1 3", 0},     // no voter: told by raftgroup
+		{"1 2l< 3", 0}, // likewise
+		{"1 2 3-", 0},
+	} {
+		if err := mayLead(membersOf(1, c.members), 2, "m2"); dfs.KindOf(err) != c.want || (err == nil) != (c.want == 0) {
+			t.Errorf("%s: %v, want %v", c.members, err, c.want)
+		}
+	}
+}

@@ -349,6 +349,29 @@ func TestReplicasChangeBetweenLeaders(t *testing.T) {
 	})
 }
 
+// TestLeaderIsNotMovedToTheDead: a group that is asked to be led by a voter that is down
+// refuses at once, and takes changes all the while.
+func TestLeaderIsNotMovedToTheDead(t *testing.T) {
+	inBubble(t, Config{Seed: 1, Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		st, err := p.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		victim := slices.IndexFunc(c.nodes[:c.cfg.Metas], func(n *simNode) bool { return uint32(idOf(t, p, n.name)) != st.Groups[1].Leader })
+		dead := idOf(t, p, c.nodes[victim].name)
+		c.Crash(victim)
+		time.Sleep(5 * time.Second)
+		begun := time.Now()
+		err = p.MoveLeader(t.Context(), 1, dead)
+		if took := time.Since(begun); dfs.KindOf(err) != dfs.Invalid || took > time.Second {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
+
 // TestWipedMetaWhileAnotherIsDown empties the disk of one of three meta nodes while
 // another is down: the third alone commits nothing, and the wiped one, which has
 // promised things that it no longer knows, lends it no vote. When the other is
