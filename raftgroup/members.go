@@ -239,15 +239,17 @@ func (h *Host) TransferAll(ctx context.Context) {
 	}
 }
 
-// successor is the other voter with the longest log that is known, 0 when
-// there is no other voter.
+// successor is the other voter with the longest log that is known, of those that
+// answer if any does; 0 when there is no other voter.
 func successor(st *Status, self dfs.NodeID) dfs.NodeID {
 	if st.Role != RoleLeader {
 		return 0
 	}
 	var best Progress
 	for _, p := range st.Peers {
-		if p.Node != self && !p.Learner && (best.Node == 0 || p.Match > best.Match) {
+		switch {
+		case p.Node == self || p.Learner:
+		case best.Node == 0, p.Active && !best.Active, p.Active == best.Active && p.Match > best.Match:
 			best = p
 		}
 	}

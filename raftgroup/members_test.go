@@ -272,3 +272,23 @@ func TestStaleSnapshotMakesNoMember(t *testing.T) {
 		r.passive = false
 	})
 }
+
+// TestSuccessor: who is handed a group when its leader's node stops.
+func TestSuccessor(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		peers []Progress
+		want  dfs.NodeID
+	}{
+		{"nobody else", []Progress{{Node: 1, Active: true, Match: 9}}, 0},
+		{"the longest log", []Progress{{Node: 1, Active: true, Match: 9}, {Node: 2, Active: true, Match: 7}, {Node: 3, Active: true, Match: 8}}, 3},
+		{"no learner", []Progress{{Node: 1, Active: true, Match: 9}, {Node: 2, Active: true, Match: 7}, {Node: 3, Active: true, Match: 8, Learner: true}}, 2},
+		{"one that died in an idle group", []Progress{{Node: 1, Active: true, Match: 9}, {Node: 2, Match: 9}, {Node: 3, Active: true, Match: 9}}, 3},
+		{"one that died with more", []Progress{{Node: 1, Active: true, Match: 9}, {Node: 2, Active: true, Match: 7}, {Node: 3, Match: 8}}, 2},
+		{"nobody has answered yet", []Progress{{Node: 1, Active: true, Match: 9}, {Node: 2, Match: 7}, {Node: 3, Match: 8}}, 3},
+	} {
+		if got := successor(&Status{Role: RoleLeader, Peers: c.peers}, 1); got != c.want {
+			t.Errorf("%s: node %v, want %v", c.what, got, c.want)
+		}
+	}
+}
