@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -17,6 +16,7 @@ import (
 	"dfsd/dfs"
 	"dfsd/meta"
 	"dfsd/node"
+	"dfsd/sim/bubble"
 )
 
 // spare starts a second meta node beside a cluster of one.
@@ -130,7 +130,7 @@ func TestAwaitGroup(t *testing.T) {
 		{name: "given up again", looks: "rf r-f r--f r--r", want: 11},
 		{name: "never", looks: "rf", err: "dfsd: group create 9: too late"},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("too late"))
 			defer cancel()
 			looks := strings.Fields(c.looks)

@@ -97,7 +97,7 @@ type groupStatus struct {
 	Inodes   uint64   `json:"inodes"`
 	State    string   `json:"state"`  // ready; forming: it is not used yet
 	Target   []string `json:"target"` // nodes that should vote
-	Away     []string `json:"away"`   // those of them that are down, or were replaced by another node of their name
+	Away     []string `json:"away"`   // those that are missed: they vote, or should, and are down or were replaced
 	LogBytes uint64   `json:"log_bytes"`
 }
 
@@ -308,11 +308,13 @@ func (s *status) addGroups(r *wire.StatusReply) {
 		id := uint32(row.ID)
 		g := known[id] // nil: no leader has reported
 		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners()),
-			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), Away: s.names(s.awayFrom(r, row)), LogBytes: g.GetLogBytes(),
+			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), LogBytes: g.GetLogBytes(),
 		}
 		if !row.Ready() {
 			out.State = "forming"
 		}
+		away, _ := s.awayFrom(r, row)
+		out.Away = s.names(wire.Ints(away))
 		if g.GetLeader() != 0 {
 			out.Leader = s.nodeName(dfs.NodeID(g.GetLeader()))
 		}
@@ -320,20 +322,46 @@ func (s *status) addGroups(r *wire.StatusReply) {
 	}
 }
 
-// awayFrom lists the nodes that should vote in a group and cannot.
-func (s *status) awayFrom(r *wire.StatusReply, row *dfs.Group) (away []uint32) {
+// awayFrom lists the nodes that are missed in a group: those that vote, or should, and
+// are down or were replaced. One that only votes still is not missed when as many are
+// left without it as should vote. That some of these do not yet is no fault: they are
+// sent the group first.
+func (s *status) awayFrom(r *wire.StatusReply, row *dfs.Group) (away []dfs.NodeID, left int) {
+	voters := s.votersOf(r, row)
 	if !r.GetFormed() {
-		return nil // they are about to join
+		return nil, len(voters) // they are about to join
 	}
-	for _, id := range row.Replicas {
-		if n := s.m.Node(id); n == nil || n.Replaced || !slices.Contains(r.GetMetaUp(), uint32(id)) {
-			away = append(away, uint32(id))
+	there := func(id dfs.NodeID) bool {
+		n := s.m.Node(id)
+		return n != nil && !n.Replaced && slices.Contains(r.GetMetaUp(), uint32(id))
+	}
+	for _, id := range voters {
+		if there(id) {
+			left++
 		}
 	}
-	return away
+	if left >= min(len(voters), len(row.Replicas)) && !slices.ContainsFunc(row.Replicas, func(id dfs.NodeID) bool { return !there(id) }) {
+		return nil, left
+	}
+	for _, id := range slices.Concat(voters, row.Replicas) {
+		if !there(id) && !slices.Contains(away, id) {
+			away = append(away, id)
+		}
+	}
+	return away, left
 }
 
-// shortGroups counts the groups that a node is away from.
+// votersOf lists who votes in a group, as far as its leader has said.
+func (s *status) votersOf(r *wire.StatusReply, row *dfs.Group) []dfs.NodeID {
+	for _, g := range r.GetGroups() {
+		if g.GetGroup() == uint32(row.ID) && len(g.GetVoters()) > 0 {
+			return wire.IDs[dfs.NodeID](g.GetVoters())
+		}
+	}
+	return row.Replicas
+}
+
+// shortGroups counts the groups in which somebody is missed.
 func (s *status) shortGroups() (n int) {
 	for _, g := range s.Groups {
 		if len(g.Away) > 0 {
@@ -356,8 +384,8 @@ func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 	places := map[dfs.NodeID]*place{}
 	brink := 0
 	for _, row := range s.m.Groups {
-		away := wire.IDs[dfs.NodeID](s.awayFrom(r, row))
-		if left := len(row.Replicas) - len(away); len(away) > 0 && left == len(row.Replicas)/2+1 {
+		away, left := s.awayFrom(r, row)
+		if len(away) > 0 && left == len(s.votersOf(r, row))/2+1 {
 			brink++
 		}
 		spare := slices.ContainsFunc(s.m.MetaNodes(), func(n *dfs.Node) bool {
@@ -368,12 +396,12 @@ func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 				places[id] = &place{spare: true}
 			}
 			places[id].groups++
-			places[id].spare = places[id].spare && spare
+			places[id].spare = places[id].spare && (spare || !row.Has(id))
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(places)) {
 		p, n := places[id], s.m.Node(id)
-		text := fmt.Sprintf("meta node %s (%v) is down, with a replica of %s: start it, or ", s.nodeName(id), id, plural(p.groups, "group"))
+		text := fmt.Sprintf("meta node %s (%v) is down, with a place in %s: start it, or ", s.nodeName(id), id, plural(p.groups, "group"))
 		switch {
 		case n != nil && n.Replaced:
 			text = fmt.Sprintf("meta node %s (%v) was replaced by another of its name: its place in %s is to be filled", n.Name, id, plural(p.groups, "group"))
@@ -385,7 +413,7 @@ func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 		out = append(out, text)
 	}
 	if brink > 0 {
-		out = append(out, fmt.Sprintf("no further replica of %s may go: the rest would be no majority", plural(brink, "group")))
+		out = append(out, fmt.Sprintf("no other voter of %s may go: the rest would be no majority", plural(brink, "group")))
 	}
 	return out
 }

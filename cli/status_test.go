@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"testing"
 	"time"
 
@@ -108,6 +109,14 @@ func change(t *testing.T, state string) *wire.StatusReply {
 			m.Nodes = append(m.Nodes, &dfs.Node{ID: 8, Name: "meta2", Addr: "127.0.0.1:7401", Roles: dfs.RoleMeta, Release: "v1"})
 			r.MetaUp = append(r.MetaUp, 8)
 		}
+	case "meta-moving": // the place of one that is down goes to another in group 0; in group 1 one moves for balance
+		for i := range dfs.NodeID(3) {
+			name := fmt.Sprintf("meta%d", 2+i)
+			m.Nodes = append(m.Nodes, &dfs.Node{ID: 6 + i, Name: name, Addr: name + ":7400", Roles: dfs.RoleMeta, Release: "v1"})
+		}
+		r.MetaUp = []uint32{1, 7, 8}
+		m.Groups[0].Replicas, r.Groups[0].Voters, r.Groups[0].Learners = []dfs.NodeID{1, 7, 8}, []uint32{1, 6, 7}, []uint32{8}
+		m.Groups[1].Replicas, r.Groups[1].Voters, r.Groups[1].Learners = []dfs.NodeID{1, 8}, []uint32{1, 7}, []uint32{8}
 	case "meta-spare": // one is down, and another can take its place in some of the groups
 		m.Nodes = append(m.Nodes, &dfs.Node{ID: 6, Name: "meta2", Addr: "127.0.0.1:7401", Roles: dfs.RoleMeta, Release: "v1"})
 		m.Nodes = append(m.Nodes, &dfs.Node{ID: 7, Name: "meta3", Addr: "127.0.0.1:7402", Roles: dfs.RoleMeta, Release: "v1"})
