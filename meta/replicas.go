@@ -140,7 +140,7 @@ func (s *Service) Replica(ctx context.Context, req *wire.ReplicaRequest) (*wire.
 	g := dfs.GroupID(req.Group)
 	me := s.opts.Identity.Membership().Node
 	if req.Leader {
-		if o, ok := h.Leader(g); !ok || o.Leader != me {
+		if o, ok := h.Leader(g); !ok || o.Leader != me || req.Group > maxGroup {
 			return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: s.leaderOf(h, g)}
 		}
 		if err := h.Read(ctx, g, nothing); err != nil {
@@ -150,10 +150,10 @@ func (s *Service) Replica(ctx context.Context, req *wire.ReplicaRequest) (*wire.
 	reply := &wire.ReplicaReply{Node: uint32(me)}
 	st, ok := h.Status(g)
 	switch {
+	case req.Leader && st.Role != raftgroup.RoleLeader: // not any more; without a replica it knows no leader either
+		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
 	case !ok || req.Group > maxGroup:
 		return reply, nil
-	case req.Leader && st.Role != raftgroup.RoleLeader:
-		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "ask group", Object: g.String(), LeaderHint: st.Leader}
 	}
 	reply.Role, reply.Leader, reply.Term = uint32(st.Role)+1, uint32(st.Leader), st.Term
 	reply.Voters, reply.Learners = wire.Ints(st.Voters), wire.Ints(st.Learners)

@@ -11,6 +11,7 @@ import (
 	"dfsd/dfs"
 	"dfsd/node"
 	"dfsd/raftgroup"
+	"dfsd/transport/wire"
 )
 
 func shortGrace(o *node.Options) { o.Meta.Grace = 10 * time.Second }
@@ -368,6 +369,31 @@ func TestLeaderIsNotMovedToTheDead(t *testing.T) {
 		err = p.MoveLeader(t.Context(), 1, dead)
 		if took := time.Since(begun); dfs.KindOf(err) != dfs.Invalid || took > time.Second {
 			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
+
+// TestOnlyLeadersSpeakForGroups: what is asked of a group's leader alone is never
+// answered with nothing. Who is not among the members then destroys what it has.
+func TestOnlyLeadersSpeakForGroups(t *testing.T) {
+	inBubble(t, Config{Seed: 1, Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		answers := 0
+		for _, g := range []uint32{0, 1, simGroups + 1, 1<<16 - 1, 1 << 16, 1<<16 + 1} {
+			for i := range c.cfg.Metas {
+				reply, err := c.nodes[i].node.Meta().Replica(t.Context(), &wire.ReplicaRequest{Group: g, Leader: true})
+				switch {
+				case err == nil && (g > simGroups || len(reply.Voters) != c.cfg.Metas || reply.Role != uint32(raftgroup.RoleLeader)+1):
+					t.Errorf("%s says of group %d: %v", c.nodes[i].name, g, reply)
+				case err == nil:
+					answers++
+				}
+			}
+		}
+		if answers != 2 {
+			t.Errorf("%d answers of two leaders", answers)
 		}
 	})
 }
