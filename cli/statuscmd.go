@@ -326,7 +326,7 @@ func (s *status) summary() string {
 		line += fmt.Sprintf(": %d of %d placement groups have all their copies where they should be", r.FullPGs, r.PGs)
 	}
 	if n := s.shortGroups(); n > 0 {
-		line += ", " + plural(n, "group") + " of metadata without a replica"
+		line += ", " + plural(n, "group") + " of metadata short of voters"
 	}
 	if s.Repair.Active {
 		line += ", " + sizeText(r.BytesToRepair) + " to repair"
