@@ -67,6 +67,7 @@ func (s *Service) foundGroups(h *raftgroup.Host, m *dfs.Map, refused map[dfs.Gro
 		if _, ok := h.Leader(g.ID); ok {
 			continue
 		}
+		s.formStep(g.ID, FormFirst)
 		if err := h.CreateGroup(g.ID, []dfs.NodeID{me}); err != nil && !refused[g.ID] {
 			refused[g.ID] = true
 			s.log.Info("a group is not founded here", "group", uint16(g.ID), "cause", err)
@@ -320,9 +321,32 @@ func (s *Service) tendMembers(ctx context.Context, h *raftgroup.Host, g dfs.Grou
 	case next.handTo != 0:
 		return h.TransferLeader(ctx, g, next.handTo)
 	case len(next.changes) > 0:
+		if !m.Group(g).Ready() {
+			s.formStep(g, FormMember)
+		}
 		return h.ChangeMembers(ctx, g, next.changes...)
 	}
 	return nil
+}
+
+// FormStep is a step on the way of a new group.
+type FormStep uint8
+
+// The steps.
+const (
+	FormEntry  FormStep = iota + 1 // the control leader proposes the group, which has no number yet
+	FormFirst                      // the founder makes the first replica
+	FormInit                       // the group's leader proposes the first state
+	FormMember                     // and each change of members
+	FormFence                      // and, once the whole list votes, the sessions that have ended
+	FormReady                      // and tells the control leader that the group is ready
+	FormOpen                       // which proposes that
+)
+
+func (s *Service) formStep(g dfs.GroupID, step FormStep) {
+	if f := s.opts.FormStep; f != nil {
+		f(g, step)
+	}
 }
 
 // formGroup gives a forming group its first state and, once its whole list votes,
@@ -340,6 +364,7 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 		return err
 	})
 	if err == nil && !begun {
+		s.formStep(g, FormInit)
 		err = s.initGroup(ctx, h, g)
 	}
 	if err != nil {
@@ -352,6 +377,7 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 	if err != nil {
 		return err
 	}
+	s.formStep(g, FormFence)
 	res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Fence{Fence: fenceOf(ss)}})
 	if err != nil {
 		return err
@@ -359,6 +385,7 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 	if err := res.ToError("fence", g.String()); err != nil {
 		return err
 	}
+	s.formStep(g, FormReady)
 	return s.opts.Metas.Call(ctx, dfs.ControlGroup, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
 		_, err := c.GroupReady(ctx, &wire.GroupReadyOp{Group: uint32(g), Replicas: wire.Ints(row.Replicas), SessionIndex: ss.Index})
 		return err
@@ -390,6 +417,7 @@ func (s *Service) CreateGroup(ctx context.Context, req *wire.CreateGroupRequest)
 		}
 		req = &wire.CreateGroupRequest{Replicas: wire.Ints(chosen)}
 	}
+	s.formStep(0, FormEntry)
 	reply, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_CreateGroup{CreateGroup: req}})
 	if err != nil {
 		return nil, err
@@ -481,6 +509,7 @@ func (s *Service) GroupReady(ctx context.Context, op *wire.GroupReadyOp) (*wire.
 	if err := metaOnly(ctx, s.maps.current()); err != nil {
 		return nil, err
 	}
+	s.formStep(dfs.GroupID(op.Group), FormOpen)
 	if _, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_GroupReady{GroupReady: op}}); err != nil {
 		return nil, err
 	}

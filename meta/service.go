@@ -99,6 +99,8 @@ type Options struct {
 	NewMark func() uint64    // random numbers that are never 0
 	OnMap   func(*dfs.Map)
 	Logger  *slog.Logger
+
+	FormStep func(dfs.GroupID, FormStep) // for tests: called before each step of a new group, which waits for it
 }
 
 func (o *Options) setDefaults() {
