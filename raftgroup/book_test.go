@@ -17,6 +17,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"dfsd/dfs"
+	"dfsd/sim/rot"
 )
 
 // book is a cluster that a script leads from one quiet moment to the next.
@@ -319,7 +320,7 @@ func (b *book) command(t *testing.T, d *datadriven.TestData) string {
 		fs := b.nodes[id].fs
 		switch {
 		case d.HasArg("log"):
-			truncateFile(t, fs, newestLog(t, fs, "data/raft-log"), func(size int) int { return size / 2 })
+			rot.Truncate(t, fs, rot.NewestLog(t, fs, "data/raft-log"), func(size int) int { return size / 2 })
 		case d.HasArg("state"):
 			if err := fs.RemoveAll("data/raft-state"); err != nil {
 				t.Fatal(err)

@@ -14,48 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
+	"dfsd/sim/rot"
 )
-
-// newestLog returns the path of a store's write-ahead log with data in it.
-func newestLog(t *testing.T, fs *vfs.MemFS, dir string) string {
-	t.Helper()
-	names, err := fs.List(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	newest := ""
-	for _, n := range names {
-		if strings.HasSuffix(n, ".log") && n > newest {
-			newest = n
-		}
-	}
-	return fs.PathJoin(dir, newest)
-}
-
-// truncateFile keeps the first n bytes of a file.
-func truncateFile(t *testing.T, fs *vfs.MemFS, path string, n func(size int) int) {
-	t.Helper()
-	rewriteFile(t, fs, path, func(b []byte) []byte { return b[:n(len(b))] })
-}
-
-func rewriteFile(t *testing.T, fs *vfs.MemFS, path string, change func([]byte) []byte) {
-	t.Helper()
-	data, err := fs.UnsafeGetFileDataBuffer(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data = change(append([]byte(nil), data...))
-	f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Sync(), f.Close(), syncDir(fs, fs.PathDir(path))); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestDamagedStoresAreRefused damages a closed node's directory in each way
 // that must not pass for a whole one.
@@ -66,13 +26,13 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 		text   string
 	}{
 		"log lost its tail": {func(t *testing.T, fs *vfs.MemFS) {
-			truncateFile(t, fs, newestLog(t, fs, "data/raft-log"), func(n int) int { return n / 2 })
+			rot.Truncate(t, fs, rot.NewestLog(t, fs, "data/raft-log"), func(n int) int { return n / 2 })
 		}, dfs.Corrupt, "acknowledged entries are lost"},
 		"log lost its last record": {func(t *testing.T, fs *vfs.MemFS) {
-			truncateFile(t, fs, newestLog(t, fs, "data/raft-log"), func(n int) int { return n - 12 })
+			rot.Truncate(t, fs, rot.NewestLog(t, fs, "data/raft-log"), func(n int) int { return n - 12 })
 		}, dfs.Corrupt, "acknowledged entries are lost"},
 		"log rotted in its tail": {func(t *testing.T, fs *vfs.MemFS) {
-			rewriteFile(t, fs, newestLog(t, fs, "data/raft-log"), func(b []byte) []byte {
+			rot.Rewrite(t, fs, rot.NewestLog(t, fs, "data/raft-log"), func(b []byte) []byte {
 				b[len(b)*3/4] ^= 1
 				return b
 			})
@@ -104,7 +64,7 @@ func TestDamagedStoresAreRefused(t *testing.T) {
 			}
 		}, dfs.Corrupt, "is missing"},
 		"mark rotted": {func(t *testing.T, fs *vfs.MemFS) {
-			rewriteFile(t, fs, "data/raft-mark", func(b []byte) []byte { return make([]byte, len(b)) })
+			rot.Rewrite(t, fs, "data/raft-mark", func(b []byte) []byte { return make([]byte, len(b)) })
 		}, dfs.Corrupt, "neither slot"},
 		"another node's": {nil, dfs.Invalid, "belongs to node"},
 	} {
@@ -149,7 +109,7 @@ func TestMarkMayLag(t *testing.T) {
 		for range 5 {
 			c.propose(0, "app a x")
 			n := c.kill(1, 0)
-			rewriteFile(t, n.fs, "data/raft-mark", func(b []byte) []byte {
+			rot.Rewrite(t, n.fs, "data/raft-mark", func(b []byte) []byte {
 				copy(b, encodeMark(0))
 				clear(b[markSlot : markSlot+markLen])
 				return b
@@ -244,6 +204,30 @@ func TestCommitBeyondLogEndsTheHost(t *testing.T) {
 	})
 }
 
+// cutLogs has every node cut the log of group 0, so that a state which is lost
+// does not come back from it.
+func (c *cluster) cutLogs() {
+	c.t.Helper()
+	c.fill(0, 120, 500)
+	for _, id := range c.all() {
+		c.waitCut(id, 0, 40)
+	}
+	c.propose(0, "put mid value") // syncs the cut
+}
+
+// loseState takes down a follower of group 0, whose state store is gone and in the
+// log of no node any more.
+func (c *cluster) loseState() *node {
+	c.t.Helper()
+	c.cutLogs()
+	c.converge(c.all()...)
+	n := c.kill(c.leader(0)%3+1, 100)
+	if err := n.fs.RemoveAll("data/raft-state"); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
 // TestLostStateIsFetched removes a follower's state store.
 func TestLostStateIsFetched(t *testing.T) {
 	for _, name := range []string{"log from the start", "log was cut", "damaged"} {
@@ -254,11 +238,7 @@ func TestLostStateIsFetched(t *testing.T) {
 				c.boot()
 				c.propose(0, "put old value")
 				if name != "log from the start" {
-					c.fill(0, 120, 500)
-					for _, id := range c.all() {
-						c.waitCut(id, 0, 40)
-					}
-					c.propose(0, "put mid value") // syncs the cut
+					c.cutLogs()
 				}
 				c.converge(c.all()...)
 				victim := c.leader(0)%3 + 1
@@ -267,7 +247,7 @@ func TestLostStateIsFetched(t *testing.T) {
 					names, _ := n.fs.List("data/raft-state")
 					for _, f := range names {
 						if strings.HasPrefix(f, "MANIFEST") {
-							rewriteFile(t, n.fs, "data/raft-state/"+f, func(b []byte) []byte { return b[len(b)/2:] })
+							rot.Rewrite(t, n.fs, "data/raft-state/"+f, func(b []byte) []byte { return b[len(b)/2:] })
 						}
 					}
 				} else if err := n.fs.RemoveAll("data/raft-state"); err != nil {
@@ -341,18 +321,9 @@ func TestLostStateStillVotes(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()
-		c.fill(0, 120, 500)
-		for _, id := range c.all() {
-			c.waitCut(id, 0, 40)
-		}
-		c.propose(0, "put mid value")
-		c.converge(c.all()...)
-		lead := c.leader(0)
-		victim, other := lead%3+1, (lead+1)%3+1
-		n := c.kill(victim, 100)
-		if err := n.fs.RemoveAll("data/raft-state"); err != nil {
-			t.Fatal(err)
-		}
+		n := c.loseState()
+		lead, victim := c.leader(0), n.id
+		other := 6 - lead - victim
 		c.chunks = func(_, _ dfs.NodeID, _ int) error { return errors.New("no stream today") }
 		c.revive(n)
 		time.Sleep(5 * time.Second)
@@ -400,7 +371,7 @@ func TestStateDamageMetWhileServing(t *testing.T) {
 		}
 		for _, name := range names {
 			if strings.HasSuffix(name, ".sst") {
-				rot(t, n.fs, "data/raft-state/"+name)
+				rot.Flip(t, n.fs, "data/raft-state/"+name)
 			}
 		}
 		if err := n.host.ReadLocal(0, func(r Reader) error {
@@ -440,17 +411,7 @@ func TestSleepersGiveTheirState(t *testing.T) {
 		c.tune = func(o *Options) { o.QuiesceTicks = 1 }
 		defer c.stop()
 		c.boot()
-		c.fill(0, 120, 500)
-		for _, id := range c.all() {
-			c.waitCut(id, 0, 40)
-		}
-		c.propose(0, "put mid value") // syncs the cut
-		c.converge(c.all()...)
-		victim := c.leader(0)%3 + 1
-		n := c.kill(victim, 100)
-		if err := n.fs.RemoveAll("data/raft-state"); err != nil {
-			t.Fatal(err)
-		}
+		n := c.loseState()
 		tried := 0
 		c.chunks = func(_, _ dfs.NodeID, i int) error {
 			c.mu.Lock()
@@ -469,23 +430,4 @@ func TestSleepersGiveTheirState(t *testing.T) {
 			t.Errorf("%d attempts", tried)
 		}
 	})
-}
-
-// rot flips bits of the first half of a file in place: whoever has it open reads them.
-func rot(t *testing.T, fs vfs.FS, path string) {
-	t.Helper()
-	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := f.Stat()
-	for at := int64(0); err == nil && at < info.Size()/2; at += 50 {
-		b := make([]byte, 1)
-		if _, err = f.ReadAt(b, at); err == nil {
-			_, err = f.WriteAt([]byte{b[0] ^ 0x10}, at)
-		}
-	}
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
 }

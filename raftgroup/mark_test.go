@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
+	"dfsd/sim/rot"
 )
 
 // snapFS calls snap before and after each call that makes something durable.
@@ -284,7 +285,7 @@ func TestMarkRefusesWhatWasLost(t *testing.T) {
 	for _, slots := range [][]int{{}, {0}, {1}, {0, 1}} {
 		for name, of := range map[string]*vfs.MemFS{"whole": fs, "rolled back": lost} {
 			c := copyOf(t, of)
-			rewriteFile(t, c, "data/raft-mark", func(b []byte) []byte {
+			rot.Rewrite(t, c, "data/raft-mark", func(b []byte) []byte {
 				for _, s := range slots {
 					b[s*markSlot+10] ^= 1
 				}

@@ -544,17 +544,8 @@ func TestLostStateIsFetchedInAnIdleGroup(t *testing.T) {
 		c := newCluster(t, 1, 3, 0)
 		defer c.stop()
 		c.boot()
-		c.fill(0, 120, 500)
-		for _, id := range c.all() {
-			c.waitCut(id, 0, 40)
-		}
-		c.propose(0, "put a 1") // syncs the cut
-		c.converge(c.all()...)
-		victim := c.leader(0)%3 + 1
-		n := c.kill(victim, 100)
-		if err := n.fs.RemoveAll("data/raft-state"); err != nil {
-			t.Fatal(err)
-		}
+		n := c.loseState()
+		victim := n.id
 		c.mu.Lock()
 		c.lose = func(_, _ dfs.NodeID, f *frame) bool { return f.kind == frameNeedState }
 		c.mu.Unlock()

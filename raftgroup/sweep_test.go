@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dfsd/dfs"
+	"dfsd/sim/rot"
 )
 
 // blockLen is that of Pebble's log files: damage at the borders of their blocks,
@@ -157,7 +158,7 @@ func sweep(t *testing.T, fs *vfs.MemFS, dir string, judge func(t *testing.T, wha
 				t.Fatal(err)
 			}
 		} else {
-			rewriteFile(t, damaged, file, change)
+			rot.Rewrite(t, damaged, file, change)
 		}
 		n++
 		judge(t, file+": "+what, damaged)

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"dfsd/node"
 	"dfsd/raftgroup"
 	"dfsd/sim/bubble"
+	"dfsd/sim/rot"
 	"dfsd/transport/wire"
 )
 
@@ -22,34 +22,8 @@ import (
 // power loss takes, its first part was synced.
 func tearLog(t *testing.T, c *Cluster, i int) {
 	t.Helper()
-	fs, dir := c.nodes[i].fs, "data/raft/raft-log"
-	names, err := fs.List(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	newest := ""
-	for _, n := range names {
-		if strings.HasSuffix(n, ".log") && n > newest {
-			newest = n
-		}
-	}
-	data, err := fs.UnsafeGetFileDataBuffer(dir + "/" + newest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	half := slices.Clone(data[:len(data)/2])
-	f, err := fs.Create(dir+"/"+newest, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = f.Write(half)
-	d, derr := fs.OpenDir(dir)
-	if err := errors.Join(err, f.Sync(), f.Close(), derr); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		t.Fatal(err)
-	}
+	fs := c.nodes[i].fs
+	rot.Truncate(t, fs, rot.NewestLog(t, fs, "data/raft/raft-log"), func(size int) int { return size / 2 })
 }
 
 // awaitAnew waits until a name has another number than it had, which alone of the two
@@ -295,7 +269,7 @@ func TestStateDamageUnderAMetaNode(t *testing.T) {
 		}
 		for _, name := range names {
 			if strings.HasSuffix(name, ".sst") {
-				rot(t, fs, dir+"/"+name)
+				rot.Flip(t, fs, dir+"/"+name)
 			}
 		}
 		for g := range dfs.GroupID(simGroups + 1) {
@@ -361,23 +335,4 @@ func TestDamagedLogOfTheOnlyMetaNode(t *testing.T) {
 			c.Crash(0)
 		}
 	})
-}
-
-// rot flips bits of the first half of a file in place: whoever has it open reads them.
-func rot(t *testing.T, fs vfs.FS, path string) {
-	t.Helper()
-	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := f.Stat()
-	for at := int64(0); err == nil && at < info.Size()/2; at += 50 {
-		b := make([]byte, 1)
-		if _, err = f.ReadAt(b, at); err == nil {
-			_, err = f.WriteAt([]byte{b[0] ^ 0x10}, at)
-		}
-	}
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
 }
