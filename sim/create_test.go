@@ -95,10 +95,7 @@ func TestGroupCreateThroughCrashes(t *testing.T) {
 		t.Run(victims, func(t *testing.T) {
 			moments := formMoments
 			if bubble.Race { // each is one of several seconds
-				moments = []struct {
-					step meta.FormStep
-					nth  int
-				}{{meta.FormFirst, 1}, {meta.FormMember, 2}}
+				moments = moments[1:2]
 			}
 			gate := &formGate{}
 			tweak := func(o *node.Options) { shortGrace(o); o.Meta.FormStep = gate.pass }
