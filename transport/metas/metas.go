@@ -140,6 +140,19 @@ func (b *Book) CallAny(ctx context.Context, g dfs.GroupID, fn func(context.Conte
 	}, fn)
 }
 
+// withSeeds adds the configured addresses to those of the map: one from when not
+// every node had registered may know none that is up.
+func (b *Book) withSeeds(addrs []string) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.seeds {
+		if !slices.Contains(addrs, s) {
+			addrs = append(addrs, s)
+		}
+	}
+	return addrs
+}
+
 // Call runs fn against the leader of a group. It follows hints, tries the
 // other nodes, and backs off between rounds until ctx ends. Fn must be safe to
 // run again after dfs.Unknown when again is true: then such an outcome is tried
@@ -154,6 +167,9 @@ func (b *Book) call(ctx context.Context, g dfs.GroupID, again bool, order func()
 	maybe := false // an attempt may have been carried out
 	for round := 1; ; round++ {
 		tried := order()
+		if round > 1 {
+			tried = b.withSeeds(tried)
+		}
 		for i := 0; i < len(tried); i++ {
 			addr := tried[i]
 			err := b.attempt(ctx, addr, fn)

@@ -56,6 +56,30 @@ func TestLeaderThatJoinedLater(t *testing.T) {
 	})
 }
 
+// TestMapFromBeforeTheOthers: the caller's map is from when only one meta node had
+// registered, and that one is gone: the configured addresses are asked too.
+func TestMapFromBeforeTheOthers(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		gone := 0
+		b := New(func(addr string) drpc.Conn {
+			if addr == "a" {
+				return answering{asked: &gone, err: dfs.Errorf(dfs.Unavailable, "connect to", "a: connection refused")}
+			}
+			return fakeNode{id: 2}
+		}, []string{"a", "b"})
+		b.Update(&dfs.Map{Epoch: 1, Nodes: []*dfs.Node{{ID: 1, Name: "a", Addr: "a", Roles: dfs.RoleMeta}}})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		err := b.Call(ctx, 3, true, func(ctx context.Context, c wire.DRPCMetaClient) error {
+			_, err := c.Mutate(ctx, &wire.MutateRequest{})
+			return err
+		})
+		if err != nil || gone == 0 {
+			t.Errorf("%v, after %d attempts at the node that is gone", err, gone)
+		}
+	})
+}
+
 // TestOrder: the leader, then who has a replica, then the rest.
 func TestOrder(t *testing.T) {
 	m := &dfs.Map{Epoch: 1, Groups: []*dfs.Group{{ID: 0, Replicas: []dfs.NodeID{1, 2, 3}}, {ID: 4, Replicas: []dfs.NodeID{2, 5, 9}}}}
