@@ -133,10 +133,15 @@ func (r *replica) bury(dissolved bool, buried chan struct{}) error {
 }
 
 // stageBurial is step 1.
-func stageBurial(b *pebble.Batch, g dfs.GroupID, term uint64) error {
+func stageBurial(b *pebble.Batch, g dfs.GroupID, term, generation uint64) error {
 	start := groupKey(g, 0)[:3]
 	if err := b.DeleteRange(start, prefixEnd(start), nil); err != nil {
 		return err
+	}
+	if generation > 0 {
+		if err := b.Set(groupKey(g, logGeneration), encodeGeneration(generation), nil); err != nil {
+			return err
+		}
 	}
 	return b.Set(groupKey(g, logTombstone), encodeTombstone(term), nil)
 }
@@ -146,16 +151,7 @@ func encodeTombstone(term uint64) []byte { return appendUints([]byte{recordVersi
 // tombstone returns the term in which a replica of the group may begin, 0 when
 // none was ever destroyed here.
 func (h *Host) tombstone(g dfs.GroupID) (uint64, error) {
-	v, err := h.store.get(groupKey(g, logTombstone))
-	if v == nil || err != nil {
-		return 0, err
-	}
-	d := newDecoder(v)
-	term := d.uint()
-	if !d.end() || term == 0 {
-		return 0, dfs.Errorf(dfs.Corrupt, "read raft log", "the tombstone of %v is damaged", g)
-	}
-	return term, nil
+	return h.store.getNumber(g, logTombstone, "tombstone")
 }
 
 // wipeState is step 2.

@@ -32,6 +32,7 @@ func TestFormatBytes(t *testing.T) {
 		{kind: frameNeedState, group: 3},
 		{kind: frameQuiesce, group: 3, term: 2, index: 301, sign: sign{start: 4, alarms: 1}},
 		{kind: frameBeat, sign: sign{start: 4, alarms: 1}},
+		{kind: frameRecovered, group: 3, generation: 1_700_000_000_000},
 	} {
 		var err error
 		if batch, err = appendFrame(batch, f); err != nil {
@@ -39,10 +40,10 @@ func TestFormatBytes(t *testing.T) {
 		}
 	}
 	batch = sealBatch(batch)
-	if frames, err := parseBatch(batch, 1, 2); err != nil || len(frames) != 5 {
+	if frames, err := parseBatch(batch, 1, 2); err != nil || len(frames) != 6 || frames[0].generation != 0 || frames[5].generation != 1_700_000_000_000 {
 		t.Errorf("the batch is read as %v, %v", frames, err)
 	}
-	head := snapshotHead{term: 2, snapshotID: snapshotID{group: 3, start: 4, number: 8, at: at}}
+	head := snapshotHead{term: 2, generation: 5, snapshotID: snapshotID{group: 3, start: 4, number: 8, at: at}}
 	seam := point{keys: 5, sum: bytes.Repeat([]byte{0xcc}, 32)}
 	sum, err := head.newSum().(encoding.BinaryMarshaler).MarshalBinary()
 	if err != nil {
@@ -70,6 +71,10 @@ func TestFormatBytes(t *testing.T) {
 			"01ac02"},
 		{"key of the applied record", stateKey(3, stateApplied),
 			"67000300"},
+		{"key of the generation", groupKey(3, logGeneration),
+			"01000305"},
+		{"generation, or for which one a replica is set aside", encodeGeneration(1_700_000_000_000),
+			"0180d095ffbc31"},
 		{"applied", at.encode(),
 			"01ac0202090608010802080310aa0000000000000000000000000000bb"},
 		{"key of a row", append(stateKey(3, stateData), "row"...),
@@ -77,9 +82,9 @@ func TestFormatBytes(t *testing.T) {
 		{"slot of the mark file", encodeMark(77),
 			"646673646d726b31000000000000004d4e9045c4"},
 		{"batch of messages", batch,
-			"0113010003ab02a00205080810021801200240ac020402000309030300030804000302ad0204010505000004012d58bc2d"},
+			"0113010003ab02a00205080810021801200240ac020402000309030300030804000302ad0204010505000004010987000380d095ffbc31d6ce10b3"},
 		{"head of a snapshot", head.encode(),
-			"0102030408ac0202090608010802080310aa0000000000000000000000000000bb4baec0dc"},
+			"010205030408ac0202090608010802080310aa0000000000000000000000000000bb2905e243"},
 		{"offer, beginning, point or end of a snapshot", seam.encode(),
 			"0105cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"},
 		{"record of a held snapshot", rest.encode(),

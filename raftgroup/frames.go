@@ -11,7 +11,8 @@ import (
 )
 
 // A batch of messages: version, frames, CRC32C over all before it. A frame is
-// its length (uvarint) and: kind, group (16 bits, big endian), then
+// its length (uvarint) and: kind, group (16 bits, big endian), of a group that was
+// recovered, which bit 7 of the kind says, its generation (uvarint), then
 //
 //	frameRaft:      acknowledged, checkpoint index, checkpoint hash (uvarints),
 //	                raftpb.Message
@@ -21,6 +22,7 @@ import (
 //	                counter and alarms of the sender (uvarints)
 //	frameBeat:      start counter and alarms of the sender (uvarints); its group is 0
 //	frameDiffers:   index at which the receiver's state is a minority's (uvarint)
+//	frameRecovered: nothing: its generation is what the receiver must hear of
 //
 // Frames of an unknown kind are refused: nothing new is sent before every
 // member knows it.
@@ -35,12 +37,19 @@ const (
 	frameQuiesce   frameKind = 4
 	frameBeat      frameKind = 5
 	frameDiffers   frameKind = 6
+	frameRecovered frameKind = 7
+
+	// kindRecovered marks the kind of a frame with a generation.
+	kindRecovered = 0x80
 )
 
 // frame is one message between two hosts.
 type frame struct {
 	kind  frameKind
 	group dfs.GroupID
+
+	// generation is that of the sender's replica, see recover.go.
+	generation uint64
 
 	// acked is, from a leader, the highest index that the receiver has
 	// acknowledged in the message's term; 0 says nothing. A receiver with
@@ -64,6 +73,10 @@ type frame struct {
 // appendFrame appends a frame with its length.
 func appendFrame(b []byte, f *frame) ([]byte, error) {
 	body := append(make([]byte, 0, 64), byte(f.kind), byte(f.group>>8), byte(f.group))
+	if f.generation > 0 {
+		body[0] |= kindRecovered
+		body = appendUints(body, f.generation)
+	}
 	switch f.kind {
 	case frameRaft:
 		body = appendUints(body, f.acked, f.checkIndex, f.checkHash)
@@ -109,8 +122,14 @@ func parseBatch(b []byte, from, to dfs.NodeID) ([]frame, error) {
 		if d.bad || len(raw) < 3 {
 			return nil, badBatch("torn frame")
 		}
-		f := frame{kind: frameKind(raw[0]), size: len(raw), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:])), from: from}
-		if err := f.parse(raw[3:], from, to); err != nil {
+		f := frame{kind: frameKind(raw[0] &^ kindRecovered), size: len(raw), group: dfs.GroupID(binary.BigEndian.Uint16(raw[1:])), from: from}
+		rest := decoder{b: raw[3:]}
+		if raw[0]&kindRecovered != 0 {
+			if f.generation = rest.uint(); rest.bad || f.generation == 0 {
+				return nil, badBatch("malformed generation")
+			}
+		}
+		if err := f.parse(rest.b, from, to); err != nil {
 			return nil, err
 		}
 		out = append(out, f)
@@ -139,7 +158,7 @@ func (f *frame) parse(b []byte, from, to dfs.NodeID) error {
 		if f.differs = d.uint(); !d.end() {
 			return badBatch("torn frame")
 		}
-	case frameNeedState:
+	case frameNeedState, frameRecovered:
 		if !d.end() {
 			return badBatch("torn frame")
 		}

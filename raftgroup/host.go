@@ -369,13 +369,13 @@ func (h *Host) work() {
 // finishRound does what a round left to be done without locks.
 func (h *Host) finishRound(r *replica, rd *round, out *outbox) {
 	for _, to := range rd.removed {
-		out.add(to, LaneControl, &frame{kind: frameRemoved, group: r.id, removed: rd.removedAt})
+		out.add(to, LaneControl, &frame{kind: frameRemoved, group: r.id, generation: r.generation, removed: rd.removedAt})
 	}
 	for _, d := range rd.differs {
-		out.add(d.to, LaneControl, &frame{kind: frameDiffers, group: r.id, differs: d.index})
+		out.add(d.to, LaneControl, &frame{kind: frameDiffers, group: r.id, generation: r.generation, differs: d.index})
 	}
 	for _, to := range rd.wantState {
-		out.add(to, LaneControl, &frame{kind: frameNeedState, group: r.id})
+		out.add(to, LaneControl, &frame{kind: frameNeedState, group: r.id, generation: r.generation})
 	}
 	for _, m := range rd.snapshots {
 		h.sendSnapshot(r, dfs.NodeID(m.GetTo()), m.GetTerm())
@@ -484,6 +484,10 @@ func (h *Host) Step(from dfs.NodeID, batch []byte) error {
 			return err
 		}
 		if r == nil {
+			continue
+		}
+		if f.generation != r.generation && !h.opts.Hooks.IgnoreGeneration {
+			h.otherGeneration(r, from, f.generation)
 			continue
 		}
 		if f.kind == frameNeedState {

@@ -26,6 +26,10 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	defer h.leave()
 	h.adding.Lock()
 	defer h.adding.Unlock()
+	return h.addReplicaLocked(g, t, hard)
+}
+
+func (h *Host) addReplicaLocked(g dfs.GroupID, t truncated, hard *pb.HardState) error {
 	if !h.vacant(g) {
 		return dfs.Errorf(dfs.Exist, "add replica", "%v has a replica on node %v", g, h.opts.Node)
 	}
@@ -52,6 +56,12 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 	if err := h.store.commit(b, true); err != nil {
 		return err
 	}
+	return h.startReplica(g)
+}
+
+// startReplica starts a group's replica from the stores, in place of one that was
+// stopped.
+func (h *Host) startReplica(g dfs.GroupID) error {
 	r, err := h.loadReplica(g)
 	if err != nil {
 		return err
@@ -74,6 +84,10 @@ func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 		return nil, err
 	}
 	r := h.newReplica(g, l)
+	aside, err := h.loadGeneration(r)
+	if err != nil {
+		return nil, err
+	}
 	cur, err := readApplied(h.state, g, false)
 	if err != nil {
 		return nil, inState(err)
@@ -94,6 +108,10 @@ func (h *Host) loadReplica(g dfs.GroupID) (*replica, error) {
 		}
 		r.logTerm = r.raw.BasicStatus().GetTerm()
 	})
+	if aside > 0 && r.fault == nil {
+		r.term = r.logTerm
+		r.setAsideLocked(aside)
+	}
 	return r, h.loadHeld(r)
 }
 

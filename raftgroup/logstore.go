@@ -217,6 +217,21 @@ func (s *logStore) getUint(kind byte) (uint64, error) {
 	return binary.BigEndian.Uint64(v[1:]), nil
 }
 
+// getNumber reads a record of a group that holds one number from 1 up, 0 when
+// there is none.
+func (s *logStore) getNumber(g dfs.GroupID, kind byte, what string) (uint64, error) {
+	v, err := s.get(groupKey(g, kind))
+	if v == nil || err != nil {
+		return 0, err
+	}
+	d := newDecoder(v)
+	n := d.uint()
+	if !d.end() || n == 0 {
+		return 0, badRecord(what, g)
+	}
+	return n, nil
+}
+
 func putUint(b *pebble.Batch, kind byte, n uint64) error {
 	v := binary.BigEndian.AppendUint64([]byte{recordVersion}, n)
 	return b.Set([]byte{keyHost, kind}, v, nil)

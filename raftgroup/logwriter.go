@@ -24,7 +24,8 @@ type logWrite struct {
 	install   *install      // a snapshot takes the place of log and state first
 	cut       *truncated    // drop the log up to here
 	tombstone uint64        // nothing of the group stays but this term, 0: none; the last write of a replica
-	buried    chan struct{} // closed once that is synced
+	last      bool          // so is this: nothing of the replica is written after it
+	buried    chan struct{} // closed once either is done, a tombstone synced
 }
 
 // logWriter is the one goroutine that appends to the log store. Each round it
@@ -234,8 +235,9 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 	}
 	if lw.tombstone > 0 {
 		lw.r.l.ended = true
-		return stageBurial(b, g, lw.tombstone)
+		return stageBurial(b, g, lw.tombstone, lw.r.generation)
 	}
+	lw.r.l.ended = lw.last
 	if lw.cut == nil {
 		return nil
 	}
@@ -267,6 +269,6 @@ func (w *logWriter) deliver(lw *logWrite, out *outbox) {
 			lw.r.deliver(m)
 			continue
 		}
-		out.add(dfs.NodeID(m.GetTo()), laneOf(m), &frame{kind: frameRaft, group: lw.r.id, msg: m})
+		out.add(dfs.NodeID(m.GetTo()), laneOf(m), &frame{kind: frameRaft, group: lw.r.id, generation: lw.r.generation, msg: m})
 	}
 }

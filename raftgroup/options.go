@@ -72,11 +72,16 @@ type Hooks struct {
 	CutUnflushed   bool // logs are cut above what the state store has flushed
 	IgnoreDamage   bool // a replica that is known to be damaged takes part
 
+	IgnoreGeneration bool // frames and snapshots of another generation are taken
+	BeginUnsynced    bool // a recovery begins before its batch is synced
+
 	// Failpoint is called, perhaps under locks, at each moment of the way of a
 	// proposal. It must not call the host.
 	Failpoint func(g dfs.GroupID, at Failpoint)
 	// DestroyStep is called after each of the two steps of a replica's end.
 	DestroyStep func(g dfs.GroupID, step int)
+	// RecoverStep is called after each step of a recovery, see recover.go.
+	RecoverStep func(g dfs.GroupID, step RecoverStep)
 	// SnapshotStep is called before each step of a snapshot's way.
 	SnapshotStep func(g dfs.GroupID, step SnapshotStep)
 }

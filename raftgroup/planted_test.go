@@ -33,6 +33,8 @@ var planted = []struct {
 	{"read without asking", func(h *Hooks) { h.StaleReads = true }, nil},
 	{"change members before the sync", func(h *Hooks) { h.ConfBeforeSync = true }, changeIsCovered},
 	{"cut what is not flushed", func(h *Hooks) { h.CutUnflushed = true }, cutAndLosePower},
+	{"take any generation", func(h *Hooks) { h.IgnoreGeneration = true }, lostMajorityReturns},
+	{"begin a recovery before the sync", func(h *Hooks) { h.BeginUnsynced = true }, recoverAndLosePower},
 	{"damaged replica votes", func(h *Hooks) { h.IgnoreDamage = true }, rolledBackVotes},
 }
 

@@ -221,7 +221,7 @@ func (r *replica) settledLocked() bool {
 // quiesceLocked puts the group to sleep.
 func (r *replica) quiesceLocked(out *outbox) {
 	_, own := r.h.beats.self()
-	f := frame{kind: frameQuiesce, group: r.id, term: r.term, index: r.logEnd, sign: own}
+	f := frame{kind: frameQuiesce, group: r.id, generation: r.generation, term: r.term, index: r.logEnd, sign: own}
 	r.raw.WithProgress(func(id uint64, _ raft.ProgressType, _ tracker.Progress) {
 		if id != uint64(r.h.opts.Node) {
 			out.add(dfs.NodeID(id), LaneControl, &f)

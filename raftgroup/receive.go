@@ -79,7 +79,7 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, stream Snap
 	if err != nil {
 		return err
 	}
-	r, err := h.expectSnapshot(&head)
+	r, err := h.expectSnapshot(from, &head)
 	if r == nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func torn(err error) error {
 // same: it refuses, and tells the leader what it has. The leader may have missed
 // that, and would send snapshots until the group, which may need this replica for
 // a majority, had committed more.
-func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
+func (h *Host) expectSnapshot(from dfs.NodeID, head *snapshotHead) (*replica, error) {
 	if !h.enter() {
 		return nil, errClosing("receive snapshot")
 	}
@@ -140,6 +140,10 @@ func (h *Host) expectSnapshot(head *snapshotHead) (*replica, error) {
 	}
 	if r == nil {
 		return nil, dfs.Errorf(dfs.NotExist, "receive snapshot", "%v has no replica on node %v", head.group, h.opts.Node)
+	}
+	if head.generation != r.generation && !h.opts.Hooks.IgnoreGeneration {
+		h.otherGeneration(r, from, head.generation)
+		return nil, dfs.Errorf(dfs.Unavailable, "receive snapshot", "%v is of generation %d here, the snapshot of %d", head.group, r.generation, head.generation)
 	}
 	newer := r.office.Load().Term > head.term
 	s := &r.state

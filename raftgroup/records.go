@@ -24,12 +24,14 @@ const (
 	hostBatch    = 0x02
 	hostStarts   = 0x03
 
-	logHardState = 0x00
-	logTruncated = 0x01
-	logIntent    = 0x02
-	logTombstone = 0x03
-	logHeld      = 0x04
-	logEntry     = 0x10
+	logHardState  = 0x00
+	logTruncated  = 0x01
+	logIntent     = 0x02
+	logTombstone  = 0x03
+	logHeld       = 0x04
+	logGeneration = 0x05
+	logAside      = 0x06
+	logEntry      = 0x10
 )
 
 // Keys of the state store: (keyState, group, stateApplied) and

@@ -24,7 +24,8 @@ const maxRound = 16
 //	 │   ▲                                                    ▲
 //	 │   └── state installed ── needs state ──────────────────┘
 //	 ├── leader says: removed ──▶ passive ── leader's append ──▶ serving
-//	 └── no member, as a leader confirms ──▶ destroyed, see DestroyReplica
+//	 ├── no member, as a leader confirms ──▶ destroyed, see DestroyReplica
+//	 └── set aside for a recovery, recovered, overtaken by one: see recover.go
 //
 // Locks are taken in the order state.gate, mu, any other; nothing that waits
 // for another node or for time happens under any of them.
@@ -33,6 +34,8 @@ type replica struct {
 	id dfs.GroupID
 	sm StateMachine
 	l  *groupLog
+
+	generation uint64 // of the group, see recover.go; of another one a replica object of its own
 
 	work, apply slot // of the two schedulers
 
@@ -57,10 +60,11 @@ type replica struct {
 	// term then: what a leader may hold this replica to.
 	logEnd, logTerm uint64
 
-	fault   error         // why the replica is quarantined; nil while it is not
-	passive bool          // a leader said that this node is no longer a member
-	leaving bool          // about to be destroyed, and no leader has spoken since: see DestroyReplica
-	changed chan struct{} // closed and replaced when lead, term or members change
+	fault     error         // why the replica is quarantined; nil while it is not
+	overtaken bool          // a later generation of the group takes its place
+	passive   bool          // a leader said that this node is no longer a member
+	leaving   bool          // about to be destroyed, and no leader has spoken since: see DestroyReplica
+	changed   chan struct{} // closed and replaced when lead, term or members change
 
 	// confDone is the index of the last configuration change that the library
 	// was given. confFloor is the index of the last snapshot that the library restored: it
@@ -267,7 +271,7 @@ func (r *replica) stepFrameLocked(f *frame, rd *round) {
 	case frameDiffers:
 		r.verdictLocked(f.differs)
 		return
-	case frameNeedState, frameBeat:
+	case frameNeedState, frameBeat, frameRecovered:
 		return // taken by the host before it came here
 	}
 	m := f.msg
@@ -346,7 +350,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 		case m.GetType() == pb.MsgSnap:
 			rd.snapshots = append(rd.snapshots, m)
 		default:
-			f := frame{kind: frameRaft, group: r.id, msg: m, acked: acked[m.GetTo()]}
+			f := frame{kind: frameRaft, group: r.id, generation: r.generation, msg: m, acked: acked[m.GetTo()]}
 			if t := m.GetType(); t == pb.MsgHeartbeat || t == pb.MsgHeartbeatResp {
 				f.checkIndex, f.checkHash = r.state.checkpoint()
 			}

@@ -82,18 +82,19 @@ func (s *snapshotID) newSum() hash.Hash {
 // snapshotHead is the first chunk of a stream. Term 0 sends the state alone, to
 // a replica that keeps its log.
 type snapshotHead struct {
-	term uint64 // of the sender
+	term       uint64 // of the sender
+	generation uint64 // of the sender's replica
 	snapshotID
 }
 
 func (s *snapshotHead) encode() []byte {
-	b := appendUints([]byte{recordVersion}, s.term)
+	b := appendUints([]byte{recordVersion}, s.term, s.generation)
 	return appendSum(s.snapshotID.append(b))
 }
 
 func decodeSnapshotHead(b []byte) (s snapshotHead, err error) {
 	d := newSummedDecoder(b)
-	s.term = d.uint()
+	s.term, s.generation = d.uint(), d.uint()
 	if s.snapshotID.read(d); !d.end() {
 		return s, dfs.Errorf(dfs.Invalid, "receive snapshot", "malformed head")
 	}
@@ -212,7 +213,7 @@ func (w *snapshotWriter) run(term uint64) error {
 	if err := t.open(); err != nil {
 		return err
 	}
-	head := snapshotHead{term: term, snapshotID: t.id}
+	head := snapshotHead{term: term, generation: t.r.generation, snapshotID: t.id}
 	if err := w.send(chunkHead, head.encode()); err != nil {
 		return err
 	}
