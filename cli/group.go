@@ -21,8 +21,8 @@ import (
 )
 
 func newGroup(a *app) *cobra.Command {
-	return family("group", "List, show, create and move Raft groups",
-		newGroupLs(a), newGroupShow(a), newGroupCreate(a), newGroupAdd(a), newGroupRemove(a), newGroupMove(a))
+	return family("group", "List, show, create, move and recover Raft groups",
+		newGroupLs(a), newGroupShow(a), newGroupCreate(a), newGroupAdd(a), newGroupRemove(a), newGroupMove(a), newGroupRecover(a))
 }
 
 func newGroupLs(a *app) *cobra.Command {

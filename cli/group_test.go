@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,8 +20,8 @@ import (
 	"dfsd/sim/bubble"
 )
 
-// spare starts a second meta node beside a cluster of one.
-func (c *cluster) spare() {
+// spare starts a second meta node beside a cluster of one. The returned function ends it.
+func (c *cluster) spare() (end func()) {
 	c.t.Helper()
 	marks := rand.New(rand.NewPCG(3, 4))
 	o := node.Options{
@@ -33,11 +34,54 @@ func (c *cluster) spare() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		if err := n.Close(); err != nil {
 			c.t.Error(err)
 		}
 	})
+	c.t.Cleanup(end)
+	return end
+}
+
+// TestRecoverVerb: a group of two voters loses one for good. What is said to the operator,
+// what is refused, and that nothing is deleted until it is acknowledged.
+func TestRecoverVerb(t *testing.T) {
+	c := startCluster(t)
+	end := c.spare()
+	for { // until it is registered
+		if code, _, _ := c.run("group", "add-replica", "1", "extra", "--yes", "--wait"); code == 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.no(2, "--lost is missing", "group", "recover", "--all")
+	c.no(2, "say --all, or --group", "group", "recover", "--lost", "extra")
+	c.no(2, "stand alone", "group", "recover", "--acknowledge", "--all")
+	c.no(2, "is no number of a group", "group", "recover", "--lost", "extra", "--group", "first")
+	c.no(1, "extra (n2) is not lost: it answers at extra:7400", "group", "recover", "--lost", "extra", "--all")
+	c.ok("mkdir", "/d")
+	end()
+	c.no(1, "nobody is no meta node", "group", "recover", "--lost", "nobody,n2", "--all")
+	c.no(1, "has its majority", "group", "recover", "--lost", "n2", "--group", "2")
+	c.no(2, "say --yes", "group", "recover", "--lost", "extra", "--all")
+	code, stdout, stderr := c.run("group", "recover", "--lost", "extra", "--group", "1", "--yes", "--json")
+	for _, want := range []string{"Group 1, voters [n1 n2], goes on from solo (n1)", "MAY BE LOST", "solo (n1) is its only voter", "given up"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%q is not in %s", want, stderr)
+		}
+	}
+	if code != 0 || !strings.Contains(stdout, `"from":"solo"`) {
+		t.Errorf("exit code %d: %s", code, stdout)
+	}
+	c.ok("mkdir", "/e")
+	if out := c.ok("status"); !strings.Contains(out, "deletes are held") || !strings.Contains(out, "degraded") {
+		t.Errorf("the status says %s", out)
+	}
+	c.ok("group", "recover", "--acknowledge", "--yes")
+	if out := c.ok("status"); strings.Contains(out, "deletes are held") {
+		t.Errorf("the status says %s", out)
+	}
+	c.ok("group", "recover", "--take-back", "--yes")
 }
 
 type groupAnswer struct {

@@ -37,7 +37,8 @@ type clusterStatus struct {
 	ID           string   `json:"id"`
 	MapEpoch     uint64   `json:"map_epoch"`
 	Health       string   `json:"health"`
-	Problems     []string `json:"problems"` // why reads or writes are not taken
+	Problems     []string `json:"problems"`  // why reads or writes are not taken
+	Recovered    uint64   `json:"recovered"` // when groups were recovered after a loss that nobody has acknowledged, milliseconds since 1970; 0: they were not
 	DefaultClass string   `json:"default_class"`
 	BlockSize    int      `json:"block_size"`
 	Capacity     uint64   `json:"capacity"` // bytes of the disks of stores that are up, each disk of a machine once
@@ -141,7 +142,7 @@ func toStatus(r *wire.StatusReply, now time.Time) (*status, error) {
 	s := &status{Version: jsonVersion, m: m}
 	s.Cluster = clusterStatus{
 		ID: m.Cluster.String(), MapEpoch: uint64(m.Epoch), DefaultClass: m.DefaultClass.String(), BlockSize: m.BlockSize,
-		Problems: append([]string{}, r.GetProblems()...), Sessions: r.GetSessions(),
+		Problems: append([]string{}, r.GetProblems()...), Sessions: r.GetSessions(), Recovered: r.GetRecovered(),
 	}
 	s.addStores(r)
 	s.addNodes(r)
@@ -155,7 +156,7 @@ func toStatus(r *wire.StatusReply, now time.Time) (*status, error) {
 	switch {
 	case len(s.Cluster.Problems) > 0:
 		s.Cluster.Health = healthUnavailable
-	case !s.Redundancy.Full || s.shortGroups() > 0:
+	case !s.Redundancy.Full, s.shortGroups() > 0, s.Cluster.Recovered > 0:
 		s.Cluster.Health = healthDegraded
 	default:
 		s.Cluster.Health = healthOK
@@ -450,7 +451,10 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 	}
 	rep.Active = len(rep.Refills) > 0
 	s.Repair = rep
-	s.Repair.Why = append(append(s.reasons(now), s.replicaReasons(r)...), r.GetNotes()...)
+	if g := r.GetRecovered(); g > 0 {
+		s.Repair.Why = append(s.Repair.Why, recoveredText(g))
+	}
+	s.Repair.Why = slices.Concat(s.Repair.Why, s.reasons(now), s.replicaReasons(r), r.GetNotes())
 }
 
 // reasons says why not everything is where it should be.

@@ -60,10 +60,25 @@ func (s *Service) Garbage(ctx context.Context, req *wire.GarbageRequest) (*wire.
 // verdicts asks the group's state, linearizably.
 func (s *Service) verdicts(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, ids []dfs.BlockID) (out []dfs.Verdict, err error) {
 	err = h.Read(ctx, g, func(r raftgroup.Reader) (err error) {
-		out, err = namespace.Verdicts(r, ids, s.opts.Namespace)
+		if out, err = namespace.Verdicts(r, ids, s.opts.Namespace); err != nil {
+			return err
+		}
+		recovered, err := namespace.Recovered(r)
+		if recovered > 0 || s.maps.recovery() > 0 {
+			keep(out)
+		}
 		return err
 	})
 	return out, dfs.Wrap("judge blocks", g.String(), err)
+}
+
+// keep has blocks asked about again that would be deleted.
+func keep(verdicts []dfs.Verdict) {
+	for i, v := range verdicts {
+		if v == dfs.Garbage {
+			verdicts[i] = dfs.Pending
+		}
+	}
 }
 
 // raiseMarks commits in the group the low-water marks of the sessions whose blocks

@@ -71,6 +71,9 @@ func (s *Service) drainDeletes(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 		if err != nil || len(blocks) == 0 {
 			return next, err
 		}
+		if held, err := s.heldNow(ctx, h, g); held || err != nil {
+			return next, err
+		}
 		op := &wire.DeletedOp{}
 		for _, id := range s.deleteBlocks(ctx, blocks) {
 			op.Blocks = append(op.Blocks, id.Bytes())

@@ -24,6 +24,7 @@ type published struct {
 	m      *dfs.Map
 	wireM  *wire.ClusterMap // the same, encoded once for all who ask
 	formed bool
+	held   uint64        // generation of a recovery that nobody has acknowledged; 0: none
 	next   chan struct{} // closed when m changes
 	closed bool
 }
@@ -56,6 +57,23 @@ func (p *published) isFormed() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.formed
+}
+
+// recovery returns the generation of a recovery of any group that nobody has
+// acknowledged, as the control group has it; 0 for none.
+func (p *published) recovery() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
+
+// hold notes such a recovery, or its end.
+func (p *published) hold(generation uint64) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed = p.held != generation
+	p.held = generation
+	return changed
 }
 
 // set publishes a map unless an equal or later one was; it reports whether it did.
@@ -133,6 +151,9 @@ func (s *Service) publish() {
 			return err
 		}
 		formed = st.Formed
+		if s.maps.hold(st.GetRecovery().GetGeneration()) {
+			s.agenda.touchAll()
+		}
 		if cur := s.maps.current(); cur != nil && dfs.Epoch(st.Epoch) <= cur.Epoch {
 			return nil
 		}

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -92,6 +93,17 @@ func (r *registry) hear(n *dfs.Node, stores []*wire.StoreBeat) {
 			SyncAge: time.Duration(b.SyncAge) * time.Millisecond, ReadAge: time.Duration(b.ReadAge) * time.Millisecond,
 		})
 	}
+}
+
+// persisted lists the map epochs that stores have on disk, as their heartbeats said last.
+func (r *registry) persisted() (out []*wire.PersistedMark) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(r.beats)) {
+		b := r.beats[id]
+		out = append(out, &wire.PersistedMark{Store: uint32(id), Mark: b.Incarnation.GetMark(), Epoch: b.Persisted})
+	}
+	return out
 }
 
 // Of wire.StoreBeat.state.

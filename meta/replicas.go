@@ -109,15 +109,15 @@ func (s *Service) confirmLeft(ctx context.Context, h *raftgroup.Host, g dfs.Grou
 		if row, err = control.ReadGroup(r, g); err == nil && row == nil {
 			var st *wire.ControlState
 			st, err = control.ReadState(r)
-			abandoned = uint32(g) <= st.GetLastGroup()
+			abandoned = control.MayDissolve(st, g)
 		}
 		return err
 	})
 	switch {
 	case err != nil:
 		return false, err
-	case row == nil && !abandoned: // what the control group has lost is not gone for that
-		return false, dfs.Errorf(dfs.Unavailable, op, "the control group has not made %v yet", g)
+	case row == nil && !abandoned: // what the control group has lost, or not seen yet, is not gone for that
+		return false, dfs.Errorf(dfs.Unavailable, op, "the control group has not made %v, as far as it knows", g)
 	case row == nil:
 		return true, nil
 	case row.Has(me):

@@ -42,6 +42,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	s.statusStores(reply, m)
 	s.statusRedundancy(reply, m)
 	reply.Problems = s.problems(reply, m)
+	reply.Recovered = s.maps.recovery()
 	s.plan.mu.Lock()
 	reply.Notes = slices.Clone(s.plan.notes)
 	s.plan.mu.Unlock()

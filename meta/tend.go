@@ -234,6 +234,7 @@ func (s *Service) tend(g dfs.GroupID) time.Time {
 		t.step("forming", func() (time.Time, error) { return t.soon, s.formGroup(ctx, h, g) })
 	case !s.mutable():
 		t.by(t.soon)
+	case s.held(h, g): // the acknowledgement is an entry: it has this looked at again
 	default:
 		t.step("trim", func() (time.Time, error) { return s.trim(ctx, h, g) })
 		t.step("delete queue", func() (time.Time, error) { return s.drainDeletes(ctx, h, g) })

@@ -146,6 +146,24 @@ func (h *Host) Survivor(g dfs.GroupID) (out Survivor, ok bool, err error) {
 	return out, true, err
 }
 
+// ReadRemnant calls fn with the state that a replica has, whether it is served or not: for
+// questions about what could be recovered. NotExist: there is no replica.
+func (h *Host) ReadRemnant(g dfs.GroupID, fn func(Reader) error) (err error) {
+	if !h.enter() {
+		return errClosing("read")
+	}
+	defer h.leave()
+	r, err := h.find(g)
+	if err != nil {
+		return err
+	}
+	r.state.gate.RLock()
+	defer r.state.gate.RUnlock()
+	snap := h.state.NewSnapshot()
+	defer closeInto(&err, snap)
+	return fn(NewReader(snap, r.state.prefix))
+}
+
 // remnant is what a recovery of a replica builds upon.
 type remnant struct {
 	l    *groupLog
@@ -516,43 +534,55 @@ func (h *Host) otherGeneration(r *replica, from dfs.NodeID, generation uint64) {
 
 // overtake puts an empty replica of a later generation in the place of one.
 func (h *Host) overtake(r *replica, generation uint64) error {
-	h.adding.Lock()
-	defer h.adding.Unlock()
-	if h.replica(r.id) != r {
-		return nil
-	}
-	h.log.Warn("the group was recovered without this replica, which begins again with nothing", "group", uint16(r.id), "was", r.generation, "generation", generation)
-	if err := h.stop(r, dfs.Errorf(dfs.Unavailable, "serve", "%v was recovered without the replica on node %v", r.id, h.opts.Node)); err != nil {
-		return err
-	}
-	hard, err := r.l.hardState()
-	if err != nil {
-		return err
-	}
-	b := h.store.db.NewBatch()
-	defer b.Close()
-	if err := stageBurial(b, r.id, hard.GetTerm()+1, generation); err != nil {
-		return err
-	}
-	if err := h.store.commit(b, true); err != nil {
-		h.failLog(err)
+	if gone, err := h.buryOvertaken(r, generation); !gone || err != nil {
 		return err
 	}
 	h.recoverStep(r.id, RecoverBuried)
-	h.mu.Lock()
-	delete(h.groups, r.id)
-	h.mu.Unlock()
 	r.state.gate.Lock()
-	err = h.wipeState(r.id)
+	err := h.wipeState(r.id)
 	r.state.gate.Unlock()
 	if err != nil {
+		h.endDying(r.id)
 		h.fail(err)
 		return err
 	}
 	h.recoverStep(r.id, RecoverWiped)
+	h.adding.Lock()
+	defer h.adding.Unlock()
+	h.endDying(r.id)
 	if err := h.addReplicaLocked(r.id, truncated{conf: confState(nil)}, hardState(0, raft.None, 0)); err != nil {
 		return err
 	}
 	h.recoverStep(r.id, RecoverEmpty)
 	return nil
+}
+
+// buryOvertaken ends a replica whose group has gone on without it, unless another
+// has taken its place by now.
+func (h *Host) buryOvertaken(r *replica, generation uint64) (bool, error) {
+	h.adding.Lock()
+	defer h.adding.Unlock()
+	if h.replica(r.id) != r {
+		return false, nil
+	}
+	h.log.Warn("the group was recovered without this replica, which begins again with nothing", "group", uint16(r.id), "was", r.generation, "generation", generation)
+	if err := h.stop(r, dfs.Errorf(dfs.Unavailable, "serve", "%v was recovered without the replica on node %v", r.id, h.opts.Node)); err != nil {
+		return false, err
+	}
+	hard, err := r.l.hardState()
+	if err != nil {
+		return false, err
+	}
+	b := h.store.db.NewBatch()
+	defer b.Close()
+	if err := stageBurial(b, r.id, hard.GetTerm()+1, generation); err != nil {
+		return false, err
+	}
+	r.l.cut(r.l.end()) // whoever reads it meanwhile finds nothing missing
+	if err := h.store.commit(b, true); err != nil {
+		h.failLog(err)
+		return false, err
+	}
+	h.setDying(r)
+	return true, nil
 }

@@ -127,6 +127,12 @@ func (ev *entry) dispatch(ce *wire.ControlEntry) (*wire.ControlReply, error) {
 		return ok, ev.changeReplicas(op.ChangeReplicas)
 	case *wire.ControlEntry_Bar:
 		return ok, ev.bar(op.Bar)
+	case *wire.ControlEntry_Recovered:
+		return ok, ev.recovered(op.Recovered)
+	case *wire.ControlEntry_GiveUp:
+		return ok, ev.giveUp(op.GiveUp)
+	case *wire.ControlEntry_Acknowledge:
+		return ok, ev.acknowledge()
 	case *wire.ControlEntry_Formed:
 		ev.st.Formed = true
 		return ok, nil

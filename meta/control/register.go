@@ -145,7 +145,7 @@ func (ev *entry) isDirectory(n *dfs.Node, known markRow, op *wire.RegisterReques
 	start := op.Incarnation.GetStart()
 	switch {
 	case n.Replaced:
-		return dfs.Errorf(dfs.Stale, "register "+op.Name, "another data directory took this name over; empty the directory to join as a new node")
+		return dfs.Errorf(dfs.Stale, "register "+op.Name, "another data directory took this name over, or this one was given up as lost by dfsd group recover; empty the directory to join as a new node")
 	case n.Name != op.Name:
 		return dfs.Errorf(dfs.Invalid, "register "+op.Name, "the data directory is that of node %q", n.Name)
 	case start == n.Incarnation.Start && n.Addr != op.Addr:

@@ -24,6 +24,7 @@ import (
 //	bar mark= start=
 //	create-group replicas= · group-ready group= replicas= · change group= add= remove=
 //	refill-done
+//	recovered lost= · give-up lost= · acknowledge · counters
 //	want class= · classes              the default class and what was asked for
 //	set class= codec= · settings       what is set for classes
 //	map                                what is stored
@@ -178,6 +179,39 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 			t.Fatal(err)
 		}
 		return fmt.Sprint(st.GetForm().GetDefaultClass(), st.GetClasses())
+	case "recovered":
+		op := &wire.RecoveredOp{Generation: f.num("generation"), Lost: f.list("lost")}
+		for line := range strings.SplitSeq(d.Input, "\n") {
+			if line != "" {
+				verb, f := wordsOf(line)
+				if verb == "persisted" {
+					op.Persisted = append(op.Persisted, &wire.PersistedMark{Store: uint32(f.num("store")), Mark: f.num("mark"), Epoch: f.num("epoch")})
+					continue
+				}
+				op.Found = append(op.Found, &wire.MapGroup{Id: uint32(f.num("group")), Replicas: f.list("on")})
+			}
+		}
+		ce.Entry = &wire.ControlEntry_Recovered{Recovered: op}
+	case "give-up":
+		ce.Entry = &wire.ControlEntry_GiveUp{GiveUp: &wire.GiveUpOp{Generation: f.num("generation"), Lost: f.list("lost")}}
+	case "acknowledge":
+		ce.Entry = &wire.ControlEntry_Acknowledge{Acknowledge: &wire.AcknowledgeOp{}}
+	case "counters":
+		st, err := ReadState(s.w.reader())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := fmt.Sprintf("nodes %d stores %d placement groups %d groups %d sessions %d index %d", st.LastNode, st.LastStore, st.LastPg, st.LastGroup, st.LastSession, st.SessionIndex)
+		for _, r := range st.UnknownGroups {
+			out += fmt.Sprintf(" unknown %d-%d", r.First, r.Last)
+		}
+		for g := dfs.GroupID(2); g <= 5; g++ {
+			out += fmt.Sprintf(" %v:%v", g, MayDissolve(st, g))
+		}
+		if r := st.Recovery; r != nil {
+			out += fmt.Sprintf(" recovered as %d without %v", r.Generation, r.Lost)
+		}
+		return out
 	case "refill-done":
 		ce.Entry = &wire.ControlEntry_RefillDone{RefillDone: &wire.RefillDoneRequest{Store: uint32(f.num("store")), Done: []*wire.RefillDone{
 			{Pg: uint32(f.num("pg")), Mark: f.num("mark"), Joined: f.num("joined")},

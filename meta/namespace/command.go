@@ -19,6 +19,9 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 	if err := checkCommand(cmd); err != nil {
 		return nil, err
 	}
+	if c.st.unfenced {
+		return nil, refuse(dfs.Unavailable, "group %v was recovered and waits to be told which sessions have ended", c.st.group)
+	}
 	c.session, c.cred = dfs.SessionID(cmd.Session), cmd.GetCred()
 	fence, err := readFence(c.tx)
 	if err != nil {

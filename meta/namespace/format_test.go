@@ -75,8 +75,8 @@ func TestRowBytes(t *testing.T) {
 			"71000000070001000000000102000000000005000000000006 01"},
 		{"reply", replyKey(5, 6), reply,
 			"7200000000000000050000000000000006 080212026e6f1883808080808080c901"},
-		{"state", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3"}).append(nil),
-			"73 01019200000000000301920000000000020185020472657033"},
+		{"state", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", recovered: 300, unfenced: true}).append(nil),
+			"73 010192000000000003019200000000000201850204ac020172657033"},
 		{"sweep", []byte{tagSweep}, []byte{rowFormat},
 			"77 01"},
 	} {

@@ -19,6 +19,9 @@ func (c *change) trim(op *wire.TrimOp) error {
 	if op.GetLimit() == 0 || op.Limit > MaxTrim {
 		return refuse(dfs.Invalid, "trim of %d rows: want 1 to %d", op.GetLimit(), MaxTrim)
 	}
+	if c.st.recovered > 0 {
+		return refuse(dfs.Unavailable, "group %v was recovered: deletes wait for dfsd group recover --acknowledge", c.st.group)
+	}
 	if err := c.goOnSweeping(); err != nil {
 		return err
 	}

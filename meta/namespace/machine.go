@@ -129,6 +129,10 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 		err = c.trim(op.Trim)
 	case *wire.LogEntry_Deleted:
 		err = c.deleted(op.Deleted)
+	case *wire.LogEntry_Recovered:
+		err = c.recovered(op.Recovered)
+	case *wire.LogEntry_Acknowledge:
+		c.st.recovered, c.wrote = 0, true
 	case *wire.LogEntry_Marks:
 		err = c.marks(op.Marks)
 	case *wire.LogEntry_Resolve:

@@ -101,6 +101,11 @@ type state struct {
 	inodes       uint64
 	trimmed      dfs.Version // Invariant: no history row ended before it; trimmed <= version
 	defaultClass string
+
+	// recovered is the generation of a recovery that nobody has acknowledged, 0: none.
+	// unfenced says that the group may have lost fences: no command is taken.
+	recovered uint64
+	unfenced  bool
 }
 
 func (s *state) append(b []byte) []byte {
@@ -109,7 +114,12 @@ func (s *state) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(s.group))
 	b = binary.AppendUvarint(b, s.next)
 	b = binary.AppendUvarint(b, s.inodes)
-	return append(b, s.defaultClass...)
+	b = binary.AppendUvarint(b, s.recovered)
+	unfenced := byte(0)
+	if s.unfenced {
+		unfenced = 1
+	}
+	return append(append(b, unfenced), s.defaultClass...)
 }
 
 // readState returns the counters, nil before the group's first entry.
@@ -120,7 +130,8 @@ func readState(r raftgroup.Reader) (*state, error) {
 		return nil, err
 	}
 	d := decode(v)
-	s := &state{version: dfs.Version(d.u64()), trimmed: dfs.Version(d.u64()), group: dfs.GroupID(d.uvarint()), next: d.uvarint(), inodes: d.uvarint(), defaultClass: string(d.rest())}
+	s := &state{version: dfs.Version(d.u64()), trimmed: dfs.Version(d.u64()), group: dfs.GroupID(d.uvarint()), next: d.uvarint(), inodes: d.uvarint()}
+	s.recovered, s.unfenced, s.defaultClass = d.uvarint(), d.uvarint() == 1, string(d.rest())
 	return s, d.done(key)
 }
 

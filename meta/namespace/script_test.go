@@ -234,6 +234,10 @@ func (s *script) entry() *wire.LogEntry {
 		return &wire.LogEntry{Entry: &wire.LogEntry_Deleted{Deleted: &wire.DeletedOp{Blocks: [][]byte{id.Bytes()}}}}
 	case "marks":
 		return &wire.LogEntry{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: s.num("s", 1), Below: s.num("below", 0)}}}}}
+	case "recovered":
+		return &wire.LogEntry{Entry: &wire.LogEntry_Recovered{Recovered: &wire.NamespaceRecoveredOp{Generation: s.num("generation", 0)}}}
+	case "acknowledge":
+		return &wire.LogEntry{Entry: &wire.LogEntry_Acknowledge{Acknowledge: &wire.NamespaceAcknowledgeOp{}}}
 	case "resolve-entry":
 		return &wire.LogEntry{Entry: &wire.LogEntry_Resolve{Resolve: s.resolveOp()}}
 	}

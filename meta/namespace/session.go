@@ -81,6 +81,9 @@ func (c *change) fence(op *wire.FenceOp) error {
 	if err != nil {
 		return err
 	}
+	if c.st.unfenced { // what ended before the reading is in this one or in the old one
+		c.st.unfenced, c.wrote = false, true
+	}
 	if op.GetIndex() <= old.index {
 		return nil // an older or equal reading of the control group
 	}

@@ -44,6 +44,9 @@ type ControlEntry struct {
 	//	*ControlEntry_CreateGroup
 	//	*ControlEntry_GroupReady
 	//	*ControlEntry_ChangeReplicas
+	//	*ControlEntry_Recovered
+	//	*ControlEntry_GiveUp
+	//	*ControlEntry_Acknowledge
 	Entry         isControlEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -228,6 +231,33 @@ func (x *ControlEntry) GetChangeReplicas() *ChangeReplicasRequest {
 	return nil
 }
 
+func (x *ControlEntry) GetRecovered() *RecoveredOp {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_Recovered); ok {
+			return x.Recovered
+		}
+	}
+	return nil
+}
+
+func (x *ControlEntry) GetGiveUp() *GiveUpOp {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_GiveUp); ok {
+			return x.GiveUp
+		}
+	}
+	return nil
+}
+
+func (x *ControlEntry) GetAcknowledge() *AcknowledgeOp {
+	if x != nil {
+		if x, ok := x.Entry.(*ControlEntry_Acknowledge); ok {
+			return x.Acknowledge
+		}
+	}
+	return nil
+}
+
 type isControlEntry_Entry interface {
 	isControlEntry_Entry()
 }
@@ -292,6 +322,18 @@ type ControlEntry_ChangeReplicas struct {
 	ChangeReplicas *ChangeReplicasRequest `protobuf:"bytes,30,opt,name=change_replicas,json=changeReplicas,proto3,oneof"`
 }
 
+type ControlEntry_Recovered struct {
+	Recovered *RecoveredOp `protobuf:"bytes,31,opt,name=recovered,proto3,oneof"`
+}
+
+type ControlEntry_GiveUp struct {
+	GiveUp *GiveUpOp `protobuf:"bytes,32,opt,name=give_up,json=giveUp,proto3,oneof"`
+}
+
+type ControlEntry_Acknowledge struct {
+	Acknowledge *AcknowledgeOp `protobuf:"bytes,33,opt,name=acknowledge,proto3,oneof"`
+}
+
 func (*ControlEntry_Form) isControlEntry_Entry() {}
 
 func (*ControlEntry_Register) isControlEntry_Entry() {}
@@ -321,6 +363,12 @@ func (*ControlEntry_CreateGroup) isControlEntry_Entry() {}
 func (*ControlEntry_GroupReady) isControlEntry_Entry() {}
 
 func (*ControlEntry_ChangeReplicas) isControlEntry_Entry() {}
+
+func (*ControlEntry_Recovered) isControlEntry_Entry() {}
+
+func (*ControlEntry_GiveUp) isControlEntry_Entry() {}
+
+func (*ControlEntry_Acknowledge) isControlEntry_Entry() {}
 
 // FormOp makes the cluster; it is the first entry.
 type FormOp struct {
@@ -506,6 +554,272 @@ func (x *BarOp) GetStart() uint64 {
 	return 0
 }
 
+// RecoveredOp is the first entry of a control group that has lost a majority: what
+// only the lost knew may have been given out, and is not given out again.
+type RecoveredOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // of the group: when the recovery was planned, milliseconds since 1970
+	Lost          []uint32               `protobuf:"varint,2,rep,packed,name=lost,proto3" json:"lost,omitempty"`      // nodes
+	Found         []*MapGroup            `protobuf:"bytes,3,rep,name=found,proto3" json:"found,omitempty"`            // groups that survivors have, each with the nodes that have a replica
+	Persisted     []*PersistedMark       `protobuf:"bytes,4,rep,name=persisted,proto3" json:"persisted,omitempty"`    // map epochs that stores said they have on disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoveredOp) Reset() {
+	*x = RecoveredOp{}
+	mi := &file_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoveredOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoveredOp) ProtoMessage() {}
+
+func (x *RecoveredOp) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoveredOp.ProtoReflect.Descriptor instead.
+func (*RecoveredOp) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RecoveredOp) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RecoveredOp) GetLost() []uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *RecoveredOp) GetFound() []*MapGroup {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+func (x *RecoveredOp) GetPersisted() []*PersistedMark {
+	if x != nil {
+		return x.Persisted
+	}
+	return nil
+}
+
+// GiveUpOp gives nodes up for good after groups were recovered without them.
+type GiveUpOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // of the groups
+	Lost          []uint32               `protobuf:"varint,2,rep,packed,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUpOp) Reset() {
+	*x = GiveUpOp{}
+	mi := &file_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUpOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUpOp) ProtoMessage() {}
+
+func (x *GiveUpOp) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUpOp.ProtoReflect.Descriptor instead.
+func (*GiveUpOp) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GiveUpOp) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GiveUpOp) GetLost() []uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// AcknowledgeOp ends what a recovery holds back.
+type AcknowledgeOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeOp) Reset() {
+	*x = AcknowledgeOp{}
+	mi := &file_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeOp) ProtoMessage() {}
+
+func (x *AcknowledgeOp) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeOp.ProtoReflect.Descriptor instead.
+func (*AcknowledgeOp) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{6}
+}
+
+// Recovery is one that nobody has acknowledged yet: nothing is deleted.
+type Recovery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Lost          []uint32               `protobuf:"varint,2,rep,packed,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recovery) Reset() {
+	*x = Recovery{}
+	mi := &file_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recovery) ProtoMessage() {}
+
+func (x *Recovery) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Recovery) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Recovery) GetLost() []uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// GroupRange are numbers of groups, first and last.
+type GroupRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupRange) Reset() {
+	*x = GroupRange{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupRange) ProtoMessage() {}
+
+func (x *GroupRange) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupRange.ProtoReflect.Descriptor instead.
+func (*GroupRange) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GroupRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *GroupRange) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type ExpireOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []uint64               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
@@ -515,7 +829,7 @@ type ExpireOp struct {
 
 func (x *ExpireOp) Reset() {
 	*x = ExpireOp{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +841,7 @@ func (x *ExpireOp) String() string {
 func (*ExpireOp) ProtoMessage() {}
 
 func (x *ExpireOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +854,7 @@ func (x *ExpireOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireOp.ProtoReflect.Descriptor instead.
 func (*ExpireOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExpireOp) GetSessions() []uint64 {
@@ -560,7 +874,7 @@ type ExpiredOp struct {
 
 func (x *ExpiredOp) Reset() {
 	*x = ExpiredOp{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +886,7 @@ func (x *ExpiredOp) String() string {
 func (*ExpiredOp) ProtoMessage() {}
 
 func (x *ExpiredOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +899,7 @@ func (x *ExpiredOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpiredOp.ProtoReflect.Descriptor instead.
 func (*ExpiredOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExpiredOp) GetSessions() []uint64 {
@@ -612,7 +926,7 @@ type PlanOp struct {
 
 func (x *PlanOp) Reset() {
 	*x = PlanOp{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +938,7 @@ func (x *PlanOp) String() string {
 func (*PlanOp) ProtoMessage() {}
 
 func (x *PlanOp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +951,7 @@ func (x *PlanOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanOp.ProtoReflect.Descriptor instead.
 func (*PlanOp) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanOp) GetDecisions() []*Decision {
@@ -665,7 +979,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +991,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +1004,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Decision) GetDecision() isDecision_Decision {
@@ -822,7 +1136,7 @@ type ReplicasDecision struct {
 
 func (x *ReplicasDecision) Reset() {
 	*x = ReplicasDecision{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1148,7 @@ func (x *ReplicasDecision) String() string {
 func (*ReplicasDecision) ProtoMessage() {}
 
 func (x *ReplicasDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1161,7 @@ func (x *ReplicasDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicasDecision.ProtoReflect.Descriptor instead.
 func (*ReplicasDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReplicasDecision) GetGroup() uint32 {
@@ -884,7 +1198,7 @@ type AbandonDecision struct {
 
 func (x *AbandonDecision) Reset() {
 	*x = AbandonDecision{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1210,7 @@ func (x *AbandonDecision) String() string {
 func (*AbandonDecision) ProtoMessage() {}
 
 func (x *AbandonDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1223,7 @@ func (x *AbandonDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonDecision.ProtoReflect.Descriptor instead.
 func (*AbandonDecision) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AbandonDecision) GetGroup() uint32 {
@@ -949,7 +1263,7 @@ type ControlReply struct {
 
 func (x *ControlReply) Reset() {
 	*x = ControlReply{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1275,7 @@ func (x *ControlReply) String() string {
 func (*ControlReply) ProtoMessage() {}
 
 func (x *ControlReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1288,7 @@ func (x *ControlReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlReply.ProtoReflect.Descriptor instead.
 func (*ControlReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ControlReply) GetKind() uint32 {
@@ -1063,13 +1377,15 @@ type ControlState struct {
 	Classes       []string               `protobuf:"bytes,11,rep,name=classes,proto3" json:"classes,omitempty"`    // that have been asked for besides the default, in that order; never taken back
 	Settings      []*ClassSetting        `protobuf:"bytes,12,rep,name=settings,proto3" json:"settings,omitempty"`  // sorted by class; a part of the map
 	LastGroup     uint32                 `protobuf:"varint,13,opt,name=last_group,json=lastGroup,proto3" json:"last_group,omitempty"`
+	Recovery      *Recovery              `protobuf:"bytes,14,opt,name=recovery,proto3" json:"recovery,omitempty"`                                // absent: none, or acknowledged
+	UnknownGroups []*GroupRange          `protobuf:"bytes,15,rep,name=unknown_groups,json=unknownGroups,proto3" json:"unknown_groups,omitempty"` // numbers that may have been given out and were lost: nothing of them is destroyed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControlState) Reset() {
 	*x = ControlState{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1397,7 @@ func (x *ControlState) String() string {
 func (*ControlState) ProtoMessage() {}
 
 func (x *ControlState) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1410,7 @@ func (x *ControlState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlState.ProtoReflect.Descriptor instead.
 func (*ControlState) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ControlState) GetForm() *FormOp {
@@ -1188,6 +1504,20 @@ func (x *ControlState) GetLastGroup() uint32 {
 	return 0
 }
 
+func (x *ControlState) GetRecovery() *Recovery {
+	if x != nil {
+		return x.Recovery
+	}
+	return nil
+}
+
+func (x *ControlState) GetUnknownGroups() []*GroupRange {
+	if x != nil {
+		return x.UnknownGroups
+	}
+	return nil
+}
+
 // NodeRow is the control group's row of a node.
 type NodeRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1198,7 +1528,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1540,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1553,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeRow) GetNode() *MapNode {
@@ -1246,7 +1576,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1588,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1601,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SessionRow) GetHolder() string {
@@ -1307,7 +1637,7 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\n" +
-	"meta.proto\"\xfd\x06\n" +
+	"meta.proto\"\xa3\b\n" +
 	"\fControlEntry\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\x03R\x03now\x12'\n" +
 	"\x04form\x18\x10 \x01(\v2\x11.dfsd.wire.FormOpH\x00R\x04form\x128\n" +
@@ -1327,7 +1657,10 @@ const file_control_proto_rawDesc = "" +
 	"\fcreate_group\x18\x1c \x01(\v2\x1d.dfsd.wire.CreateGroupRequestH\x00R\vcreateGroup\x12:\n" +
 	"\vgroup_ready\x18\x1d \x01(\v2\x17.dfsd.wire.GroupReadyOpH\x00R\n" +
 	"groupReady\x12K\n" +
-	"\x0fchange_replicas\x18\x1e \x01(\v2 .dfsd.wire.ChangeReplicasRequestH\x00R\x0echangeReplicasB\a\n" +
+	"\x0fchange_replicas\x18\x1e \x01(\v2 .dfsd.wire.ChangeReplicasRequestH\x00R\x0echangeReplicas\x126\n" +
+	"\trecovered\x18\x1f \x01(\v2\x16.dfsd.wire.RecoveredOpH\x00R\trecovered\x12.\n" +
+	"\agive_up\x18  \x01(\v2\x13.dfsd.wire.GiveUpOpH\x00R\x06giveUp\x12<\n" +
+	"\vacknowledge\x18! \x01(\v2\x18.dfsd.wire.AcknowledgeOpH\x00R\vacknowledgeB\a\n" +
 	"\x05entry\"\xce\x01\n" +
 	"\x06FormOp\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x16\n" +
@@ -1342,7 +1675,29 @@ const file_control_proto_rawDesc = "" +
 	"\bFormedOp\"1\n" +
 	"\x05BarOp\x12\x12\n" +
 	"\x04mark\x18\x01 \x01(\x04R\x04mark\x12\x14\n" +
-	"\x05start\x18\x02 \x01(\x06R\x05start\"&\n" +
+	"\x05start\x18\x02 \x01(\x06R\x05start\"\xa4\x01\n" +
+	"\vRecoveredOp\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04lost\x18\x02 \x03(\rR\x04lost\x12)\n" +
+	"\x05found\x18\x03 \x03(\v2\x13.dfsd.wire.MapGroupR\x05found\x126\n" +
+	"\tpersisted\x18\x04 \x03(\v2\x18.dfsd.wire.PersistedMarkR\tpersisted\">\n" +
+	"\bGiveUpOp\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04lost\x18\x02 \x03(\rR\x04lost\"\x0f\n" +
+	"\rAcknowledgeOp\">\n" +
+	"\bRecovery\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04lost\x18\x02 \x03(\rR\x04lost\"6\n" +
+	"\n" +
+	"GroupRange\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"&\n" +
 	"\bExpireOp\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\x04R\bsessions\"=\n" +
 	"\tExpiredOp\x12\x1a\n" +
@@ -1374,7 +1729,7 @@ const file_control_proto_rawDesc = "" +
 	"\bregister\x18\x10 \x01(\v2\x18.dfsd.wire.RegisterReplyH\x00R\bregister\x12@\n" +
 	"\fopen_session\x18\x11 \x01(\v2\x1b.dfsd.wire.OpenSessionReplyH\x00R\vopenSession\x12@\n" +
 	"\fcreate_group\x18\x12 \x01(\v2\x1b.dfsd.wire.CreateGroupReplyH\x00R\vcreateGroupB\a\n" +
-	"\x05reply\"\x9c\x03\n" +
+	"\x05reply\"\x8b\x04\n" +
 	"\fControlState\x12%\n" +
 	"\x04form\x18\x01 \x01(\v2\x11.dfsd.wire.FormOpR\x04form\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1b\n" +
@@ -1391,7 +1746,9 @@ const file_control_proto_rawDesc = "" +
 	"\aclasses\x18\v \x03(\tR\aclasses\x123\n" +
 	"\bsettings\x18\f \x03(\v2\x17.dfsd.wire.ClassSettingR\bsettings\x12\x1d\n" +
 	"\n" +
-	"last_group\x18\r \x01(\rR\tlastGroup\"1\n" +
+	"last_group\x18\r \x01(\rR\tlastGroup\x12/\n" +
+	"\brecovery\x18\x0e \x01(\v2\x13.dfsd.wire.RecoveryR\brecovery\x12<\n" +
+	"\x0eunknown_groups\x18\x0f \x03(\v2\x15.dfsd.wire.GroupRangeR\runknownGroups\"1\n" +
 	"\aNodeRow\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.dfsd.wire.MapNodeR\x04node\"l\n" +
 	"\n" +
@@ -1413,77 +1770,91 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_control_proto_goTypes = []any{
 	(*ControlEntry)(nil),          // 0: dfsd.wire.ControlEntry
 	(*FormOp)(nil),                // 1: dfsd.wire.FormOp
 	(*FormedOp)(nil),              // 2: dfsd.wire.FormedOp
 	(*BarOp)(nil),                 // 3: dfsd.wire.BarOp
-	(*ExpireOp)(nil),              // 4: dfsd.wire.ExpireOp
-	(*ExpiredOp)(nil),             // 5: dfsd.wire.ExpiredOp
-	(*PlanOp)(nil),                // 6: dfsd.wire.PlanOp
-	(*Decision)(nil),              // 7: dfsd.wire.Decision
-	(*ReplicasDecision)(nil),      // 8: dfsd.wire.ReplicasDecision
-	(*AbandonDecision)(nil),       // 9: dfsd.wire.AbandonDecision
-	(*ControlReply)(nil),          // 10: dfsd.wire.ControlReply
-	(*ControlState)(nil),          // 11: dfsd.wire.ControlState
-	(*NodeRow)(nil),               // 12: dfsd.wire.NodeRow
-	(*SessionRow)(nil),            // 13: dfsd.wire.SessionRow
-	(*RegisterRequest)(nil),       // 14: dfsd.wire.RegisterRequest
-	(*OpenSessionRequest)(nil),    // 15: dfsd.wire.OpenSessionRequest
-	(*CloseSessionRequest)(nil),   // 16: dfsd.wire.CloseSessionRequest
-	(*RefillDoneRequest)(nil),     // 17: dfsd.wire.RefillDoneRequest
-	(*WantClassRequest)(nil),      // 18: dfsd.wire.WantClassRequest
-	(*SetClassRequest)(nil),       // 19: dfsd.wire.SetClassRequest
-	(*CreateGroupRequest)(nil),    // 20: dfsd.wire.CreateGroupRequest
-	(*GroupReadyOp)(nil),          // 21: dfsd.wire.GroupReadyOp
-	(*ChangeReplicasRequest)(nil), // 22: dfsd.wire.ChangeReplicasRequest
-	(*StateDecision)(nil),         // 23: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 24: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 25: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 26: dfsd.wire.ActivateDecision
-	(*CreatePGsDecision)(nil),     // 27: dfsd.wire.CreatePGsDecision
-	(*RegisterReply)(nil),         // 28: dfsd.wire.RegisterReply
-	(*OpenSessionReply)(nil),      // 29: dfsd.wire.OpenSessionReply
-	(*CreateGroupReply)(nil),      // 30: dfsd.wire.CreateGroupReply
-	(*ClassSetting)(nil),          // 31: dfsd.wire.ClassSetting
-	(*MapNode)(nil),               // 32: dfsd.wire.MapNode
+	(*RecoveredOp)(nil),           // 4: dfsd.wire.RecoveredOp
+	(*GiveUpOp)(nil),              // 5: dfsd.wire.GiveUpOp
+	(*AcknowledgeOp)(nil),         // 6: dfsd.wire.AcknowledgeOp
+	(*Recovery)(nil),              // 7: dfsd.wire.Recovery
+	(*GroupRange)(nil),            // 8: dfsd.wire.GroupRange
+	(*ExpireOp)(nil),              // 9: dfsd.wire.ExpireOp
+	(*ExpiredOp)(nil),             // 10: dfsd.wire.ExpiredOp
+	(*PlanOp)(nil),                // 11: dfsd.wire.PlanOp
+	(*Decision)(nil),              // 12: dfsd.wire.Decision
+	(*ReplicasDecision)(nil),      // 13: dfsd.wire.ReplicasDecision
+	(*AbandonDecision)(nil),       // 14: dfsd.wire.AbandonDecision
+	(*ControlReply)(nil),          // 15: dfsd.wire.ControlReply
+	(*ControlState)(nil),          // 16: dfsd.wire.ControlState
+	(*NodeRow)(nil),               // 17: dfsd.wire.NodeRow
+	(*SessionRow)(nil),            // 18: dfsd.wire.SessionRow
+	(*RegisterRequest)(nil),       // 19: dfsd.wire.RegisterRequest
+	(*OpenSessionRequest)(nil),    // 20: dfsd.wire.OpenSessionRequest
+	(*CloseSessionRequest)(nil),   // 21: dfsd.wire.CloseSessionRequest
+	(*RefillDoneRequest)(nil),     // 22: dfsd.wire.RefillDoneRequest
+	(*WantClassRequest)(nil),      // 23: dfsd.wire.WantClassRequest
+	(*SetClassRequest)(nil),       // 24: dfsd.wire.SetClassRequest
+	(*CreateGroupRequest)(nil),    // 25: dfsd.wire.CreateGroupRequest
+	(*GroupReadyOp)(nil),          // 26: dfsd.wire.GroupReadyOp
+	(*ChangeReplicasRequest)(nil), // 27: dfsd.wire.ChangeReplicasRequest
+	(*MapGroup)(nil),              // 28: dfsd.wire.MapGroup
+	(*PersistedMark)(nil),         // 29: dfsd.wire.PersistedMark
+	(*StateDecision)(nil),         // 30: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 31: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 32: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 33: dfsd.wire.ActivateDecision
+	(*CreatePGsDecision)(nil),     // 34: dfsd.wire.CreatePGsDecision
+	(*RegisterReply)(nil),         // 35: dfsd.wire.RegisterReply
+	(*OpenSessionReply)(nil),      // 36: dfsd.wire.OpenSessionReply
+	(*CreateGroupReply)(nil),      // 37: dfsd.wire.CreateGroupReply
+	(*ClassSetting)(nil),          // 38: dfsd.wire.ClassSetting
+	(*MapNode)(nil),               // 39: dfsd.wire.MapNode
 }
 var file_control_proto_depIdxs = []int32{
 	1,  // 0: dfsd.wire.ControlEntry.form:type_name -> dfsd.wire.FormOp
-	14, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
-	15, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
-	16, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
-	4,  // 4: dfsd.wire.ControlEntry.expire:type_name -> dfsd.wire.ExpireOp
-	5,  // 5: dfsd.wire.ControlEntry.expired:type_name -> dfsd.wire.ExpiredOp
-	6,  // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
-	17, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
+	19, // 1: dfsd.wire.ControlEntry.register:type_name -> dfsd.wire.RegisterRequest
+	20, // 2: dfsd.wire.ControlEntry.open_session:type_name -> dfsd.wire.OpenSessionRequest
+	21, // 3: dfsd.wire.ControlEntry.close_session:type_name -> dfsd.wire.CloseSessionRequest
+	9,  // 4: dfsd.wire.ControlEntry.expire:type_name -> dfsd.wire.ExpireOp
+	10, // 5: dfsd.wire.ControlEntry.expired:type_name -> dfsd.wire.ExpiredOp
+	11, // 6: dfsd.wire.ControlEntry.plan:type_name -> dfsd.wire.PlanOp
+	22, // 7: dfsd.wire.ControlEntry.refill_done:type_name -> dfsd.wire.RefillDoneRequest
 	2,  // 8: dfsd.wire.ControlEntry.formed:type_name -> dfsd.wire.FormedOp
-	18, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
+	23, // 9: dfsd.wire.ControlEntry.want_class:type_name -> dfsd.wire.WantClassRequest
 	3,  // 10: dfsd.wire.ControlEntry.bar:type_name -> dfsd.wire.BarOp
-	19, // 11: dfsd.wire.ControlEntry.set_class:type_name -> dfsd.wire.SetClassRequest
-	20, // 12: dfsd.wire.ControlEntry.create_group:type_name -> dfsd.wire.CreateGroupRequest
-	21, // 13: dfsd.wire.ControlEntry.group_ready:type_name -> dfsd.wire.GroupReadyOp
-	22, // 14: dfsd.wire.ControlEntry.change_replicas:type_name -> dfsd.wire.ChangeReplicasRequest
-	7,  // 15: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
-	23, // 16: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
-	24, // 17: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
-	25, // 18: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
-	26, // 19: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
-	27, // 20: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
-	8,  // 21: dfsd.wire.Decision.replicas:type_name -> dfsd.wire.ReplicasDecision
-	9,  // 22: dfsd.wire.Decision.abandon:type_name -> dfsd.wire.AbandonDecision
-	28, // 23: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
-	29, // 24: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
-	30, // 25: dfsd.wire.ControlReply.create_group:type_name -> dfsd.wire.CreateGroupReply
-	1,  // 26: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
-	31, // 27: dfsd.wire.ControlState.settings:type_name -> dfsd.wire.ClassSetting
-	32, // 28: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	24, // 11: dfsd.wire.ControlEntry.set_class:type_name -> dfsd.wire.SetClassRequest
+	25, // 12: dfsd.wire.ControlEntry.create_group:type_name -> dfsd.wire.CreateGroupRequest
+	26, // 13: dfsd.wire.ControlEntry.group_ready:type_name -> dfsd.wire.GroupReadyOp
+	27, // 14: dfsd.wire.ControlEntry.change_replicas:type_name -> dfsd.wire.ChangeReplicasRequest
+	4,  // 15: dfsd.wire.ControlEntry.recovered:type_name -> dfsd.wire.RecoveredOp
+	5,  // 16: dfsd.wire.ControlEntry.give_up:type_name -> dfsd.wire.GiveUpOp
+	6,  // 17: dfsd.wire.ControlEntry.acknowledge:type_name -> dfsd.wire.AcknowledgeOp
+	28, // 18: dfsd.wire.RecoveredOp.found:type_name -> dfsd.wire.MapGroup
+	29, // 19: dfsd.wire.RecoveredOp.persisted:type_name -> dfsd.wire.PersistedMark
+	12, // 20: dfsd.wire.PlanOp.decisions:type_name -> dfsd.wire.Decision
+	30, // 21: dfsd.wire.Decision.state:type_name -> dfsd.wire.StateDecision
+	31, // 22: dfsd.wire.Decision.target:type_name -> dfsd.wire.TargetDecision
+	32, // 23: dfsd.wire.Decision.propose:type_name -> dfsd.wire.ProposeDecision
+	33, // 24: dfsd.wire.Decision.activate:type_name -> dfsd.wire.ActivateDecision
+	34, // 25: dfsd.wire.Decision.create:type_name -> dfsd.wire.CreatePGsDecision
+	13, // 26: dfsd.wire.Decision.replicas:type_name -> dfsd.wire.ReplicasDecision
+	14, // 27: dfsd.wire.Decision.abandon:type_name -> dfsd.wire.AbandonDecision
+	35, // 28: dfsd.wire.ControlReply.register:type_name -> dfsd.wire.RegisterReply
+	36, // 29: dfsd.wire.ControlReply.open_session:type_name -> dfsd.wire.OpenSessionReply
+	37, // 30: dfsd.wire.ControlReply.create_group:type_name -> dfsd.wire.CreateGroupReply
+	1,  // 31: dfsd.wire.ControlState.form:type_name -> dfsd.wire.FormOp
+	38, // 32: dfsd.wire.ControlState.settings:type_name -> dfsd.wire.ClassSetting
+	7,  // 33: dfsd.wire.ControlState.recovery:type_name -> dfsd.wire.Recovery
+	8,  // 34: dfsd.wire.ControlState.unknown_groups:type_name -> dfsd.wire.GroupRange
+	39, // 35: dfsd.wire.NodeRow.node:type_name -> dfsd.wire.MapNode
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1509,8 +1880,11 @@ func file_control_proto_init() {
 		(*ControlEntry_CreateGroup)(nil),
 		(*ControlEntry_GroupReady)(nil),
 		(*ControlEntry_ChangeReplicas)(nil),
+		(*ControlEntry_Recovered)(nil),
+		(*ControlEntry_GiveUp)(nil),
+		(*ControlEntry_Acknowledge)(nil),
 	}
-	file_control_proto_msgTypes[7].OneofWrappers = []any{
+	file_control_proto_msgTypes[12].OneofWrappers = []any{
 		(*Decision_State)(nil),
 		(*Decision_Target)(nil),
 		(*Decision_Propose)(nil),
@@ -1519,7 +1893,7 @@ func file_control_proto_init() {
 		(*Decision_Replicas)(nil),
 		(*Decision_Abandon)(nil),
 	}
-	file_control_proto_msgTypes[10].OneofWrappers = []any{
+	file_control_proto_msgTypes[15].OneofWrappers = []any{
 		(*ControlReply_Register)(nil),
 		(*ControlReply_OpenSession)(nil),
 		(*ControlReply_CreateGroup)(nil),
@@ -1530,7 +1904,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,6 +25,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RecoverRequest_Step int32
+
+const (
+	RecoverRequest_NONE      RecoverRequest_Step = 0
+	RecoverRequest_SET_ASIDE RecoverRequest_Step = 1
+	RecoverRequest_BEGIN     RecoverRequest_Step = 2
+	RecoverRequest_TAKE_BACK RecoverRequest_Step = 3
+)
+
+// Enum value maps for RecoverRequest_Step.
+var (
+	RecoverRequest_Step_name = map[int32]string{
+		0: "NONE",
+		1: "SET_ASIDE",
+		2: "BEGIN",
+		3: "TAKE_BACK",
+	}
+	RecoverRequest_Step_value = map[string]int32{
+		"NONE":      0,
+		"SET_ASIDE": 1,
+		"BEGIN":     2,
+		"TAKE_BACK": 3,
+	}
+)
+
+func (x RecoverRequest_Step) Enum() *RecoverRequest_Step {
+	p := new(RecoverRequest_Step)
+	*p = x
+	return p
+}
+
+func (x RecoverRequest_Step) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RecoverRequest_Step) Descriptor() protoreflect.EnumDescriptor {
+	return file_meta_proto_enumTypes[0].Descriptor()
+}
+
+func (RecoverRequest_Step) Type() protoreflect.EnumType {
+	return &file_meta_proto_enumTypes[0]
+}
+
+func (x RecoverRequest_Step) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RecoverRequest_Step.Descriptor instead.
+func (RecoverRequest_Step) EnumDescriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{67, 0}
+}
+
 type ProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`   // of the caller
@@ -3885,6 +3937,604 @@ func (x *ReadAnswer) GetRefusal() *Refusal {
 	return nil
 }
 
+type SurvivorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurvivorsRequest) Reset() {
+	*x = SurvivorsRequest{}
+	mi := &file_meta_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurvivorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurvivorsRequest) ProtoMessage() {}
+
+func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurvivorsRequest.ProtoReflect.Descriptor instead.
+func (*SurvivorsRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{64}
+}
+
+type SurvivorsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cluster       []byte                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node          uint32                 `protobuf:"varint,3,opt,name=node,proto3" json:"node,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`  // of this node's map; 0: it has none
+	Groups        []*Survivor            `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"` // ascending
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurvivorsReply) Reset() {
+	*x = SurvivorsReply{}
+	mi := &file_meta_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurvivorsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurvivorsReply) ProtoMessage() {}
+
+func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurvivorsReply.ProtoReflect.Descriptor instead.
+func (*SurvivorsReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *SurvivorsReply) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SurvivorsReply) GetCluster() []byte {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *SurvivorsReply) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *SurvivorsReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *SurvivorsReply) GetGroups() []*Survivor {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// Survivor is what is durable of one replica.
+type Survivor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: the group was never recovered
+	Aside         uint64                 `protobuf:"varint,3,opt,name=aside,proto3" json:"aside,omitempty"`           // the generation for which the replica is set aside; 0: it is not
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	Vote          uint64                 `protobuf:"varint,5,opt,name=vote,proto3" json:"vote,omitempty"`
+	Commit        uint64                 `protobuf:"varint,6,opt,name=commit,proto3" json:"commit,omitempty"`
+	First         uint64                 `protobuf:"varint,7,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,8,opt,name=last,proto3" json:"last,omitempty"`
+	LastTerm      uint64                 `protobuf:"varint,9,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	Applied       uint64                 `protobuf:"varint,10,opt,name=applied,proto3" json:"applied,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,11,opt,name=hash,proto3" json:"hash,omitempty"`
+	Voters        []uint32               `protobuf:"varint,12,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // at the end of the log
+	Outgoing      []uint32               `protobuf:"varint,13,rep,packed,name=outgoing,proto3" json:"outgoing,omitempty"` // the other half of a joint configuration
+	Learners      []uint32               `protobuf:"varint,14,rep,packed,name=learners,proto3" json:"learners,omitempty"`
+	Leader        uint32                 `protobuf:"varint,15,opt,name=leader,proto3" json:"leader,omitempty"` // 0: it follows nobody
+	Unfit         string                 `protobuf:"bytes,16,opt,name=unfit,proto3" json:"unfit,omitempty"`    // why nothing can be recovered from it; empty: it can
+	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`   // the group has its first state here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Survivor) Reset() {
+	*x = Survivor{}
+	mi := &file_meta_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Survivor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Survivor) ProtoMessage() {}
+
+func (x *Survivor) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
+func (*Survivor) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *Survivor) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *Survivor) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Survivor) GetAside() uint64 {
+	if x != nil {
+		return x.Aside
+	}
+	return 0
+}
+
+func (x *Survivor) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Survivor) GetVote() uint64 {
+	if x != nil {
+		return x.Vote
+	}
+	return 0
+}
+
+func (x *Survivor) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *Survivor) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Survivor) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *Survivor) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *Survivor) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *Survivor) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Survivor) GetVoters() []uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *Survivor) GetOutgoing() []uint32 {
+	if x != nil {
+		return x.Outgoing
+	}
+	return nil
+}
+
+func (x *Survivor) GetLearners() []uint32 {
+	if x != nil {
+		return x.Learners
+	}
+	return nil
+}
+
+func (x *Survivor) GetLeader() uint32 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+func (x *Survivor) GetUnfit() string {
+	if x != nil {
+		return x.Unfit
+	}
+	return ""
+}
+
+func (x *Survivor) GetBegun() bool {
+	if x != nil {
+		return x.Begun
+	}
+	return false
+}
+
+// RecoverRequest is one step of a plan: what it names is what was shown.
+type RecoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"` // the receiver
+	Step          RecoverRequest_Step    `protobuf:"varint,2,opt,name=step,proto3,enum=dfsd.wire.RecoverRequest_Step" json:"step,omitempty"`
+	Group         uint32                 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"` // of BEGIN: the highest that any survivor knows
+	Last          uint64                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"` // of BEGIN: where the log ends
+	LastTerm      uint64                 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	Lost          []uint32               `protobuf:"varint,8,rep,packed,name=lost,proto3" json:"lost,omitempty"`
+	Found         []*MapGroup            `protobuf:"bytes,9,rep,name=found,proto3" json:"found,omitempty"` // of BEGIN of the control group: as in RecoveredOp
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_meta_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *RecoverRequest) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetStep() RecoverRequest_Step {
+	if x != nil {
+		return x.Step
+	}
+	return RecoverRequest_NONE
+}
+
+func (x *RecoverRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetLost() []uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *RecoverRequest) GetFound() []*MapGroup {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+type RecoverReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverReply) Reset() {
+	*x = RecoverReply{}
+	mi := &file_meta_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverReply) ProtoMessage() {}
+
+func (x *RecoverReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverReply.ProtoReflect.Descriptor instead.
+func (*RecoverReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{68}
+}
+
+type GiveUpRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Lost          []uint32               `protobuf:"varint,2,rep,packed,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUpRequest) Reset() {
+	*x = GiveUpRequest{}
+	mi := &file_meta_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUpRequest) ProtoMessage() {}
+
+func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
+func (*GiveUpRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *GiveUpRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GiveUpRequest) GetLost() []uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+type GiveUpReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUpReply) Reset() {
+	*x = GiveUpReply{}
+	mi := &file_meta_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUpReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUpReply) ProtoMessage() {}
+
+func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUpReply.ProtoReflect.Descriptor instead.
+func (*GiveUpReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{70}
+}
+
+type AcknowledgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeRequest) Reset() {
+	*x = AcknowledgeRequest{}
+	mi := &file_meta_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeRequest) ProtoMessage() {}
+
+func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *AcknowledgeRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+type AcknowledgeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeReply) Reset() {
+	*x = AcknowledgeReply{}
+	mi := &file_meta_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeReply) ProtoMessage() {}
+
+func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
+func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{72}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3893,7 +4543,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +4555,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +4568,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{64}
+	return file_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type StatusReply struct {
@@ -3932,15 +4582,16 @@ type StatusReply struct {
 	MetaUp        []uint32               `protobuf:"varint,7,rep,packed,name=meta_up,json=metaUp,proto3" json:"meta_up,omitempty"` // meta nodes heard of lately
 	Problems      []string               `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`                   // why reads or writes are not taken; empty: they are
 	Sessions      uint64                 `protobuf:"varint,9,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"` // what the planner could not have, and why
-	Disks         []*MetaDisk            `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"` // of the meta nodes heard of lately
+	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"`          // what the planner could not have, and why
+	Disks         []*MetaDisk            `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"`          // of the meta nodes heard of lately
+	Recovered     uint64                 `protobuf:"varint,12,opt,name=recovered,proto3" json:"recovered,omitempty"` // the generation of a recovery that nobody has acknowledged; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3952,7 +4603,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3965,7 +4616,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{65}
+	return file_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -4045,6 +4696,13 @@ func (x *StatusReply) GetDisks() []*MetaDisk {
 	return nil
 }
 
+func (x *StatusReply) GetRecovered() uint64 {
+	if x != nil {
+		return x.Recovered
+	}
+	return 0
+}
+
 type GroupStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -4060,7 +4718,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4072,7 +4730,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4085,7 +4743,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{66}
+	return file_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -4149,7 +4807,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4161,7 +4819,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4174,7 +4832,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{67}
+	return file_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -4220,7 +4878,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4890,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4903,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{68}
+	return file_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -4581,8 +5239,63 @@ const file_meta_proto_rawDesc = "" +
 	"\n" +
 	"ReadAnswer\x12.\n" +
 	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\x12,\n" +
-	"\arefusal\x18\x02 \x01(\v2\x12.dfsd.wire.RefusalR\arefusal\"\x0f\n" +
-	"\rStatusRequest\"\x8f\x03\n" +
+	"\arefusal\x18\x02 \x01(\v2\x12.dfsd.wire.RefusalR\arefusal\"\x12\n" +
+	"\x10SurvivorsRequest\"\x95\x01\n" +
+	"\x0eSurvivorsReply\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\fR\acluster\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\rR\x04node\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12+\n" +
+	"\x06groups\x18\x05 \x03(\v2\x13.dfsd.wire.SurvivorR\x06groups\"\x9f\x03\n" +
+	"\bSurvivor\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05aside\x18\x03 \x01(\x04R\x05aside\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04vote\x18\x05 \x01(\x04R\x04vote\x12\x16\n" +
+	"\x06commit\x18\x06 \x01(\x04R\x06commit\x12\x14\n" +
+	"\x05first\x18\a \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\b \x01(\x04R\x04last\x12\x1b\n" +
+	"\tlast_term\x18\t \x01(\x04R\blastTerm\x12\x18\n" +
+	"\aapplied\x18\n" +
+	" \x01(\x04R\aapplied\x12\x12\n" +
+	"\x04hash\x18\v \x01(\fR\x04hash\x12\x16\n" +
+	"\x06voters\x18\f \x03(\rR\x06voters\x12\x1a\n" +
+	"\boutgoing\x18\r \x03(\rR\boutgoing\x12\x1a\n" +
+	"\blearners\x18\x0e \x03(\rR\blearners\x12\x16\n" +
+	"\x06leader\x18\x0f \x01(\rR\x06leader\x12\x14\n" +
+	"\x05unfit\x18\x10 \x01(\tR\x05unfit\x12\x14\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xcd\x02\n" +
+	"\x0eRecoverRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x122\n" +
+	"\x04step\x18\x02 \x01(\x0e2\x1e.dfsd.wire.RecoverRequest.StepR\x04step\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\rR\x05group\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04last\x18\x06 \x01(\x04R\x04last\x12\x1b\n" +
+	"\tlast_term\x18\a \x01(\x04R\blastTerm\x12\x12\n" +
+	"\x04lost\x18\b \x03(\rR\x04lost\x12)\n" +
+	"\x05found\x18\t \x03(\v2\x13.dfsd.wire.MapGroupR\x05found\"9\n" +
+	"\x04Step\x12\b\n" +
+	"\x04NONE\x10\x00\x12\r\n" +
+	"\tSET_ASIDE\x10\x01\x12\t\n" +
+	"\x05BEGIN\x10\x02\x12\r\n" +
+	"\tTAKE_BACK\x10\x03\"\x0e\n" +
+	"\fRecoverReply\"C\n" +
+	"\rGiveUpRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04lost\x18\x02 \x03(\rR\x04lost\"\r\n" +
+	"\vGiveUpReply\"*\n" +
+	"\x12AcknowledgeRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\"\x12\n" +
+	"\x10AcknowledgeReply\"\x0f\n" +
+	"\rStatusRequest\"\xad\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12.\n" +
@@ -4597,7 +5310,8 @@ const file_meta_proto_rawDesc = "" +
 	"\bsessions\x18\t \x01(\x04R\bsessions\x12\x14\n" +
 	"\x05notes\x18\n" +
 	" \x03(\tR\x05notes\x12)\n" +
-	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\"\xbe\x01\n" +
+	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\x12\x1c\n" +
+	"\trecovered\x18\f \x01(\x04R\trecovered\"\xbe\x01\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
@@ -4619,7 +5333,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xbe\f\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xc9\x0e\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -4647,7 +5361,11 @@ const file_meta_proto_rawDesc = "" +
 	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
 	"\x05Marks\x12\x17.dfsd.wire.MarksRequest\x1a\x15.dfsd.wire.MarksReply\x124\n" +
 	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12@\n" +
-	"\bReadMany\x12\x1a.dfsd.wire.ReadManyRequest\x1a\x18.dfsd.wire.ReadManyReply\x12:\n" +
+	"\bReadMany\x12\x1a.dfsd.wire.ReadManyRequest\x1a\x18.dfsd.wire.ReadManyReply\x12C\n" +
+	"\tSurvivors\x12\x1b.dfsd.wire.SurvivorsRequest\x1a\x19.dfsd.wire.SurvivorsReply\x12=\n" +
+	"\aRecover\x12\x19.dfsd.wire.RecoverRequest\x1a\x17.dfsd.wire.RecoverReply\x12:\n" +
+	"\x06GiveUp\x12\x18.dfsd.wire.GiveUpRequest\x1a\x16.dfsd.wire.GiveUpReply\x12I\n" +
+	"\vAcknowledge\x12\x1d.dfsd.wire.AcknowledgeRequest\x1a\x1b.dfsd.wire.AcknowledgeReply\x12:\n" +
 	"\x06Status\x12\x18.dfsd.wire.StatusRequest\x1a\x16.dfsd.wire.StatusReplyB\x15Z\x13dfsd/transport/wireb\x06proto3"
 
 var (
@@ -4662,182 +5380,205 @@ func file_meta_proto_rawDescGZIP() []byte {
 	return file_meta_proto_rawDescData
 }
 
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_meta_proto_goTypes = []any{
-	(*ProbeRequest)(nil),          // 0: dfsd.wire.ProbeRequest
-	(*ProbeReply)(nil),            // 1: dfsd.wire.ProbeReply
-	(*RegisterRequest)(nil),       // 2: dfsd.wire.RegisterRequest
-	(*RegisterStore)(nil),         // 3: dfsd.wire.RegisterStore
-	(*RegisterReply)(nil),         // 4: dfsd.wire.RegisterReply
-	(*HeartbeatRequest)(nil),      // 5: dfsd.wire.HeartbeatRequest
-	(*StoreBeat)(nil),             // 6: dfsd.wire.StoreBeat
-	(*RefillBeat)(nil),            // 7: dfsd.wire.RefillBeat
-	(*HeartbeatReply)(nil),        // 8: dfsd.wire.HeartbeatReply
-	(*MetaReport)(nil),            // 9: dfsd.wire.MetaReport
-	(*MetaDisk)(nil),              // 10: dfsd.wire.MetaDisk
-	(*GroupBeat)(nil),             // 11: dfsd.wire.GroupBeat
-	(*MetaReportReply)(nil),       // 12: dfsd.wire.MetaReportReply
-	(*GroupLoad)(nil),             // 13: dfsd.wire.GroupLoad
-	(*GetMapRequest)(nil),         // 14: dfsd.wire.GetMapRequest
-	(*GetMapReply)(nil),           // 15: dfsd.wire.GetMapReply
-	(*GroupLeader)(nil),           // 16: dfsd.wire.GroupLeader
-	(*RefillDoneRequest)(nil),     // 17: dfsd.wire.RefillDoneRequest
-	(*RefillDone)(nil),            // 18: dfsd.wire.RefillDone
-	(*RefillDoneReply)(nil),       // 19: dfsd.wire.RefillDoneReply
-	(*OpenSessionRequest)(nil),    // 20: dfsd.wire.OpenSessionRequest
-	(*OpenSessionReply)(nil),      // 21: dfsd.wire.OpenSessionReply
-	(*KeepAliveRequest)(nil),      // 22: dfsd.wire.KeepAliveRequest
-	(*KeepAliveReply)(nil),        // 23: dfsd.wire.KeepAliveReply
-	(*CloseSessionRequest)(nil),   // 24: dfsd.wire.CloseSessionRequest
-	(*CloseSessionReply)(nil),     // 25: dfsd.wire.CloseSessionReply
-	(*WantClassRequest)(nil),      // 26: dfsd.wire.WantClassRequest
-	(*WantClassReply)(nil),        // 27: dfsd.wire.WantClassReply
-	(*SetClassRequest)(nil),       // 28: dfsd.wire.SetClassRequest
-	(*SetClassReply)(nil),         // 29: dfsd.wire.SetClassReply
-	(*MutateRequest)(nil),         // 30: dfsd.wire.MutateRequest
-	(*MutateReply)(nil),           // 31: dfsd.wire.MutateReply
-	(*MutateManyRequest)(nil),     // 32: dfsd.wire.MutateManyRequest
-	(*MutateManyReply)(nil),       // 33: dfsd.wire.MutateManyReply
-	(*MutateAnswer)(nil),          // 34: dfsd.wire.MutateAnswer
-	(*Refusal)(nil),               // 35: dfsd.wire.Refusal
-	(*FenceRequest)(nil),          // 36: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),            // 37: dfsd.wire.FenceReply
-	(*GarbageRequest)(nil),        // 38: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),          // 39: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),          // 40: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),            // 41: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),           // 42: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),             // 43: dfsd.wire.ReadReply
-	(*CreateGroupRequest)(nil),    // 44: dfsd.wire.CreateGroupRequest
-	(*CreateGroupReply)(nil),      // 45: dfsd.wire.CreateGroupReply
-	(*ChangeReplicasRequest)(nil), // 46: dfsd.wire.ChangeReplicasRequest
-	(*ChangeReplicasReply)(nil),   // 47: dfsd.wire.ChangeReplicasReply
-	(*ReplicaRequest)(nil),        // 48: dfsd.wire.ReplicaRequest
-	(*ReplicaReply)(nil),          // 49: dfsd.wire.ReplicaReply
-	(*PeerProgress)(nil),          // 50: dfsd.wire.PeerProgress
-	(*MoveLeaderRequest)(nil),     // 51: dfsd.wire.MoveLeaderRequest
-	(*MoveLeaderReply)(nil),       // 52: dfsd.wire.MoveLeaderReply
-	(*GroupReadyOp)(nil),          // 53: dfsd.wire.GroupReadyOp
-	(*StateDecision)(nil),         // 54: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 55: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 56: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 57: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),         // 58: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),     // 59: dfsd.wire.CreatePGsDecision
-	(*GroupReadyReply)(nil),       // 60: dfsd.wire.GroupReadyReply
-	(*ReadManyRequest)(nil),       // 61: dfsd.wire.ReadManyRequest
-	(*ReadManyReply)(nil),         // 62: dfsd.wire.ReadManyReply
-	(*ReadAnswer)(nil),            // 63: dfsd.wire.ReadAnswer
-	(*StatusRequest)(nil),         // 64: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),           // 65: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),           // 66: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),           // 67: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),            // 68: dfsd.wire.Redundancy
-	nil,                           // 69: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),           // 70: dfsd.wire.Incarnation
-	(*Lineage)(nil),               // 71: dfsd.wire.Lineage
-	(*ClusterMap)(nil),            // 72: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),          // 73: dfsd.wire.ClassSetting
-	(*Result)(nil),                // 74: dfsd.wire.Result
-	(*FenceOp)(nil),               // 75: dfsd.wire.FenceOp
-	(*SessionMark)(nil),           // 76: dfsd.wire.SessionMark
-	(*Query)(nil),                 // 77: dfsd.wire.Query
-	(*QueryResult)(nil),           // 78: dfsd.wire.QueryResult
+	(RecoverRequest_Step)(0),      // 0: dfsd.wire.RecoverRequest.Step
+	(*ProbeRequest)(nil),          // 1: dfsd.wire.ProbeRequest
+	(*ProbeReply)(nil),            // 2: dfsd.wire.ProbeReply
+	(*RegisterRequest)(nil),       // 3: dfsd.wire.RegisterRequest
+	(*RegisterStore)(nil),         // 4: dfsd.wire.RegisterStore
+	(*RegisterReply)(nil),         // 5: dfsd.wire.RegisterReply
+	(*HeartbeatRequest)(nil),      // 6: dfsd.wire.HeartbeatRequest
+	(*StoreBeat)(nil),             // 7: dfsd.wire.StoreBeat
+	(*RefillBeat)(nil),            // 8: dfsd.wire.RefillBeat
+	(*HeartbeatReply)(nil),        // 9: dfsd.wire.HeartbeatReply
+	(*MetaReport)(nil),            // 10: dfsd.wire.MetaReport
+	(*MetaDisk)(nil),              // 11: dfsd.wire.MetaDisk
+	(*GroupBeat)(nil),             // 12: dfsd.wire.GroupBeat
+	(*MetaReportReply)(nil),       // 13: dfsd.wire.MetaReportReply
+	(*GroupLoad)(nil),             // 14: dfsd.wire.GroupLoad
+	(*GetMapRequest)(nil),         // 15: dfsd.wire.GetMapRequest
+	(*GetMapReply)(nil),           // 16: dfsd.wire.GetMapReply
+	(*GroupLeader)(nil),           // 17: dfsd.wire.GroupLeader
+	(*RefillDoneRequest)(nil),     // 18: dfsd.wire.RefillDoneRequest
+	(*RefillDone)(nil),            // 19: dfsd.wire.RefillDone
+	(*RefillDoneReply)(nil),       // 20: dfsd.wire.RefillDoneReply
+	(*OpenSessionRequest)(nil),    // 21: dfsd.wire.OpenSessionRequest
+	(*OpenSessionReply)(nil),      // 22: dfsd.wire.OpenSessionReply
+	(*KeepAliveRequest)(nil),      // 23: dfsd.wire.KeepAliveRequest
+	(*KeepAliveReply)(nil),        // 24: dfsd.wire.KeepAliveReply
+	(*CloseSessionRequest)(nil),   // 25: dfsd.wire.CloseSessionRequest
+	(*CloseSessionReply)(nil),     // 26: dfsd.wire.CloseSessionReply
+	(*WantClassRequest)(nil),      // 27: dfsd.wire.WantClassRequest
+	(*WantClassReply)(nil),        // 28: dfsd.wire.WantClassReply
+	(*SetClassRequest)(nil),       // 29: dfsd.wire.SetClassRequest
+	(*SetClassReply)(nil),         // 30: dfsd.wire.SetClassReply
+	(*MutateRequest)(nil),         // 31: dfsd.wire.MutateRequest
+	(*MutateReply)(nil),           // 32: dfsd.wire.MutateReply
+	(*MutateManyRequest)(nil),     // 33: dfsd.wire.MutateManyRequest
+	(*MutateManyReply)(nil),       // 34: dfsd.wire.MutateManyReply
+	(*MutateAnswer)(nil),          // 35: dfsd.wire.MutateAnswer
+	(*Refusal)(nil),               // 36: dfsd.wire.Refusal
+	(*FenceRequest)(nil),          // 37: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),            // 38: dfsd.wire.FenceReply
+	(*GarbageRequest)(nil),        // 39: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 40: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 41: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 42: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 43: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 44: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 45: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 46: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 47: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 48: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 49: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 50: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 51: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 52: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 53: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 54: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 55: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 56: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 57: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 58: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 59: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 60: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 61: dfsd.wire.GroupReadyReply
+	(*ReadManyRequest)(nil),       // 62: dfsd.wire.ReadManyRequest
+	(*ReadManyReply)(nil),         // 63: dfsd.wire.ReadManyReply
+	(*ReadAnswer)(nil),            // 64: dfsd.wire.ReadAnswer
+	(*SurvivorsRequest)(nil),      // 65: dfsd.wire.SurvivorsRequest
+	(*SurvivorsReply)(nil),        // 66: dfsd.wire.SurvivorsReply
+	(*Survivor)(nil),              // 67: dfsd.wire.Survivor
+	(*RecoverRequest)(nil),        // 68: dfsd.wire.RecoverRequest
+	(*RecoverReply)(nil),          // 69: dfsd.wire.RecoverReply
+	(*GiveUpRequest)(nil),         // 70: dfsd.wire.GiveUpRequest
+	(*GiveUpReply)(nil),           // 71: dfsd.wire.GiveUpReply
+	(*AcknowledgeRequest)(nil),    // 72: dfsd.wire.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),      // 73: dfsd.wire.AcknowledgeReply
+	(*StatusRequest)(nil),         // 74: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 75: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 76: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 77: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 78: dfsd.wire.Redundancy
+	nil,                           // 79: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 80: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 81: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 82: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 83: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 84: dfsd.wire.Result
+	(*FenceOp)(nil),               // 85: dfsd.wire.FenceOp
+	(*SessionMark)(nil),           // 86: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 87: dfsd.wire.Query
+	(*QueryResult)(nil),           // 88: dfsd.wire.QueryResult
+	(*MapGroup)(nil),              // 89: dfsd.wire.MapGroup
 }
 var file_meta_proto_depIdxs = []int32{
-	70, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	71, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	69, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
-	3,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	70, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	71, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	70, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	6,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	70, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
-	7,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
-	11, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
-	6,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
-	10, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
-	13, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
-	10, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	72, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
-	16, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
-	18, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	73, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	74, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	34, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
-	74, // 21: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
-	35, // 22: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
-	75, // 23: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	76, // 24: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	77, // 25: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	78, // 26: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	50, // 27: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
-	70, // 28: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	58, // 29: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	77, // 30: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
-	63, // 31: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
-	78, // 32: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
-	35, // 33: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
-	72, // 34: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	66, // 35: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	67, // 36: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	68, // 37: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	10, // 38: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	6,  // 39: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	0,  // 40: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	2,  // 41: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	5,  // 42: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	9,  // 43: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	14, // 44: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	17, // 45: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	20, // 46: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	22, // 47: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	24, // 48: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	26, // 49: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	28, // 50: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	44, // 51: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
-	46, // 52: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
-	48, // 53: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
-	51, // 54: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
-	53, // 55: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
-	30, // 56: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	32, // 57: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
-	36, // 58: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	38, // 59: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	40, // 60: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	42, // 61: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	61, // 62: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
-	64, // 63: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	1,  // 64: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	4,  // 65: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	8,  // 66: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	12, // 67: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	15, // 68: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	19, // 69: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	21, // 70: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	23, // 71: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	25, // 72: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	27, // 73: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	29, // 74: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	45, // 75: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
-	47, // 76: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
-	49, // 77: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
-	52, // 78: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
-	60, // 79: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
-	31, // 80: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	33, // 81: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
-	37, // 82: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	39, // 83: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	41, // 84: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	43, // 85: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	62, // 86: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
-	65, // 87: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	64, // [64:88] is the sub-list for method output_type
-	40, // [40:64] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	80, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	81, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	79, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	4,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
+	80, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	81, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	80, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	7,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
+	80, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	8,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
+	12, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
+	7,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
+	11, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
+	14, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
+	11, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
+	82, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	17, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
+	19, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
+	83, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	84, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	35, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
+	84, // 21: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
+	36, // 22: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
+	85, // 23: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	86, // 24: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	87, // 25: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	88, // 26: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	51, // 27: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	80, // 28: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	59, // 29: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	87, // 30: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
+	64, // 31: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
+	88, // 32: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
+	36, // 33: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
+	67, // 34: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
+	0,  // 35: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
+	89, // 36: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
+	82, // 37: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	76, // 38: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	77, // 39: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	78, // 40: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	11, // 41: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	7,  // 42: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	1,  // 43: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	3,  // 44: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	6,  // 45: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	10, // 46: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	15, // 47: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	18, // 48: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	21, // 49: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	23, // 50: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	25, // 51: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	27, // 52: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	29, // 53: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	45, // 54: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	47, // 55: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	49, // 56: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	52, // 57: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	54, // 58: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	31, // 59: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	33, // 60: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
+	37, // 61: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	39, // 62: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	41, // 63: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	43, // 64: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	62, // 65: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
+	65, // 66: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
+	68, // 67: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
+	70, // 68: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
+	72, // 69: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
+	74, // 70: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	2,  // 71: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	5,  // 72: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	9,  // 73: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	13, // 74: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	16, // 75: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	20, // 76: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	22, // 77: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	24, // 78: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	26, // 79: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	28, // 80: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	30, // 81: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	46, // 82: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	48, // 83: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	50, // 84: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	53, // 85: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	61, // 86: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	32, // 87: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	34, // 88: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
+	38, // 89: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	40, // 90: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	42, // 91: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	44, // 92: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	63, // 93: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
+	66, // 94: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
+	69, // 95: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
+	71, // 96: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
+	73, // 97: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
+	75, // 98: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	71, // [71:99] is the sub-list for method output_type
+	43, // [43:71] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -4852,13 +5593,14 @@ func file_meta_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   70,
+			NumEnums:      1,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_meta_proto_goTypes,
 		DependencyIndexes: file_meta_proto_depIdxs,
+		EnumInfos:         file_meta_proto_enumTypes,
 		MessageInfos:      file_meta_proto_msgTypes,
 	}.Build()
 	File_meta_proto = out.File

@@ -51,6 +51,10 @@ type DRPCMetaClient interface {
 	Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
 	ReadMany(ctx context.Context, in *ReadManyRequest) (*ReadManyReply, error)
+	Survivors(ctx context.Context, in *SurvivorsRequest) (*SurvivorsReply, error)
+	Recover(ctx context.Context, in *RecoverRequest) (*RecoverReply, error)
+	GiveUp(ctx context.Context, in *GiveUpRequest) (*GiveUpReply, error)
+	Acknowledge(ctx context.Context, in *AcknowledgeRequest) (*AcknowledgeReply, error)
 	Status(ctx context.Context, in *StatusRequest) (*StatusReply, error)
 }
 
@@ -271,6 +275,42 @@ func (c *drpcMetaClient) ReadMany(ctx context.Context, in *ReadManyRequest) (*Re
 	return out, nil
 }
 
+func (c *drpcMetaClient) Survivors(ctx context.Context, in *SurvivorsRequest) (*SurvivorsReply, error) {
+	out := new(SurvivorsReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Survivors", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) Recover(ctx context.Context, in *RecoverRequest) (*RecoverReply, error) {
+	out := new(RecoverReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Recover", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) GiveUp(ctx context.Context, in *GiveUpRequest) (*GiveUpReply, error) {
+	out := new(GiveUpReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/GiveUp", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) Acknowledge(ctx context.Context, in *AcknowledgeRequest) (*AcknowledgeReply, error) {
+	out := new(AcknowledgeReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Acknowledge", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Status(ctx context.Context, in *StatusRequest) (*StatusReply, error) {
 	out := new(StatusReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{}, in, out)
@@ -304,6 +344,10 @@ type DRPCMetaServer interface {
 	Marks(context.Context, *MarksRequest) (*MarksReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
 	ReadMany(context.Context, *ReadManyRequest) (*ReadManyReply, error)
+	Survivors(context.Context, *SurvivorsRequest) (*SurvivorsReply, error)
+	Recover(context.Context, *RecoverRequest) (*RecoverReply, error)
+	GiveUp(context.Context, *GiveUpRequest) (*GiveUpReply, error)
+	Acknowledge(context.Context, *AcknowledgeRequest) (*AcknowledgeReply, error)
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 }
 
@@ -401,13 +445,29 @@ func (s *DRPCMetaUnimplementedServer) ReadMany(context.Context, *ReadManyRequest
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) Survivors(context.Context, *SurvivorsRequest) (*SurvivorsReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) Recover(context.Context, *RecoverRequest) (*RecoverReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) GiveUp(context.Context, *GiveUpRequest) (*GiveUpReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) Acknowledge(context.Context, *AcknowledgeRequest) (*AcknowledgeReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 24 }
+func (DRPCMetaDescription) NumMethods() int { return 28 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -619,6 +679,42 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.ReadMany, true
 	case 23:
+		return "/dfsd.wire.Meta/Survivors", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Survivors(
+						ctx,
+						in1.(*SurvivorsRequest),
+					)
+			}, DRPCMetaServer.Survivors, true
+	case 24:
+		return "/dfsd.wire.Meta/Recover", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Recover(
+						ctx,
+						in1.(*RecoverRequest),
+					)
+			}, DRPCMetaServer.Recover, true
+	case 25:
+		return "/dfsd.wire.Meta/GiveUp", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					GiveUp(
+						ctx,
+						in1.(*GiveUpRequest),
+					)
+			}, DRPCMetaServer.GiveUp, true
+	case 26:
+		return "/dfsd.wire.Meta/Acknowledge", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Acknowledge(
+						ctx,
+						in1.(*AcknowledgeRequest),
+					)
+			}, DRPCMetaServer.Acknowledge, true
+	case 27:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -1090,6 +1186,86 @@ func (x *drpcMeta_ReadManyStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_ReadManyStream) SendAndClose(m *ReadManyReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_SurvivorsStream interface {
+	drpc.Stream
+	SendAndClose(*SurvivorsReply) error
+}
+
+type drpcMeta_SurvivorsStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_SurvivorsStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_SurvivorsStream) SendAndClose(m *SurvivorsReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_RecoverStream interface {
+	drpc.Stream
+	SendAndClose(*RecoverReply) error
+}
+
+type drpcMeta_RecoverStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_RecoverStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_RecoverStream) SendAndClose(m *RecoverReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_GiveUpStream interface {
+	drpc.Stream
+	SendAndClose(*GiveUpReply) error
+}
+
+type drpcMeta_GiveUpStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_GiveUpStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_GiveUpStream) SendAndClose(m *GiveUpReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_AcknowledgeStream interface {
+	drpc.Stream
+	SendAndClose(*AcknowledgeReply) error
+}
+
+type drpcMeta_AcknowledgeStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_AcknowledgeStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_AcknowledgeStream) SendAndClose(m *AcknowledgeReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}

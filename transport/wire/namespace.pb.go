@@ -1905,6 +1905,8 @@ type LogEntry struct {
 	//	*LogEntry_Init
 	//	*LogEntry_Resolve
 	//	*LogEntry_Marks
+	//	*LogEntry_Recovered
+	//	*LogEntry_Acknowledge
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2017,6 +2019,24 @@ func (x *LogEntry) GetMarks() *MarksOp {
 	return nil
 }
 
+func (x *LogEntry) GetRecovered() *NamespaceRecoveredOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Recovered); ok {
+			return x.Recovered
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetAcknowledge() *NamespaceAcknowledgeOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Acknowledge); ok {
+			return x.Acknowledge
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2049,6 +2069,14 @@ type LogEntry_Marks struct {
 	Marks *MarksOp `protobuf:"bytes,22,opt,name=marks,proto3,oneof"`
 }
 
+type LogEntry_Recovered struct {
+	Recovered *NamespaceRecoveredOp `protobuf:"bytes,23,opt,name=recovered,proto3,oneof"`
+}
+
+type LogEntry_Acknowledge struct {
+	Acknowledge *NamespaceAcknowledgeOp `protobuf:"bytes,24,opt,name=acknowledge,proto3,oneof"`
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2063,6 +2091,92 @@ func (*LogEntry_Resolve) isLogEntry_Entry() {}
 
 func (*LogEntry_Marks) isLogEntry_Entry() {}
 
+func (*LogEntry_Recovered) isLogEntry_Entry() {}
+
+func (*LogEntry_Acknowledge) isLogEntry_Entry() {}
+
+// NamespaceRecoveredOp is the first entry of a group that has lost a majority.
+type NamespaceRecoveredOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // of the group: when the recovery was planned, milliseconds since 1970
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamespaceRecoveredOp) Reset() {
+	*x = NamespaceRecoveredOp{}
+	mi := &file_namespace_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamespaceRecoveredOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamespaceRecoveredOp) ProtoMessage() {}
+
+func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamespaceRecoveredOp.ProtoReflect.Descriptor instead.
+func (*NamespaceRecoveredOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *NamespaceRecoveredOp) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// NamespaceAcknowledgeOp ends what a recovery holds back.
+type NamespaceAcknowledgeOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamespaceAcknowledgeOp) Reset() {
+	*x = NamespaceAcknowledgeOp{}
+	mi := &file_namespace_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamespaceAcknowledgeOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamespaceAcknowledgeOp) ProtoMessage() {}
+
+func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamespaceAcknowledgeOp.ProtoReflect.Descriptor instead.
+func (*NamespaceAcknowledgeOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{23}
+}
+
 // InitOp gives a new group its first state; the first group makes the root.
 type InitOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2074,7 +2188,7 @@ type InitOp struct {
 
 func (x *InitOp) Reset() {
 	*x = InitOp{}
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2200,7 @@ func (x *InitOp) String() string {
 func (*InitOp) ProtoMessage() {}
 
 func (x *InitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2213,7 @@ func (x *InitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitOp.ProtoReflect.Descriptor instead.
 func (*InitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{22}
+	return file_namespace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InitOp) GetGroup() uint32 {
@@ -2128,7 +2242,7 @@ type FenceOp struct {
 
 func (x *FenceOp) Reset() {
 	*x = FenceOp{}
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2254,7 @@ func (x *FenceOp) String() string {
 func (*FenceOp) ProtoMessage() {}
 
 func (x *FenceOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2267,7 @@ func (x *FenceOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceOp.ProtoReflect.Descriptor instead.
 func (*FenceOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{23}
+	return file_namespace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FenceOp) GetHighest() uint64 {
@@ -2188,7 +2302,7 @@ type TrimOp struct {
 
 func (x *TrimOp) Reset() {
 	*x = TrimOp{}
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2314,7 @@ func (x *TrimOp) String() string {
 func (*TrimOp) ProtoMessage() {}
 
 func (x *TrimOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2327,7 @@ func (x *TrimOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimOp.ProtoReflect.Descriptor instead.
 func (*TrimOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{24}
+	return file_namespace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TrimOp) GetBefore() uint64 {
@@ -2240,7 +2354,7 @@ type MarksOp struct {
 
 func (x *MarksOp) Reset() {
 	*x = MarksOp{}
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2366,7 @@ func (x *MarksOp) String() string {
 func (*MarksOp) ProtoMessage() {}
 
 func (x *MarksOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2379,7 @@ func (x *MarksOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksOp.ProtoReflect.Descriptor instead.
 func (*MarksOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{25}
+	return file_namespace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MarksOp) GetMarks() []*SessionMark {
@@ -2287,7 +2401,7 @@ type SessionMark struct {
 
 func (x *SessionMark) Reset() {
 	*x = SessionMark{}
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2413,7 @@ func (x *SessionMark) String() string {
 func (*SessionMark) ProtoMessage() {}
 
 func (x *SessionMark) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2426,7 @@ func (x *SessionMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMark.ProtoReflect.Descriptor instead.
 func (*SessionMark) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{26}
+	return file_namespace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SessionMark) GetSession() uint64 {
@@ -2339,7 +2453,7 @@ type DeletedOp struct {
 
 func (x *DeletedOp) Reset() {
 	*x = DeletedOp{}
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2465,7 @@ func (x *DeletedOp) String() string {
 func (*DeletedOp) ProtoMessage() {}
 
 func (x *DeletedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2478,7 @@ func (x *DeletedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletedOp.ProtoReflect.Descriptor instead.
 func (*DeletedOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{27}
+	return file_namespace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeletedOp) GetBlocks() [][]byte {
@@ -2393,7 +2507,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2519,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2532,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{28}
+	return file_namespace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -2547,7 +2661,7 @@ type QueryResult struct {
 
 func (x *QueryResult) Reset() {
 	*x = QueryResult{}
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2673,7 @@ func (x *QueryResult) String() string {
 func (*QueryResult) ProtoMessage() {}
 
 func (x *QueryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2686,7 @@ func (x *QueryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryResult.ProtoReflect.Descriptor instead.
 func (*QueryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{29}
+	return file_namespace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *QueryResult) GetVersion() uint64 {
@@ -2695,7 +2809,7 @@ type WalkQuery struct {
 
 func (x *WalkQuery) Reset() {
 	*x = WalkQuery{}
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2821,7 @@ func (x *WalkQuery) String() string {
 func (*WalkQuery) ProtoMessage() {}
 
 func (x *WalkQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2834,7 @@ func (x *WalkQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkQuery.ProtoReflect.Descriptor instead.
 func (*WalkQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{30}
+	return file_namespace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WalkQuery) GetStart() uint64 {
@@ -2761,7 +2875,7 @@ type WalkResult struct {
 
 func (x *WalkResult) Reset() {
 	*x = WalkResult{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2887,7 @@ func (x *WalkResult) String() string {
 func (*WalkResult) ProtoMessage() {}
 
 func (x *WalkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2900,7 @@ func (x *WalkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkResult.ProtoReflect.Descriptor instead.
 func (*WalkResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WalkResult) GetSteps() []*Attr {
@@ -2840,7 +2954,7 @@ type AttrQuery struct {
 
 func (x *AttrQuery) Reset() {
 	*x = AttrQuery{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +2966,7 @@ func (x *AttrQuery) String() string {
 func (*AttrQuery) ProtoMessage() {}
 
 func (x *AttrQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +2979,7 @@ func (x *AttrQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrQuery.ProtoReflect.Descriptor instead.
 func (*AttrQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AttrQuery) GetInos() []uint64 {
@@ -2884,7 +2998,7 @@ type AttrResult struct {
 
 func (x *AttrResult) Reset() {
 	*x = AttrResult{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3010,7 @@ func (x *AttrResult) String() string {
 func (*AttrResult) ProtoMessage() {}
 
 func (x *AttrResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3023,7 @@ func (x *AttrResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrResult.ProtoReflect.Descriptor instead.
 func (*AttrResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AttrResult) GetAttrs() []*Attr {
@@ -2931,7 +3045,7 @@ type ReadDirQuery struct {
 
 func (x *ReadDirQuery) Reset() {
 	*x = ReadDirQuery{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3057,7 @@ func (x *ReadDirQuery) String() string {
 func (*ReadDirQuery) ProtoMessage() {}
 
 func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3070,7 @@ func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirQuery.ProtoReflect.Descriptor instead.
 func (*ReadDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadDirQuery) GetIno() uint64 {
@@ -2998,7 +3112,7 @@ type ReadDirResult struct {
 
 func (x *ReadDirResult) Reset() {
 	*x = ReadDirResult{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3124,7 @@ func (x *ReadDirResult) String() string {
 func (*ReadDirResult) ProtoMessage() {}
 
 func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3137,7 @@ func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResult.ProtoReflect.Descriptor instead.
 func (*ReadDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadDirResult) GetEntries() []*DirEntry {
@@ -3059,7 +3173,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3185,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3198,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -3127,7 +3241,7 @@ type ExtentsQuery struct {
 
 func (x *ExtentsQuery) Reset() {
 	*x = ExtentsQuery{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3139,7 +3253,7 @@ func (x *ExtentsQuery) String() string {
 func (*ExtentsQuery) ProtoMessage() {}
 
 func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3152,7 +3266,7 @@ func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsQuery.ProtoReflect.Descriptor instead.
 func (*ExtentsQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExtentsQuery) GetIno() uint64 {
@@ -3194,7 +3308,7 @@ type ExtentsResult struct {
 
 func (x *ExtentsResult) Reset() {
 	*x = ExtentsResult{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3320,7 @@ func (x *ExtentsResult) String() string {
 func (*ExtentsResult) ProtoMessage() {}
 
 func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3333,7 @@ func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsResult.ProtoReflect.Descriptor instead.
 func (*ExtentsResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExtentsResult) GetAttr() *Attr {
@@ -3254,7 +3368,7 @@ type PlaceDirQuery struct {
 
 func (x *PlaceDirQuery) Reset() {
 	*x = PlaceDirQuery{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3380,7 @@ func (x *PlaceDirQuery) String() string {
 func (*PlaceDirQuery) ProtoMessage() {}
 
 func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3393,7 @@ func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirQuery.ProtoReflect.Descriptor instead.
 func (*PlaceDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PlaceDirQuery) GetParent() uint64 {
@@ -3307,7 +3421,7 @@ type PlaceDirResult struct {
 
 func (x *PlaceDirResult) Reset() {
 	*x = PlaceDirResult{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3433,7 @@ func (x *PlaceDirResult) String() string {
 func (*PlaceDirResult) ProtoMessage() {}
 
 func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3446,7 @@ func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirResult.ProtoReflect.Descriptor instead.
 func (*PlaceDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PlaceDirResult) GetGroup() uint32 {
@@ -3369,7 +3483,7 @@ type ChildQuery struct {
 
 func (x *ChildQuery) Reset() {
 	*x = ChildQuery{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +3495,7 @@ func (x *ChildQuery) String() string {
 func (*ChildQuery) ProtoMessage() {}
 
 func (x *ChildQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +3508,7 @@ func (x *ChildQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildQuery.ProtoReflect.Descriptor instead.
 func (*ChildQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ChildQuery) GetChild() uint64 {
@@ -3430,7 +3544,7 @@ type ChildResult struct {
 
 func (x *ChildResult) Reset() {
 	*x = ChildResult{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3556,7 @@ func (x *ChildResult) String() string {
 func (*ChildResult) ProtoMessage() {}
 
 func (x *ChildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3569,7 @@ func (x *ChildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildResult.ProtoReflect.Descriptor instead.
 func (*ChildResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChildResult) GetLinked() bool {
@@ -3641,7 +3755,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xeb\x02\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xf3\x03\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
@@ -3650,8 +3764,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\adeleted\x18\x13 \x01(\v2\x14.dfsd.wire.DeletedOpH\x00R\adeleted\x12'\n" +
 	"\x04init\x18\x14 \x01(\v2\x11.dfsd.wire.InitOpH\x00R\x04init\x120\n" +
 	"\aresolve\x18\x15 \x01(\v2\x14.dfsd.wire.ResolveOpH\x00R\aresolve\x12*\n" +
-	"\x05marks\x18\x16 \x01(\v2\x12.dfsd.wire.MarksOpH\x00R\x05marksB\a\n" +
-	"\x05entry\"C\n" +
+	"\x05marks\x18\x16 \x01(\v2\x12.dfsd.wire.MarksOpH\x00R\x05marks\x12?\n" +
+	"\trecovered\x18\x17 \x01(\v2\x1f.dfsd.wire.NamespaceRecoveredOpH\x00R\trecovered\x12E\n" +
+	"\vacknowledge\x18\x18 \x01(\v2!.dfsd.wire.NamespaceAcknowledgeOpH\x00R\vacknowledgeB\a\n" +
+	"\x05entry\"6\n" +
+	"\x14NamespaceRecoveredOp\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\"\x18\n" +
+	"\x16NamespaceAcknowledgeOp\"C\n" +
 	"\x06InitOp\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12#\n" +
 	"\rdefault_class\x18\x02 \x01(\tR\fdefaultClass\"b\n" +
@@ -3763,52 +3884,54 @@ func file_namespace_proto_rawDescGZIP() []byte {
 }
 
 var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_namespace_proto_goTypes = []any{
-	(FileType)(0),          // 0: dfsd.wire.FileType
-	(*Cred)(nil),           // 1: dfsd.wire.Cred
-	(*Attr)(nil),           // 2: dfsd.wire.Attr
-	(*Extent)(nil),         // 3: dfsd.wire.Extent
-	(*Command)(nil),        // 4: dfsd.wire.Command
-	(*CreateOp)(nil),       // 5: dfsd.wire.CreateOp
-	(*MkdirOp)(nil),        // 6: dfsd.wire.MkdirOp
-	(*UnlinkOp)(nil),       // 7: dfsd.wire.UnlinkOp
-	(*RmdirOp)(nil),        // 8: dfsd.wire.RmdirOp
-	(*RenameOp)(nil),       // 9: dfsd.wire.RenameOp
-	(*LinkOp)(nil),         // 10: dfsd.wire.LinkOp
-	(*SetAttrOp)(nil),      // 11: dfsd.wire.SetAttrOp
-	(*WriteOp)(nil),        // 12: dfsd.wire.WriteOp
-	(*LeaseInosOp)(nil),    // 13: dfsd.wire.LeaseInosOp
-	(*SetPolicyOp)(nil),    // 14: dfsd.wire.SetPolicyOp
-	(*MkdirPrepareOp)(nil), // 15: dfsd.wire.MkdirPrepareOp
-	(*MkdirCommitOp)(nil),  // 16: dfsd.wire.MkdirCommitOp
-	(*RmdirFreezeOp)(nil),  // 17: dfsd.wire.RmdirFreezeOp
-	(*RmdirCommitOp)(nil),  // 18: dfsd.wire.RmdirCommitOp
-	(*ResolveOp)(nil),      // 19: dfsd.wire.ResolveOp
-	(*Result)(nil),         // 20: dfsd.wire.Result
-	(*InoRange)(nil),       // 21: dfsd.wire.InoRange
-	(*LogEntry)(nil),       // 22: dfsd.wire.LogEntry
-	(*InitOp)(nil),         // 23: dfsd.wire.InitOp
-	(*FenceOp)(nil),        // 24: dfsd.wire.FenceOp
-	(*TrimOp)(nil),         // 25: dfsd.wire.TrimOp
-	(*MarksOp)(nil),        // 26: dfsd.wire.MarksOp
-	(*SessionMark)(nil),    // 27: dfsd.wire.SessionMark
-	(*DeletedOp)(nil),      // 28: dfsd.wire.DeletedOp
-	(*Query)(nil),          // 29: dfsd.wire.Query
-	(*QueryResult)(nil),    // 30: dfsd.wire.QueryResult
-	(*WalkQuery)(nil),      // 31: dfsd.wire.WalkQuery
-	(*WalkResult)(nil),     // 32: dfsd.wire.WalkResult
-	(*AttrQuery)(nil),      // 33: dfsd.wire.AttrQuery
-	(*AttrResult)(nil),     // 34: dfsd.wire.AttrResult
-	(*ReadDirQuery)(nil),   // 35: dfsd.wire.ReadDirQuery
-	(*ReadDirResult)(nil),  // 36: dfsd.wire.ReadDirResult
-	(*DirEntry)(nil),       // 37: dfsd.wire.DirEntry
-	(*ExtentsQuery)(nil),   // 38: dfsd.wire.ExtentsQuery
-	(*ExtentsResult)(nil),  // 39: dfsd.wire.ExtentsResult
-	(*PlaceDirQuery)(nil),  // 40: dfsd.wire.PlaceDirQuery
-	(*PlaceDirResult)(nil), // 41: dfsd.wire.PlaceDirResult
-	(*ChildQuery)(nil),     // 42: dfsd.wire.ChildQuery
-	(*ChildResult)(nil),    // 43: dfsd.wire.ChildResult
+	(FileType)(0),                  // 0: dfsd.wire.FileType
+	(*Cred)(nil),                   // 1: dfsd.wire.Cred
+	(*Attr)(nil),                   // 2: dfsd.wire.Attr
+	(*Extent)(nil),                 // 3: dfsd.wire.Extent
+	(*Command)(nil),                // 4: dfsd.wire.Command
+	(*CreateOp)(nil),               // 5: dfsd.wire.CreateOp
+	(*MkdirOp)(nil),                // 6: dfsd.wire.MkdirOp
+	(*UnlinkOp)(nil),               // 7: dfsd.wire.UnlinkOp
+	(*RmdirOp)(nil),                // 8: dfsd.wire.RmdirOp
+	(*RenameOp)(nil),               // 9: dfsd.wire.RenameOp
+	(*LinkOp)(nil),                 // 10: dfsd.wire.LinkOp
+	(*SetAttrOp)(nil),              // 11: dfsd.wire.SetAttrOp
+	(*WriteOp)(nil),                // 12: dfsd.wire.WriteOp
+	(*LeaseInosOp)(nil),            // 13: dfsd.wire.LeaseInosOp
+	(*SetPolicyOp)(nil),            // 14: dfsd.wire.SetPolicyOp
+	(*MkdirPrepareOp)(nil),         // 15: dfsd.wire.MkdirPrepareOp
+	(*MkdirCommitOp)(nil),          // 16: dfsd.wire.MkdirCommitOp
+	(*RmdirFreezeOp)(nil),          // 17: dfsd.wire.RmdirFreezeOp
+	(*RmdirCommitOp)(nil),          // 18: dfsd.wire.RmdirCommitOp
+	(*ResolveOp)(nil),              // 19: dfsd.wire.ResolveOp
+	(*Result)(nil),                 // 20: dfsd.wire.Result
+	(*InoRange)(nil),               // 21: dfsd.wire.InoRange
+	(*LogEntry)(nil),               // 22: dfsd.wire.LogEntry
+	(*NamespaceRecoveredOp)(nil),   // 23: dfsd.wire.NamespaceRecoveredOp
+	(*NamespaceAcknowledgeOp)(nil), // 24: dfsd.wire.NamespaceAcknowledgeOp
+	(*InitOp)(nil),                 // 25: dfsd.wire.InitOp
+	(*FenceOp)(nil),                // 26: dfsd.wire.FenceOp
+	(*TrimOp)(nil),                 // 27: dfsd.wire.TrimOp
+	(*MarksOp)(nil),                // 28: dfsd.wire.MarksOp
+	(*SessionMark)(nil),            // 29: dfsd.wire.SessionMark
+	(*DeletedOp)(nil),              // 30: dfsd.wire.DeletedOp
+	(*Query)(nil),                  // 31: dfsd.wire.Query
+	(*QueryResult)(nil),            // 32: dfsd.wire.QueryResult
+	(*WalkQuery)(nil),              // 33: dfsd.wire.WalkQuery
+	(*WalkResult)(nil),             // 34: dfsd.wire.WalkResult
+	(*AttrQuery)(nil),              // 35: dfsd.wire.AttrQuery
+	(*AttrResult)(nil),             // 36: dfsd.wire.AttrResult
+	(*ReadDirQuery)(nil),           // 37: dfsd.wire.ReadDirQuery
+	(*ReadDirResult)(nil),          // 38: dfsd.wire.ReadDirResult
+	(*DirEntry)(nil),               // 39: dfsd.wire.DirEntry
+	(*ExtentsQuery)(nil),           // 40: dfsd.wire.ExtentsQuery
+	(*ExtentsResult)(nil),          // 41: dfsd.wire.ExtentsResult
+	(*PlaceDirQuery)(nil),          // 42: dfsd.wire.PlaceDirQuery
+	(*PlaceDirResult)(nil),         // 43: dfsd.wire.PlaceDirResult
+	(*ChildQuery)(nil),             // 44: dfsd.wire.ChildQuery
+	(*ChildResult)(nil),            // 45: dfsd.wire.ChildResult
 }
 var file_namespace_proto_depIdxs = []int32{
 	0,  // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
@@ -3834,43 +3957,45 @@ var file_namespace_proto_depIdxs = []int32{
 	2,  // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
 	21, // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
 	4,  // 22: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
-	24, // 23: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
-	25, // 24: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
-	28, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
-	23, // 26: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
+	26, // 23: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
+	27, // 24: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
+	30, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
+	25, // 26: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
 	19, // 27: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
-	26, // 28: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
-	21, // 29: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	27, // 30: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
-	1,  // 31: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	31, // 32: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	33, // 33: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	35, // 34: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	38, // 35: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	40, // 36: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	42, // 37: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	32, // 38: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	34, // 39: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	36, // 40: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	39, // 41: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	41, // 42: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	43, // 43: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	2,  // 44: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	2,  // 45: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	39, // 46: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
-	2,  // 47: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	37, // 48: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	2,  // 49: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,  // 50: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	2,  // 51: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	2,  // 52: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	3,  // 53: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	2,  // 54: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	55, // [55:55] is the sub-list for method output_type
-	55, // [55:55] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	28, // 28: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
+	23, // 29: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
+	24, // 30: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
+	21, // 31: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	29, // 32: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
+	1,  // 33: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	33, // 34: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	35, // 35: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	37, // 36: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	40, // 37: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	42, // 38: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	44, // 39: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	34, // 40: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	36, // 41: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	38, // 42: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	41, // 43: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	43, // 44: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	45, // 45: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	2,  // 46: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	2,  // 47: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	41, // 48: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	2,  // 49: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	39, // 50: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	2,  // 51: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,  // 52: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	2,  // 53: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	2,  // 54: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	3,  // 55: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	2,  // 56: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	57, // [57:57] is the sub-list for method output_type
+	57, // [57:57] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3905,8 +4030,10 @@ func file_namespace_proto_init() {
 		(*LogEntry_Init)(nil),
 		(*LogEntry_Resolve)(nil),
 		(*LogEntry_Marks)(nil),
+		(*LogEntry_Recovered)(nil),
+		(*LogEntry_Acknowledge)(nil),
 	}
-	file_namespace_proto_msgTypes[28].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[30].OneofWrappers = []any{
 		(*Query_Walk)(nil),
 		(*Query_Attr)(nil),
 		(*Query_ReadDir)(nil),
@@ -3914,7 +4041,7 @@ func file_namespace_proto_init() {
 		(*Query_PlaceDir)(nil),
 		(*Query_Child)(nil),
 	}
-	file_namespace_proto_msgTypes[29].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[31].OneofWrappers = []any{
 		(*QueryResult_Walk)(nil),
 		(*QueryResult_Attr)(nil),
 		(*QueryResult_ReadDir)(nil),
@@ -3928,7 +4055,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

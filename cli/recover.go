@@ -1,0 +1,232 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dfsd/client"
+	"dfsd/dfs"
+	"dfsd/transport/wire"
+)
+
+// recoverFlags are those of group recover.
+type recoverFlags struct {
+	groupFlags
+	lost        []string
+	groups      []string
+	all         bool
+	acknowledge bool
+	takeBack    bool
+}
+
+func newGroupRecover(a *app) *cobra.Command {
+	var f recoverFlags
+	cmd := &cobra.Command{
+		Use: "recover --lost NODE[,NODE] (--all | --group N[,N])", Short: "Go on from one replica of a group that lost its majority for good",
+		Long: `The last resort when the disks of a majority of a group's meta nodes are gone for good. The survivor with
+the longest log becomes the only voter, and the group goes on from what it has: what only the lost nodes
+acknowledged is lost with them. No leader is needed: every meta node that is known is asked what it has.
+
+It says what it is going to do and what may be lost, and asks. It refuses while a lost node answers, while a
+voter is neither there nor called lost, and where a majority is left. It can be run again after an
+interruption, and goes on. The lost nodes are given up: their directories are refused for ever.
+
+Then start fresh meta nodes in their places, look at your files, and say --acknowledge: before that nothing
+is deleted. --take-back undoes the first half of a recovery that was called off because the lost were found.`,
+		Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.recoverGroups(cmd.Context(), &f) },
+	}
+	cmd.Flags().StringSliceVar(&f.lost, "lost", nil, "names or IDs of the meta nodes that are gone for good")
+	cmd.Flags().StringSliceVar(&f.groups, "group", nil, "numbers of the groups to recover")
+	cmd.Flags().BoolVar(&f.all, "all", false, "recover every group that has lost its majority")
+	cmd.Flags().BoolVar(&f.acknowledge, "acknowledge", false, "you have looked: deletes go on")
+	cmd.Flags().BoolVar(&f.takeBack, "take-back", false, "replicas that were set aside take part again: the lost were found")
+	cmd.Flags().BoolVar(&f.json, "json", false, "print an object")
+	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask")
+	return cmd
+}
+
+const recoverVerb = "group recover"
+
+// check refuses flags that do not go together.
+func (f *recoverFlags) check() error {
+	only := f.acknowledge || f.takeBack
+	switch {
+	case f.acknowledge && f.takeBack, only && (len(f.lost) > 0 || len(f.groups) > 0 || f.all):
+		return usagef("%s: --acknowledge and --take-back stand alone", recoverVerb)
+	case only:
+	case len(f.lost) == 0:
+		return usagef("%s: --lost is missing: which meta nodes are gone for good?", recoverVerb)
+	case f.all == (len(f.groups) > 0):
+		return usagef("%s: say --all, or --group with numbers of dfsd group ls", recoverVerb)
+	}
+	return nil
+}
+
+func (a *app) recoverGroups(ctx context.Context, f *recoverFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	var groups []dfs.GroupID
+	for _, name := range f.groups {
+		n, err := strconv.ParseUint(strings.TrimPrefix(name, "g"), 10, 16)
+		if err != nil {
+			return usagef("%s: %q is no number of a group: dfsd group ls lists them", recoverVerb, name)
+		}
+		groups = append(groups, dfs.GroupID(n))
+	}
+	return a.withClient(ctx, func(c *client.Client) error {
+		switch {
+		case f.acknowledge:
+			return a.acknowledge(ctx, c, f)
+		case f.takeBack:
+			return a.takeBack(ctx, c, f)
+		}
+		plan, err := c.PlanRecovery(ctx, f.lost, groups)
+		if err != nil {
+			return failed(recoverVerb, "", err)
+		}
+		if len(plan.Groups) == 0 {
+			fmt.Fprintln(a.proc.Err, "Every group has its majority without the lost nodes. They are given up.")
+		} else if err := printPlan(a.proc.Err, plan); err != nil {
+			return err
+		}
+		if err := a.ask(recoverVerb, "There is no way back from this, and none to what only the lost nodes had.", &f.groupFlags); err != nil {
+			return err
+		}
+		err = c.Recover(ctx, plan, func(step string) { fmt.Fprintln(a.proc.Err, step) })
+		if err != nil {
+			return withHint(failed(recoverVerb, "", err), "run the same command again: it goes on where it stopped")
+		}
+		if f.json {
+			return printJSON(a.proc.Out, recoveredJSON(plan))
+		}
+		_, err = fmt.Fprintf(a.proc.Out, `recovered %d groups as generation %d. Next:
+  1. start fresh meta nodes, with empty data directories, in the place of the lost ones; never their old disks
+  2. wait for dfsd group ls to show as many voters as before
+  3. look at your files, and at dfsd status
+  4. dfsd group recover --acknowledge: nothing is deleted before
+`, len(plan.Groups), plan.Generation)
+		return err
+	})
+}
+
+func (a *app) acknowledge(ctx context.Context, c *client.Client, f *recoverFlags) error {
+	if err := a.ask(recoverVerb, "Deletes go on in all groups: what files do not name any more is gone then.", &f.groupFlags); err != nil {
+		return err
+	}
+	if err := c.Acknowledge(ctx); err != nil {
+		return failed(recoverVerb, "", err)
+	}
+	if f.json {
+		return printJSON(a.proc.Out, struct {
+			Version      int  `json:"version"`
+			Acknowledged bool `json:"acknowledged"`
+		}{jsonVersion, true})
+	}
+	_, err := fmt.Fprintln(a.proc.Out, "acknowledged: deletes go on")
+	return err
+}
+
+func (a *app) takeBack(ctx context.Context, c *client.Client, f *recoverFlags) error {
+	if err := a.ask(recoverVerb, "Replicas that were set aside for a recovery take part again. Do this only if no group was recovered meanwhile.", &f.groupFlags); err != nil {
+		return err
+	}
+	back, err := c.TakeBack(ctx)
+	if err != nil {
+		return failed(recoverVerb, "", err)
+	}
+	if f.json {
+		return printJSON(a.proc.Out, struct {
+			Version int      `json:"version"`
+			Back    []string `json:"taken_back"`
+		}{jsonVersion, append([]string{}, back...)})
+	}
+	for _, r := range back {
+		fmt.Fprintln(a.proc.Out, r)
+	}
+	_, err = fmt.Fprintf(a.proc.Out, "%d replicas were taken back\n", len(back))
+	return err
+}
+
+// printPlan shows what is going to be done, group by group.
+func printPlan(w io.Writer, p *client.RecoveryPlan) error {
+	names := func(ns []client.RecoveryNode) string {
+		var out []string
+		for _, n := range ns {
+			out = append(out, n.String())
+		}
+		return strings.Join(out, ", ")
+	}
+	fmt.Fprintf(w, "Given up for good: %s. Answering: %s.\n\n", names(p.Lost), names(p.Nodes))
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		fmt.Fprintf(w, "Group %d, voters %v, goes on from %v:\n", g.Group, g.Voters, g.Nodes[g.Chosen])
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprint(t, "  NODE\tTERM OF LAST\tLAST\tCOMMIT\tAPPLIED\tGENERATION\tSTATE\n")
+		for j, sv := range g.Survivors {
+			fmt.Fprintf(t, "  %s\t%d\t%d\t%d\t%d\t%d\t%s\n", g.Nodes[j].Name, sv.LastTerm, sv.Last, sv.Commit, sv.Applied, sv.Generation, survivorState(g, j, sv))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		fmt.Fprintln(w, "  MAY BE LOST:")
+		for _, l := range g.Losses {
+			fmt.Fprintf(w, "  - %s\n", l)
+		}
+		fmt.Fprintln(w)
+	}
+	if len(p.Whole) > 0 {
+		fmt.Fprintf(w, "Left alone, for they have their majority: %v.\n\n", p.Whole)
+	}
+	return nil
+}
+
+func survivorState(g *client.GroupRecovery, i int, sv *wire.Survivor) string {
+	switch {
+	case i == g.Chosen:
+		return "chosen"
+	case sv.Unfit != "":
+		return "unfit: " + sv.Unfit
+	case sv.Aside > 0:
+		return "set aside already"
+	}
+	return "is set aside, and fetches everything anew"
+}
+
+// recoveredJSON is what --json prints in the end.
+func recoveredJSON(p *client.RecoveryPlan) any {
+	type group struct {
+		Group  uint16   `json:"group"`
+		From   string   `json:"from"`
+		Last   uint64   `json:"last"`
+		Losses []string `json:"losses"`
+	}
+	out := struct {
+		Version    int      `json:"version"`
+		Generation uint64   `json:"generation"`
+		Lost       []string `json:"lost"`
+		Groups     []group  `json:"groups"`
+	}{Version: jsonVersion, Generation: p.Generation, Groups: []group{}}
+	for _, n := range p.Lost {
+		out.Lost = append(out.Lost, n.ID.String())
+	}
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		out.Groups = append(out.Groups, group{uint16(g.Group), g.Nodes[g.Chosen].Name, g.Survivors[g.Chosen].Last, g.Losses})
+	}
+	return out
+}
+
+// recoveredText says of a recovery that nobody has acknowledged what it holds back.
+func recoveredText(generation uint64) string {
+	at := time.UnixMilli(int64(generation)).UTC().Format(time.DateTime)
+	return fmt.Sprintf("groups were recovered on %s UTC after a loss; deletes are held until you have looked: dfsd group recover --acknowledge", at)
+}
