@@ -47,18 +47,26 @@ type GroupRecovery struct {
 // PlanRecovery asks every meta node that is known what it has, and plans the recovery of
 // groups; none given: of all that have lost their majority. Lost are names or numbers of the nodes that
 // are gone for good. It changes nothing. Invalid says what is wrong with the wish, and
-// what to do instead.
+// what to do instead; Busy that a group has a leader.
 func (c *Client) PlanRecovery(ctx context.Context, lost []string, groups []dfs.GroupID) (*RecoveryPlan, error) {
 	return run(ctx, c, "plan recovery", "", func(ctx context.Context) (*RecoveryPlan, error) {
-		in := recoveryInput{m: c.Map(), groups: groups, now: uint64(time.Now().UnixMilli())}
-		in.answers = c.askSurvivors(ctx)
-		var err error
-		if in.lost, err = in.find(lost); err != nil {
-			return nil, err
+		for began := time.Now(); ; {
+			in := recoveryInput{m: c.Map(), groups: groups, now: uint64(time.Now().UnixMilli())}
+			in.answers = c.askSurvivors(ctx)
+			var err error
+			if in.lost, err = in.find(lost); err != nil {
+				return nil, err
+			}
+			p, err := in.plan()
+			if dfs.KindOf(err) != dfs.Busy || time.Since(began) > leaderWait || !c.pause(ctx, 10) {
+				return p, err
+			}
 		}
-		return in.plan()
 	})
 }
+
+// leaderWait is how long a leader that is lost may be believed in by who followed it.
+const leaderWait = 15 * time.Second
 
 // survivorAnswer is what one address said.
 type survivorAnswer struct {
@@ -273,6 +281,11 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 			}
 		}
 		return whole, noRecovery("%v: no survivor has log and state: %s", g, strings.Join(why, "; "))
+	}
+	for i, sv := range rec.Survivors {
+		if sv.Leader != 0 && sv.Generation == latest {
+			return false, dfs.Errorf(dfs.Busy, "plan recovery", "%v follows %v as its leader in %v: so a majority is there, though it may not be reached from here", rec.Nodes[i], in.name(dfs.NodeID(sv.Leader)), g)
+		}
 	}
 	rec.Losses = in.losses(rec)
 	return whole, nil

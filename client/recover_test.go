@@ -57,6 +57,7 @@ func TestRecoveryPlans(t *testing.T) {
 		{name: "a lost node answers", says: says{1: {whole, sv(2, 7, 7)}, 2: {sv(2, 7, 7)}}, lost: "b,c", want: "b (n2) is not lost: it answers at b:1"},
 		{name: "a silent voter is not called lost", says: says{1: {whole, sv(2, 7, 7)}, 4: {whole}, 5: {whole}}, lost: "b", want: "c (n3) votes in g1, does not answer"},
 		{name: "nothing is lost", says: says{1: {whole, sv(2, 7, 7)}, 2: {sv(2, 7, 7)}, 4: {whole}, 5: {whole}}, lost: "c", groups: []dfs.GroupID{1}, want: "has its majority"},
+		{name: "it has a leader", says: says{1: {whole, with(sv(2, 7, 7), func(s *wire.Survivor) { s.Leader = 2 })}, 4: {whole}, 5: {whole}}, lost: "b,c", want: "a (n1) follows b (n2) as its leader in g1"},
 		{name: "nobody is called lost", says: says{1: {whole}}, want: "no lost node is named"},
 		{name: "a storage node", says: says{1: {whole}}, lost: "s", want: "s is no meta node"},
 		{name: "nobody answers", lost: "b,c", want: "no meta node answers"},

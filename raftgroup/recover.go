@@ -127,7 +127,7 @@ type Survivor struct {
 	// other half of a joint configuration.
 	Voters, Outgoing, Learners []dfs.NodeID
 
-	Leader dfs.NodeID // whom it follows; 0: nobody
+	Leader dfs.NodeID // whom it hears, or itself: then the group has a majority; 0: nobody
 	Unfit  error      // why nothing can be recovered from it; nil: it can
 }
 
@@ -173,7 +173,7 @@ type remnant struct {
 
 // survey reads what is durable of a replica.
 func (h *Host) survey(r *replica) (out Survivor, rest remnant, err error) {
-	out = Survivor{Group: r.id, Generation: r.generation, Leader: r.office.Load().Leader}
+	out = Survivor{Group: r.id, Generation: r.generation, Leader: r.led()}
 	if out.Aside, err = h.store.getNumber(r.id, logAside, "aside record"); err != nil {
 		return out, rest, err
 	}
@@ -208,6 +208,27 @@ func (h *Host) survey(r *replica) (out Survivor, rest remnant, err error) {
 	out.Learners = nodeIDs(cs.GetLearners(), cs.GetLearnersNext())
 	out.Unfit = h.unfit(r, &out)
 	return out, rest, nil
+}
+
+// led returns the leader that a replica hears, or is itself, 0 for none. A learner never
+// forgets its leader, so silence counts here.
+func (r *replica) led() dfs.NodeID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	self := uint64(r.h.opts.Node)
+	if r.fault != nil || r.lead == raft.None || r.lead != self && !r.asleep && r.silentLeaderLocked() {
+		return 0
+	}
+	return dfs.NodeID(r.lead)
+}
+
+// checkLost refuses to touch the replica of a group that has a leader: whatever whoever
+// asks for a recovery can or cannot reach, a majority is there, or was a moment ago.
+func (r *replica) checkLost(op string) error {
+	if lead := r.led(); lead != 0 {
+		return dfs.Errorf(dfs.Busy, op, "%v follows node %v here: a majority is not lost, or has just been: look again in some seconds", r.id, lead)
+	}
+	return nil
 }
 
 // unfit says why a group cannot be recovered from a replica.
@@ -324,7 +345,8 @@ func (t *tail) alone(self uint64) ([]*pb.ConfChangeV2, error) {
 
 // SetAside ends the replica of a group here, durably, before the group is recovered on
 // another node as a generation. Log and state stay until a message of that generation
-// comes. It may be repeated. Stale: the group has a later generation here.
+// comes. It may be repeated. Stale: the group has a later generation here. Busy: it has a
+// leader.
 func (h *Host) SetAside(g dfs.GroupID, generation uint64) error {
 	const op = "set replica aside"
 	r, done, err := h.beginRecovery(op, g)
@@ -337,6 +359,9 @@ func (h *Host) SetAside(g dfs.GroupID, generation uint64) error {
 		return nil // overtaken already
 	case r.generation > generation:
 		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not below %d", g, r.generation, generation)
+	}
+	if err := r.checkLost(op); err != nil {
+		return err
 	}
 	err = h.restart(r, op, func(b *pebble.Batch) error {
 		return b.Set(groupKey(g, logAside), encodeGeneration(generation), nil)
@@ -419,7 +444,8 @@ type Recovery struct {
 // What its log holds is committed by that, all of it. Every other survivor must have
 // been set aside. It may be repeated: a group that has the generation is left as it
 // is. Errors: Stale when the log has moved on, Corrupt, NotExist and Unavailable when the
-// replica is unfit, of which Busy passes; nothing was done then.
+// replica is unfit, Busy when it has a leader or is in doubt, which passes; nothing was
+// done then.
 func (h *Host) Recover(rec Recovery) error {
 	const op = "recover group"
 	r, done, err := h.beginRecovery(op, rec.Group)
@@ -432,6 +458,9 @@ func (h *Host) Recover(rec Recovery) error {
 		return nil
 	case rec.Generation < r.generation:
 		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, and cannot become %d", rec.Group, r.generation, rec.Generation)
+	}
+	if err := r.checkLost(op); err != nil {
+		return err
 	}
 	was, _, err := h.survey(r)
 	if err == nil {

@@ -32,6 +32,14 @@ func (c *cluster) survivor(id dfs.NodeID, g dfs.GroupID) Survivor {
 func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...dfs.NodeID) (dfs.NodeID, error) {
 	best, term := Survivor{}, uint64(0)
 	chosen := dfs.NodeID(0)
+	c.retry("forget the leader", func() error {
+		for _, id := range survivors {
+			if s := c.survivor(id, g); s.Leader != 0 {
+				return dfs.Errorf(dfs.Busy, "wait", "node %v follows %v", id, s.Leader)
+			}
+		}
+		return nil
+	})
 	for _, id := range survivors {
 		s := c.survivor(id, g)
 		term = max(term, s.Term)
@@ -358,12 +366,20 @@ func TestSetAside(t *testing.T) {
 		c.boot()
 		c.propose(g, "put k v")
 		c.converge(1, 2, 3)
-		for range 2 {
-			if err := c.h(2).SetAside(g, 7); err != nil {
-				t.Fatal(err)
+		// While there is a leader nothing is touched.
+		s := c.survivor(2, g)
+		for _, err := range []error{c.h(2).SetAside(g, 7), c.h(2).Recover(Recovery{Group: g, Generation: 7, Last: s.Last, LastTerm: s.LastTerm})} {
+			if dfs.KindOf(err) != dfs.Busy {
+				t.Errorf("a recovery of a group that has a leader: %v", err)
 			}
 		}
+		c.isolate(2, true)
+		c.retry("set aside", func() error { return c.h(2).SetAside(g, 7) })
+		if err := c.h(2).SetAside(g, 7); err != nil {
+			t.Fatal(err)
+		}
 		c.crash(2, 0)
+		c.isolate(2, false)
 		c.isolate(3, true)
 		time.Sleep(10 * time.Second)
 		if st, _ := c.h(2).Status(g); st.Role != RoleQuarantined {
@@ -380,10 +396,8 @@ func TestSetAside(t *testing.T) {
 		}
 		c.propose(g, "put k again") // 1 and 2 are a majority
 		c.converge(1, 2)
-		if err := c.h(2).SetAside(g, 8); err != nil {
-			t.Fatal(err)
-		}
 		c.isolate(1, true)
+		c.retry("set aside", func() error { return c.h(2).SetAside(g, 8) })
 		if _, err := c.recoverGroup(g, 9, 2); err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -134,7 +135,7 @@ func TestRecoverLostMajority(t *testing.T) {
 		write(t, q, "/kept1", bytes.Repeat([]byte("no commit names this"), 50_000))
 		q.Kill()
 		blocks := removeAll(t, p, gone)
-		time.Sleep(10 * time.Minute)
+		time.Sleep(3 * time.Minute)
 		if undecided, trash := garbageOf(c); undecided == 0 || trash > 0 {
 			t.Errorf("while deletes are held: %d copies undecided, %d in the trash", undecided, trash)
 		}
@@ -227,61 +228,77 @@ func TestRecoverOneGroup(t *testing.T) {
 	})
 }
 
-// TestRecoveryGoesOn interrupts a recovery after any number of its steps, with power
-// losses of the survivors, and makes a new plan each time.
+// TestRecoveryGoesOn interrupts a recovery after some of its steps, with power losses of
+// the survivors, and makes a new plan each time.
 func TestRecoveryGoesOn(t *testing.T) {
-	for stop := 1; stop <= 13; stop += 3 {
-		t.Run(fmt.Sprint(stop), func(t *testing.T) {
-			inBubble(t, Config{Metas: 5, Stores: 3}, func(t *testing.T, c *Cluster) {
-				p := open(t, c, "client")
-				defer p.Close()
-				awaitReady(t, p)
-				kept := files(t, p, "kept", 8)
-				time.Sleep(5 * time.Second)
-				c.Crash(2, 3, 4)
-				lost := []string{"meta3", "meta4", "meta5"}
-				for left := stop; ; left += 5 {
-					plan, err := p.PlanRecovery(t.Context(), lost, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					ctx, cancel := context.WithCancel(t.Context())
-					err = p.Recover(ctx, plan, func(string) {
-						if left--; left == 0 {
-							cancel()
-						}
-					})
-					cancel()
-					if err == nil {
-						break
-					}
-					c.Crash(0, 1)
-					start(t, c, 0, 1)
-					time.Sleep(5 * time.Second)
-				}
-				awaitReady(t, p)
-				unchanged(t, p, kept)
-				putAgain(t, p, "/after", "goes on")
-				// The other survivor comes back by itself.
-				await(t, 3*time.Minute, func() string {
-					m, why := p.Map(), ""
-					for _, st := range c.nodes[0].node.Meta().Groups() {
-						if st.Fault != nil || m.Group(st.Group) != nil && st.Role == raftgroup.RoleOutsider {
-							why = fmt.Sprintf("%v on meta1: %v %v", st.Group, st.Role, st.Fault)
-						}
-					}
-					for _, st := range c.nodes[1].node.Meta().Groups() {
-						if st.Fault != nil || st.Role == raftgroup.RoleOutsider {
-							why = fmt.Sprintf("%v on meta2: %v %v", st.Group, st.Role, st.Fault)
-						}
-					}
-					return why
-				})
-				if _, err := c.nodes[0].node.Meta().Survivors(t.Context(), &wire.SurvivorsRequest{}); err != nil {
-					t.Error(err)
-				}
-				sound(t, c)
-			})
-		})
+	for _, stop := range []int{1, 7} {
+		t.Run(fmt.Sprint(stop), func(t *testing.T) { interruptRecovery(t, 1, stop) })
 	}
+}
+
+// TestSoakRecoveryGoesOn interrupts recoveries after any number of their steps.
+func TestSoakRecoveryGoesOn(t *testing.T) {
+	limit, err := time.ParseDuration(os.Getenv("DFSD_TEST_SOAK"))
+	if err != nil {
+		t.Skip("DFSD_TEST_SOAK does not say how long: see make soak")
+	}
+	for begun, seed := time.Now(), uint64(2); time.Since(begun) < limit && !t.Failed(); seed++ {
+		stop := int(seed%14) + 1
+		t.Run(fmt.Sprintf("seed %d, step %d", seed, stop), func(t *testing.T) { interruptRecovery(t, seed, stop) })
+	}
+}
+
+// interruptRecovery recovers from two of five meta nodes, and is interrupted after so many
+// steps, and again after each five more.
+func interruptRecovery(t *testing.T, seed uint64, stop int) {
+	inBubble(t, Config{Seed: seed, Metas: 5, Stores: 3}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		kept := files(t, p, "kept", 8)
+		time.Sleep(5 * time.Second)
+		c.Crash(2, 3, 4)
+		lost := []string{"meta3", "meta4", "meta5"}
+		for left := stop; ; left += 5 {
+			plan, err := p.PlanRecovery(t.Context(), lost, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			err = p.Recover(ctx, plan, func(string) {
+				if left--; left == 0 {
+					cancel()
+				}
+			})
+			cancel()
+			if err == nil {
+				break
+			}
+			c.Crash(0, 1)
+			start(t, c, 0, 1)
+			time.Sleep(5 * time.Second)
+		}
+		awaitReady(t, p)
+		unchanged(t, p, kept)
+		putAgain(t, p, "/after", "goes on")
+		// The other survivor comes back by itself.
+		await(t, 3*time.Minute, func() string {
+			m, why := p.Map(), ""
+			for _, st := range c.nodes[0].node.Meta().Groups() {
+				if st.Fault != nil || m.Group(st.Group) != nil && st.Role == raftgroup.RoleOutsider {
+					why = fmt.Sprintf("%v on meta1: %v %v", st.Group, st.Role, st.Fault)
+				}
+			}
+			for _, st := range c.nodes[1].node.Meta().Groups() {
+				if st.Fault != nil || st.Role == raftgroup.RoleOutsider {
+					why = fmt.Sprintf("%v on meta2: %v %v", st.Group, st.Role, st.Fault)
+				}
+			}
+			return why
+		})
+		if _, err := c.nodes[0].node.Meta().Survivors(t.Context(), &wire.SurvivorsRequest{}); err != nil {
+			t.Error(err)
+		}
+		sound(t, c)
+	})
 }
