@@ -12,6 +12,7 @@ import (
 
 	"storj.io/drpc"
 	"storj.io/drpc/drpcmetadata"
+	"storj.io/drpc/drpcstream"
 
 	"dfsd/dfs"
 )
@@ -27,6 +28,7 @@ type method struct {
 	enc     drpc.Encoding
 	receive drpc.Receiver
 	input   reflect.Type // of the request message; nil: a stream of them
+	unary   bool         // one message there, one back
 	open    bool         // served while a side does not know its cluster
 }
 
@@ -44,7 +46,7 @@ func (s *Server) Register(impl any, desc drpc.Description) error {
 		// stream) error and func(impl, stream) error.
 		switch t := reflect.TypeOf(expr); {
 		case t.NumOut() == 2 && t.NumIn() == 3:
-			m.input = t.In(2).Elem()
+			m.input, m.unary = t.In(2).Elem(), true
 		case t.NumOut() == 1 && t.NumIn() == 3:
 			m.input = t.In(1).Elem()
 		case t.NumOut() == 1 && t.NumIn() == 2:
@@ -60,7 +62,7 @@ func (s *Server) Register(impl any, desc drpc.Description) error {
 var errDropped = errors.New("answer dropped")
 
 // handle serves one request and returns the error to answer with.
-func (s *Server) handle(ctx context.Context, stream drpc.Stream, conn net.Conn, peer Peer, name string) error {
+func (s *Server) handle(ctx context.Context, stream *drpcstream.Stream, conn net.Conn, peer Peer, name string) error {
 	m := s.methods[name]
 	if err := s.allowed(peer, m, name); err != nil {
 		return err
@@ -69,6 +71,7 @@ func (s *Server) handle(ctx context.Context, stream drpc.Stream, conn net.Conn, 
 	ctx, cancel := requestContext(ctx, stream.Context())
 	defer cancel()
 	served := &serverStream{Stream: stream, ctx: ctx, conn: conn, wait: s.opts.MessageTimeout}
+	stream.SetManualFlush(m.unary) // the answer leaves with the end of the stream, in one write
 	if s.opts.DropReply != nil {
 		served.drop = func(err error) bool { return s.opts.DropReply(peer, name, err) }
 	}

@@ -60,7 +60,7 @@ func (c *PeerConn) invoke(ctx context.Context, method string, enc drpc.Encoding,
 	defer q.leave()
 	t := &tracked{Encoding: enc}
 	err = q.call(ctx, t, func(conn *poolConn) error {
-		return conn.Invoke(withTimeLeft(ctx), method, t, in, out)
+		return conn.invoke(withTimeLeft(ctx), method, t, in, out)
 	}, q.give)
 	report(err)
 	return err

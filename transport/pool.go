@@ -10,7 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"storj.io/drpc"
 	"storj.io/drpc/drpcconn"
+	"storj.io/drpc/drpcenc"
+	"storj.io/drpc/drpcstream"
+	"storj.io/drpc/drpcwire"
 
 	"dfsd/dfs"
 )
@@ -107,6 +111,8 @@ type poolConn struct {
 	own   Identity  // that it was made under
 	other Identity  // who answered
 	since time.Time // when it became idle; guarded by Pool.mu
+
+	request []byte // buffer of the call under way
 }
 
 // NewPool returns a pool without connections. Close it.
@@ -275,6 +281,36 @@ func (c *poolConn) isClosed() bool {
 	default:
 		return false
 	}
+}
+
+// invoke makes a unary call: one write there, one back. It is dRPC's Invoke, but
+// waits for the end that follows the answer: dRPC would tell the other side that
+// it does not, which costs either a packet.
+func (c *poolConn) invoke(ctx context.Context, method string, enc drpc.Encoding, in, out drpc.Message) error {
+	request, err := drpcenc.MarshalAppend(in, enc, c.request[:0])
+	if err != nil {
+		return err
+	}
+	if cap(request) <= keepBuffer {
+		c.request = request
+	}
+	conn, err := c.NewStream(ctx, method, enc)
+	if err != nil {
+		return err
+	}
+	stream := conn.(*drpcstream.Stream)
+	defer func() { _ = stream.Close() }() // no-op where the other side has ended it too
+	if err := stream.RawWrite(drpcwire.KindMessage, request); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil { // sends all of it
+		return err
+	}
+	if err := stream.MsgRecv(out, enc); err != nil {
+		return err
+	}
+	_ = stream.MsgRecv(nil, nothing{}) // the answer is there, whatever comes
+	return nil
 }
 
 // dial makes a connection. Errors: Unavailable; WrongCluster, Unsupported,
