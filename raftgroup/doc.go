@@ -24,7 +24,9 @@
 //	                       └─▶ applier: one state batch ─▶ reply
 //
 // Entries go to followers while the host's own append is in flight; what votes
-// and acknowledges leaves only after the batch it leans on is synced.
+// and acknowledges leaves only after the batch it leans on is synced. Proposals
+// wait for that append to end, and a commit for what goes to a follower anyway,
+// so that one message serves many.
 //
 // # Invariants
 //

@@ -34,6 +34,7 @@ type Host struct {
 	writer    *logWriter
 	beats     *beats
 	awake     awakeSet
+	holders   holders
 	queued    *budget       // of proposals
 	messages  *budget       // of inboxes
 	sequence  atomic.Uint64 // of proposals and reads
@@ -48,7 +49,7 @@ type Host struct {
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
 	failed  chan struct{}  // closed at the first failure of a store
-	loops   sync.WaitGroup // workers, appliers, writer, ticker, janitor
+	loops   sync.WaitGroup // workers, appliers, writer, ticker, reminder, janitor
 	tasks   sync.WaitGroup // snapshots sent and installed
 	users   sync.WaitGroup // callers that read the stores
 	once    sync.Once
@@ -87,6 +88,7 @@ func Open(o Options) (*Host, error) {
 		transfers: make(chan struct{}, o.MaxSnapshots),
 		receiving: make(chan struct{}, o.MaxSnapshots),
 		pace:      rate.NewLimiter(rate.Inf, SnapshotChunk),
+		holders:   holders{some: make(chan struct{}, 1)},
 	}
 	if o.SnapshotRate > 0 {
 		h.pace.SetLimit(rate.Limit(max(o.SnapshotRate, SnapshotChunk)))
@@ -178,6 +180,7 @@ func (h *Host) start() {
 	}
 	h.loops.Go(h.writer.run)
 	h.loops.Go(h.tick)
+	h.loops.Go(h.remind)
 	h.loops.Go(h.tidy)
 	go h.undertake()
 	for _, r := range h.sorted() {

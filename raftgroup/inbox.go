@@ -51,6 +51,7 @@ type inboxLoad struct {
 	installs    []*install    // at most one: state.receiving
 	ticks       int           // 0 <= ticks <= maxTicks
 	proposals   []*proposal   // bounded by proposals.limit
+	reminder    bool          // of what the replica holds
 }
 
 func (in *inbox) take() inboxLoad {
@@ -101,6 +102,12 @@ func (in *inbox) addTick() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.load.ticks = min(in.load.ticks+1, maxTicks)
+}
+
+func (in *inbox) addReminder() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.load.reminder = true
 }
 
 func (in *inbox) addProposal(p *proposal) {

@@ -78,6 +78,13 @@ type replica struct {
 	slept           uint64
 	busy, lastFrame uint64
 
+	// held is, on a leader, what has no more to say to a peer than a commit, see
+	// coalesce.go; holding says that a reminder will come. waiting are proposals
+	// that wait for an append that is under way.
+	held    map[uint64]*heldCommit
+	holding bool
+	waiting []*proposal
+
 	// reports holds, on the leader of reportTerm, the newest checkpoint of each peer;
 	// doubted is the tick since which the state is in doubt, 0: it is not.
 	reports    map[uint64]checkpoint
@@ -163,6 +170,7 @@ func (r *replica) round(out *outbox) round {
 		r.refuseLocked(got)
 		return rd
 	}
+	r.holding = r.holding && !got.reminder
 	r.guardLocked(func() {
 		if r.asleep {
 			if !r.rousedLocked(&got) {
@@ -171,6 +179,9 @@ func (r *replica) round(out *outbox) round {
 			r.wakeLocked()
 		}
 		r.stepAllLocked(got, &rd)
+		if got.reminder {
+			r.ageLocked(out)
+		}
 		r.h.failpoint(r.id, FailStepped)
 		for range maxRound {
 			if r.fault != nil || !r.raw.HasReady() {
@@ -217,7 +228,11 @@ func (r *replica) stepAllLocked(got inboxLoad, rd *round) {
 	for range got.ticks {
 		r.tickLocked(rd)
 	}
-	r.proposeLocked(got.proposals)
+	r.waiting = append(r.waiting, got.proposals...)
+	if !r.appendsLocked() {
+		r.proposeLocked(r.waiting)
+		r.waiting = nil
+	}
 	r.issueReadsLocked()
 }
 
@@ -340,7 +355,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 	}
 	var write *logWrite
 	var work *applyItem
-	acked := r.matchesLocked(ready.Messages)
+	peers := r.peersLocked(ready.Messages)
 	for _, m := range ready.Messages {
 		switch {
 		case m.GetTo() == raft.LocalAppendThread:
@@ -350,15 +365,14 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 		case m.GetType() == pb.MsgSnap:
 			rd.snapshots = append(rd.snapshots, m)
 		default:
-			f := frame{kind: frameRaft, group: r.id, generation: r.generation, msg: m, acked: acked[m.GetTo()]}
-			if t := m.GetType(); t == pb.MsgHeartbeat || t == pb.MsgHeartbeatResp {
-				f.checkIndex, f.checkHash = r.state.checkpoint()
-			}
-			out.add(dfs.NodeID(m.GetTo()), laneOf(m), &f)
+			r.sendLocked(m, peers, out)
 		}
 	}
-	if work != nil && work.hasConfChange() && !r.h.opts.Hooks.ConfBeforeSync {
-		write = r.gateLocked(write, work)
+	if work != nil && work.hasConfChange() {
+		r.releaseLocked(out) // who is removed hears nothing after it
+		if !r.h.opts.Hooks.ConfBeforeSync {
+			write = r.gateLocked(write, work)
+		}
 	}
 	if work != nil {
 		r.queue.push(work)
@@ -411,19 +425,6 @@ func (r *replica) gateLocked(write *logWrite, work *applyItem) *logWrite {
 	return write
 }
 
-// matchesLocked returns, on a leader, what each peer has acknowledged.
-func (r *replica) matchesLocked(ms []*pb.Message) map[uint64]uint64 {
-	if r.role != raft.StateLeader {
-		return nil
-	}
-	for _, m := range ms {
-		if t := m.GetType(); t == pb.MsgApp || t == pb.MsgHeartbeat {
-			return r.progressLocked()
-		}
-	}
-	return nil
-}
-
 // observeLocked notes who leads in which term.
 func (r *replica) observeLocked(rd *round) {
 	st := r.raw.BasicStatus()
@@ -434,6 +435,7 @@ func (r *replica) observeLocked(rd *round) {
 	}
 	r.lead, r.term = st.Lead, st.GetTerm()
 	r.office.Store(&Office{Leader: dfs.NodeID(r.lead), Term: r.term})
+	clear(r.held)
 	rd.leaderChanged, rd.lead, rd.term = true, r.lead, r.term
 	if was == raft.StateLeader {
 		r.proposals.orphan(r.ticks + uint64(r.h.opts.ElectionTicks))
@@ -482,9 +484,10 @@ func (r *replica) damagedLocked(err error) {
 
 // refuseLocked answers what came for a quarantined replica.
 func (r *replica) refuseLocked(got inboxLoad) {
-	for _, p := range got.proposals {
+	for _, p := range append(r.waiting, got.proposals...) {
 		p.finishUnapplied(r.fault)
 	}
+	r.waiting = nil
 	for _, inst := range got.installs {
 		r.dropInstallLocked(inst)
 	}
