@@ -78,25 +78,25 @@ func (q *applyQueue) pop() bool {
 	return len(q.items) > 0 && !q.items[0].closed
 }
 
-// applyNext applies the first item of the queue. It runs on an applier, one at
-// a time for a replica.
-func (r *replica) applyNext() {
+// applyNext applies the first item of the queue and reports whether it did: then
+// the library has an answer to look at. One at a time calls it for a replica.
+func (r *replica) applyNext() bool {
 	if r.state.failed() != nil || r.state.missing() {
-		return
+		return false
 	}
 	it := r.queue.head()
 	if it == nil {
-		return
+		return false
 	}
 	r.h.failpoint(r.id, FailCommitted)
 	for rest := it.entries; len(rest) > 0; {
 		n := applyRun(rest)
 		switch err := r.applyEntries(rest[:n]); {
 		case err == errNoState: // the item waits for one
-			return
+			return false
 		case err != nil:
 			r.quarantine(err)
-			return
+			return false
 		}
 		rest = rest[n:]
 	}
@@ -104,10 +104,10 @@ func (r *replica) applyNext() {
 	for _, m := range it.resp {
 		r.in.addLocal(m)
 	}
-	r.h.workers.schedule(r)
 	if more {
 		r.h.appliers.schedule(r)
 	}
+	return true
 }
 
 // applyRun is how many entries make one batch: a configuration change is

@@ -35,6 +35,7 @@ type Host struct {
 	beats     *beats
 	awake     awakeSet
 	holders   holders
+	applying  sync.Mutex // see drive
 	queued    *budget       // of proposals
 	messages  *budget       // of inboxes
 	sequence  atomic.Uint64 // of proposals and reads
@@ -357,14 +358,55 @@ func (h *Host) work() {
 		if len(taken) == 0 {
 			return
 		}
+		if len(taken) == 1 {
+			h.drive(taken[0], out, true)
+			taken[0] = nil
+			continue
+		}
 		for _, r := range taken {
-			rd := r.round(out)
-			h.finishRound(r, &rd, out)
+			if h.step(r, out) > 0 {
+				h.appliers.schedule(r)
+			}
 		}
 		out.flush()
 		for i, r := range taken {
 			h.workers.done(r)
 			taken[i] = nil
+		}
+	}
+}
+
+// step runs one round of a replica that a worker has, and returns how many
+// committed entries wait for an applier.
+func (h *Host) step(r *replica, out *outbox) int {
+	rd := r.round(out)
+	h.finishRound(r, &rd, out)
+	return rd.apply
+}
+
+// maxDriven is how many committed entries are applied by who drives a replica.
+const maxDriven = 4
+
+// drive works for one replica, which the caller has taken, for as long as the
+// next step is not worth waking another goroutine. With apply it is its own
+// applier for a few entries, but one caller at a time is that: a state store that
+// stalls must not stop all workers.
+func (h *Host) drive(r *replica, out *outbox, apply bool) {
+	for {
+		n := h.step(r, out)
+		out.flush()
+		h.workers.done(r)
+		if n == 0 {
+			return
+		}
+		if !apply || n > maxDriven || !h.applying.TryLock() {
+			h.appliers.schedule(r)
+			return
+		}
+		applied := h.appliers.claim(r) && h.applyOne(r)
+		h.applying.Unlock()
+		if !applied || !h.workers.claim(r) {
+			return
 		}
 	}
 }
@@ -396,9 +438,18 @@ func (h *Host) applyAll() {
 		if len(taken) == 0 {
 			return
 		}
-		taken[0].applyNext()
-		h.appliers.done(taken[0])
+		if r := taken[0]; h.applyOne(r) {
+			h.workers.schedule(r)
+		}
 	}
+}
+
+// applyOne applies what is next for a replica that an applier has, and reports
+// whether a worker has to look at the outcome.
+func (h *Host) applyOne(r *replica) bool {
+	applied := r.applyNext()
+	h.appliers.done(r)
+	return applied
 }
 
 // tick advances time for the replicas that are awake, and sends the heartbeats

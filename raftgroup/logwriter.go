@@ -163,6 +163,7 @@ func (w *logWriter) run() {
 			w.deliver(lw, w.out)
 		}
 		w.out.flush()
+		w.wake(rd)
 		for _, lw := range rd.writes {
 			w.h.failpoint(lw.r.id, FailDelivered)
 		}
@@ -251,6 +252,27 @@ func (lw *logWrite) stageRest(b *pebble.Batch) error {
 	return b.Set(groupKey(g, logTruncated), lw.cut.encode(), nil)
 }
 
+// wake has the replicas of a round look at its outcome. What comes of that is most
+// often the next write, so a single one is driven here.
+func (w *logWriter) wake(rd *logRound) {
+	alone := true
+	for _, lw := range rd.writes {
+		alone = alone && lw.r == rd.writes[0].r
+	}
+	for _, lw := range rd.writes {
+		switch {
+		case len(lw.responses) == 0:
+		case alone:
+			if w.h.workers.claim(lw.r) {
+				w.h.drive(lw.r, w.out, false)
+			}
+			return
+		default:
+			w.h.workers.schedule(lw.r)
+		}
+	}
+}
+
 // deliver hands on what waited for a write. A replica in quarantine
 // acknowledges nothing.
 func (w *logWriter) deliver(lw *logWrite, out *outbox) {
@@ -266,7 +288,7 @@ func (w *logWriter) deliver(lw *logWrite, out *outbox) {
 	}
 	for _, m := range lw.responses {
 		if m.GetTo() == uint64(w.h.opts.Node) {
-			lw.r.deliver(m)
+			lw.r.in.addLocal(m)
 			continue
 		}
 		out.add(dfs.NodeID(m.GetTo()), laneOf(m), &frame{kind: frameRaft, group: lw.r.id, generation: lw.r.generation, msg: m})

@@ -113,6 +113,7 @@ type round struct {
 	differs       []differing
 	wantState     []dfs.NodeID // to be asked for the state
 	quiesce       *frame       // the last message that came, if it is one that asks to sleep
+	apply         int          // entries that were given to the applier, who has to be woken
 }
 
 func (r *replica) config() *raft.Config {
@@ -376,7 +377,7 @@ func (r *replica) readyLocked(out *outbox, rd *round) {
 	}
 	if work != nil {
 		r.queue.push(work)
-		r.h.appliers.schedule(r)
+		rd.apply += len(work.entries)
 	}
 	if write != nil {
 		r.h.writer.push(write)
@@ -499,12 +500,6 @@ func (r *replica) unreachable(to dfs.NodeID) {
 	if r.in.addUnreachable(to) {
 		r.h.workers.schedule(r)
 	}
-}
-
-// deliver gives an answer of the own storage to the replica.
-func (r *replica) deliver(m *pb.Message) {
-	r.in.addLocal(m)
-	r.h.workers.schedule(r)
 }
 
 // snapshotMetadata describes the applied state for a peer that needs it whole.

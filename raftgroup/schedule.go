@@ -51,6 +51,24 @@ func (s *scheduler) schedule(r *replica) {
 	}
 }
 
+// claim takes r at once when nobody has it: done must follow. Otherwise it is as
+// schedule, and returns false.
+func (s *scheduler) claim(r *replica) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sl := s.slot(r)
+	switch {
+	case sl.queued:
+	case sl.running:
+		sl.again = true
+	case s.closed:
+	default:
+		sl.running = true
+		return true
+	}
+	return false
+}
+
 // take waits for work and appends one worker's share of it to buf: what came
 // together, within most, is sent together, but not all of it by one worker.
 // Nothing is returned once the scheduler is closed.
