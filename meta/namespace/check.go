@@ -63,14 +63,14 @@ type checker struct {
 	removed  map[dfs.Ino]bool // inodes whose removal is in history
 	named    map[dfs.BlockID]blockRow
 	queued   map[dfs.BlockID]bool
-	floors   map[dfs.SessionID]uint64
+	floors   map[dfs.SessionID]floorRow
 }
 
 func newChecker(r raftgroup.Reader) *checker {
 	return &checker{
 		r: r, inodes: map[dfs.Ino]*inode{}, links: map[dfs.Ino]uint32{}, entries: map[dfs.Ino]int64{}, subdirs: map[dfs.Ino]uint32{},
 		children: map[dfs.Ino]*childRow{}, intents: map[dfs.Ino]*Intent{}, removed: map[dfs.Ino]bool{},
-		named: map[dfs.BlockID]blockRow{}, queued: map[dfs.BlockID]bool{}, floors: map[dfs.SessionID]uint64{},
+		named: map[dfs.BlockID]blockRow{}, queued: map[dfs.BlockID]bool{}, floors: map[dfs.SessionID]floorRow{},
 	}
 }
 
@@ -341,15 +341,15 @@ func (c *checker) checkBlocks() {
 func (c *checker) checkSessions() {
 	c.each(tagFloor, 9, func(key, value []byte) error {
 		s := dfs.SessionID(binary.BigEndian.Uint64(key[1:]))
-		d := decode(value)
-		c.floors[s] = d.u64()
-		return d.done(key)
+		f, err := decodeFloor(key, value)
+		c.floors[s] = f
+		return err
 	})
 	c.each(tagReply, 17, func(key, value []byte) error {
 		s, seq := dfs.SessionID(binary.BigEndian.Uint64(key[1:])), binary.BigEndian.Uint64(key[9:])
-		floor, ok := c.floors[s]
-		if !ok || seq < floor || seq-floor >= MaxUnacknowledged {
-			c.fault("reply %d of session %d, whose floor is %d", seq, s, floor)
+		f, ok := c.floors[s]
+		if !ok || seq < f.floor || seq-f.floor >= MaxUnacknowledged || seq > f.last {
+			c.fault("reply %d of session %d, whose floor is %d and whose last command is %d", seq, s, f.floor, f.last)
 		}
 		return proto.Unmarshal(value, &wire.Result{})
 	})

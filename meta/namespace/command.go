@@ -30,21 +30,25 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 	if fence.fenced(c.session) {
 		return nil, refuse(dfs.Fenced, "session %d has expired", cmd.Session)
 	}
-	floor, known, err := readFloor(c.tx, c.session)
+	row, known, err := readFloor(c.tx, c.session)
 	if err != nil {
 		return nil, err
 	}
-	if cmd.Seq < floor {
-		return nil, refuse(dfs.Stale, "command %d is below the acknowledged floor %d", cmd.Seq, floor)
+	if cmd.Seq < row.floor {
+		return nil, refuse(dfs.Stale, "command %d is below the acknowledged floor %d", cmd.Seq, row.floor)
 	}
-	if cmd.Floor > floor || !known {
-		if err := c.raiseFloor(floor, cmd.Floor); err != nil {
+	if cmd.Floor > row.floor || !known {
+		old := row.floor
+		row.floor = max(old, cmd.Floor)
+		if err := c.writeFloor(row); err != nil {
 			return nil, err
 		}
-		floor = max(floor, cmd.Floor)
+		if err := c.forget(old, row.floor); err != nil {
+			return nil, err
+		}
 	}
 	key := replyKey(c.session, cmd.Seq)
-	if !m.opts.ForgetReplies {
+	if cmd.Seq <= row.last && !m.opts.ForgetReplies {
 		reply, ok, err := c.tx.Get(key)
 		if err != nil {
 			return nil, err
@@ -53,12 +57,18 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 			return reply, nil
 		}
 	}
-	if cmd.Seq-floor >= MaxUnacknowledged {
-		return nil, refuse(dfs.Busy, "command %d is %d or more above the acknowledged floor %d", cmd.Seq, MaxUnacknowledged, floor)
+	if cmd.Seq-row.floor >= MaxUnacknowledged {
+		return nil, refuse(dfs.Busy, "command %d is %d or more above the acknowledged floor %d", cmd.Seq, MaxUnacknowledged, row.floor)
 	}
 	reply, err := c.carryOut(cmd)
 	if err != nil {
 		return nil, err
+	}
+	if cmd.Seq > row.last {
+		row.last = cmd.Seq
+		if err := c.writeFloor(row); err != nil {
+			return nil, err
+		}
 	}
 	return reply, c.tx.Set(key, reply)
 }

@@ -23,7 +23,7 @@ func (l *life) retries(planted bool) {
 		if l.rng.IntN(2) == 0 {
 			c = l.sent[len(l.sent)-1-l.rng.IntN(min(8, len(l.sent)))]
 		}
-		floor, _, err := readFloor(l.w.reader(c.g), dfs.SessionID(c.session))
+		row, _, err := readFloor(l.w.reader(c.g), dfs.SessionID(c.session))
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -37,7 +37,7 @@ func (l *life) retries(planted bool) {
 			if kind != dfs.Fenced {
 				l.fatalf("a retry of a fenced session: %v", kind)
 			}
-		case c.seq < floor:
+		case c.seq < row.floor:
 			if kind != dfs.Stale {
 				l.fatalf("a retry below the floor: %v", kind)
 			}

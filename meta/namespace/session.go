@@ -183,30 +183,47 @@ func (c *change) goOnSweeping() error {
 	return c.sweep(f)
 }
 
-// readFloor returns a session's acknowledged floor, and whether the group
-// knows the session.
-func readFloor(r raftgroup.Reader, s dfs.SessionID) (floor uint64, known bool, err error) {
+// floorRow is what a group knows of a session's commands.
+type floorRow struct {
+	floor uint64 // every command below it has been answered
+	last  uint64 // no later command has an answer here, so none is looked for
+}
+
+func (f floorRow) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(append(b, rowFormat), f.floor)
+	return binary.BigEndian.AppendUint64(b, f.last)
+}
+
+func decodeFloor(key, value []byte) (f floorRow, err error) {
+	d := decode(value)
+	f.floor, f.last = d.u64(), d.u64()
+	return f, d.done(key)
+}
+
+// readFloor returns a session's row, and whether the group knows the session.
+func readFloor(r raftgroup.Reader, s dfs.SessionID) (f floorRow, known bool, err error) {
 	key := floorKey(s)
 	v, ok, err := r.Get(key)
 	if err != nil || !ok {
-		return 0, false, err
+		return floorRow{}, false, err
 	}
-	d := decode(v)
-	floor = d.u64()
-	return floor, true, d.done(key)
+	f, err = decodeFloor(key, v)
+	return f, true, err
+}
+
+// writeFloor writes the session's row.
+func (c *change) writeFloor(f floorRow) error {
+	return c.tx.Set(floorKey(c.session), f.append(nil))
 }
 
 // fewReplies is up to how many sequence numbers are deleted one by one, present
 // or not, rather than looked for.
 const fewReplies = 8
 
-// raiseFloor moves the session's floor and forgets the replies below it. There
+// forget drops the replies below a session's new floor. There
 // are none below the old floor: to look there would be to walk over the marks
 // that the store keeps of what was deleted.
-func (c *change) raiseFloor(old, floor uint64) error {
-	if err := c.tx.Set(floorKey(c.session), binary.BigEndian.AppendUint64([]byte{rowFormat}, floor)); err != nil {
-		return err
-	}
+func (c *change) forget(old, floor uint64) error {
 	if old > 0 && floor-old <= fewReplies {
 		for seq := old; seq < floor; seq++ {
 			if err := c.tx.Delete(replyKey(c.session, seq)); err != nil {
