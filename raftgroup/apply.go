@@ -218,10 +218,8 @@ func (r *replica) applyConf(e *pb.Entry) (conf *pb.ConfState, err error) {
 
 // commitEntries commits the writes of es with the record that follows from them.
 func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfState) ([]reply, []checkpoint, error) {
-	b := r.state.db.NewIndexedBatch()
-	defer b.Close()
-	tx := newTx(b, r.state.prefix)
-	tx.deferred = true
+	tx := applyTx(r.state.db, r.state.prefix)
+	defer func() { _ = tx.b.Close() }()
 	var replies []reply
 	var checks []checkpoint
 	for _, e := range es {
@@ -249,10 +247,10 @@ func (r *replica) commitEntries(es []*pb.Entry, next *applied, conf *pb.ConfStat
 	if err := tx.flush(); err != nil {
 		return nil, nil, err
 	}
-	if err := b.Set(stateKey(r.id, stateApplied), next.encode(), nil); err != nil {
+	if err := tx.b.Set(stateKey(r.id, stateApplied), next.encode(), nil); err != nil {
 		return nil, nil, err
 	}
-	if err := b.Commit(pebble.NoSync); err != nil {
+	if err := tx.b.Commit(pebble.NoSync); err != nil {
 		return nil, nil, wrapStore("apply", r.id.String(), err)
 	}
 	return replies, checks, r.h.failure()

@@ -35,7 +35,7 @@ type Host struct {
 	beats     *beats
 	awake     awakeSet
 	holders   holders
-	applying  sync.Mutex // see drive
+	applying  sync.Mutex    // see drive
 	queued    *budget       // of proposals
 	messages  *budget       // of inboxes
 	sequence  atomic.Uint64 // of proposals and reads

@@ -104,10 +104,14 @@ func prefixEnd(p []byte) []byte {
 	return nil
 }
 
-// batchTx is a Tx over an indexed batch.
+// batchTx is a Tx over a batch. That of applyTx gets its index, which costs each
+// write a place in a list and each read a look there, only when it is needed: for
+// a scan, or a read of what was written unread.
 type batchTx struct {
 	view
-	b *pebble.Batch
+	b      *pebble.Batch
+	db     *pebble.DB          // while the batch has no index: what is read
+	unread map[uint64]struct{} // likewise: hashes of the keys that the batch has and rows has not
 
 	// rows holds what the batch was asked for, as it is now: every entry of a batch
 	// asks for the same few rows first, and writes some of them again.
@@ -138,9 +142,44 @@ func newTx(b *pebble.Batch, prefix []byte) *batchTx {
 	return &batchTx{view: view{r: pebbleBatch{b}, prefix: prefix}, b: b, rows: map[string]*row{}}
 }
 
+// applyTx returns a Tx for many entries, whose batch the caller commits after a
+// flush, and closes.
+func applyTx(db *pebble.DB, prefix []byte) *batchTx {
+	return &batchTx{
+		view: view{r: pebbleDB{db}, prefix: prefix}, b: db.NewBatch(), db: db,
+		unread: map[uint64]struct{}{}, rows: map[string]*row{}, deferred: true,
+	}
+}
+
+// index gives the batch its index.
+func (t *batchTx) index() error {
+	if t.db == nil {
+		return nil
+	}
+	b := t.db.NewIndexedBatch()
+	err := firstError(b.Apply(t.b, nil), t.b.Close())
+	t.b, t.r = b, pebbleBatch{b}
+	t.db, t.unread = nil, nil
+	return err
+}
+
+// note remembers a key that is written unread.
+func (t *batchTx) note(key []byte) {
+	if t.db != nil {
+		t.unread[xxhash.Sum64(key)] = struct{}{}
+	}
+}
+
 func (t *batchTx) Get(key []byte) ([]byte, bool, error) {
 	r := t.rows[string(key)]
 	if r == nil {
+		if len(t.unread) > 0 {
+			if _, ok := t.unread[xxhash.Sum64(key)]; ok {
+				if err := t.index(); err != nil {
+					return nil, false, err
+				}
+			}
+		}
 		val, ok, err := t.view.Get(key)
 		if err != nil {
 			return nil, false, err
@@ -155,7 +194,7 @@ func (t *batchTx) Get(key []byte) ([]byte, bool, error) {
 }
 
 func (t *batchTx) Scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
-	if err := t.flush(); err != nil {
+	if err := firstError(t.flush(), t.index()); err != nil {
 		return err
 	}
 	return t.view.Scan(lower, upper, fn)
@@ -165,6 +204,7 @@ func (t *batchTx) Set(key, value []byte) error {
 	t.writes += hashWrite(1, key, value)
 	r := t.rows[string(key)]
 	if r == nil {
+		t.note(key)
 		return t.b.Set(t.key(key), value, nil)
 	}
 	r.value, r.there = append(r.value[:0], value...), true
@@ -175,6 +215,7 @@ func (t *batchTx) Delete(key []byte) error {
 	t.writes += hashWrite(2, key, nil)
 	r := t.rows[string(key)]
 	if r == nil {
+		t.note(key)
 		return t.b.Delete(t.key(key), nil)
 	}
 	r.there = false

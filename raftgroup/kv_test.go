@@ -29,10 +29,11 @@ func TestTxReadsItsWrites(t *testing.T) {
 }
 
 func testTx(t *testing.T, db *pebble.DB, deferred bool) {
-	b := db.NewIndexedBatch()
-	defer b.Close()
-	tx := newTx(b, []byte("p/"))
-	tx.deferred = deferred
+	tx := newTx(db.NewIndexedBatch(), []byte("p/"))
+	if deferred {
+		tx = applyTx(db, []byte("p/"))
+	}
+	defer func() { _ = tx.b.Close() }()
 	expect := func(key, want string, there bool) {
 		t.Helper()
 		for range 2 { // from the store, and from memory
@@ -68,18 +69,25 @@ func testTx(t *testing.T, db *pebble.DB, deferred bool) {
 	}
 	expect("there", "old", true)
 	expect("new", "", false)
-	before := b.Count()
+	before := tx.b.Count()
 	for i := range 10 {
 		set("there", fmt.Sprint("newer", i))
 	}
 	set("new", "")
 	set("unread", "1")
-	if n, want := b.Count()-before, map[bool]uint32{false: 12, true: 1}[deferred]; n != want {
+	if n, want := tx.b.Count()-before, map[bool]uint32{false: 12, true: 1}[deferred]; n != want {
 		t.Errorf("deferred %v: %d writes in the batch, want %d", deferred, n, want)
 	}
 	expect("there", "newer9", true)
 	expect("new", "", true)
+	if deferred && tx.db == nil {
+		t.Error("the batch has an index that nobody needed")
+	}
 	expect("unread", "1", true)
+	set("unread too", "2")
+	if err := tx.Delete([]byte("unread too")); err != nil {
+		t.Fatal(err)
+	}
 	scan("new= there=newer9 unread=1 ")
 	for _, key := range []string{"there", "new", "unread"} {
 		if err := tx.Delete([]byte(key)); err != nil {
@@ -94,7 +102,7 @@ func testTx(t *testing.T, db *pebble.DB, deferred bool) {
 		t.Fatal(err)
 	}
 	expect("there", "again", true)
-	if err := firstError(tx.flush(), b.Commit(nil)); err != nil {
+	if err := firstError(tx.flush(), tx.b.Commit(nil)); err != nil {
 		t.Fatal(err)
 	}
 	all := NewReader(db, []byte("p/"))

@@ -218,7 +218,7 @@ func (c *change) writeFloor(f floorRow) error {
 
 // fewReplies is up to how many sequence numbers are deleted one by one, present
 // or not, rather than looked for.
-const fewReplies = 8
+const fewReplies = 64
 
 // forget drops the replies below a session's new floor. There
 // are none below the old floor: to look there would be to walk over the marks
