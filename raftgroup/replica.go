@@ -466,6 +466,7 @@ func (r *replica) endLocked(err error) {
 	r.office.Store(&Office{Term: r.term})
 	r.state.fail(err)
 	r.proposals.close(err)
+	r.refuseWaitingLocked()
 	r.reads.close(err)
 	r.signalLocked()
 	r.h.awake.remove(r)
@@ -483,12 +484,20 @@ func (r *replica) damagedLocked(err error) {
 	r.h.failLog(err)
 }
 
-// refuseLocked answers what came for a quarantined replica.
-func (r *replica) refuseLocked(got inboxLoad) {
-	for _, p := range append(r.waiting, got.proposals...) {
+// refuseWaitingLocked ends, in a replica that has ended, what waits for an append.
+func (r *replica) refuseWaitingLocked() {
+	for _, p := range r.waiting {
 		p.finishUnapplied(r.fault)
 	}
 	r.waiting = nil
+}
+
+// refuseLocked answers what came for a quarantined replica.
+func (r *replica) refuseLocked(got inboxLoad) {
+	r.refuseWaitingLocked()
+	for _, p := range got.proposals {
+		p.finishUnapplied(r.fault)
+	}
 	for _, inst := range got.installs {
 		r.dropInstallLocked(inst)
 	}
