@@ -128,6 +128,7 @@ type engineStats struct {
 	Allocated  uint64          `json:"allocated"`
 	Index      uint64          `json:"index"`
 	Behind     uint64          `json:"index_behind"`
+	Forgotten  int             `json:"forgotten_pgs"` // of which records may still lie in segments
 	Damaged    int             `json:"damaged"`
 	Unnamed    bool            `json:"damaged_unnamed"`
 	Segments   []engineSegment `json:"segments"`
@@ -175,7 +176,7 @@ func toEngineStats(o *engine.Overview) *engineStats {
 	s := &engineStats{
 		Version: jsonVersion, Node: uint32(o.Node), Store: uint32(o.Store), Mark: fmt.Sprintf("%016x", o.Incarnation.Mark), RolledBack: o.RolledBack,
 		MapEpoch: uint64(o.MapEpoch), LastSeq: o.LastSeq, Blocks: o.Blocks, Tombstones: o.Tombstones, Logical: o.Logical, Stored: o.Stored, Live: o.LiveBytes, Dead: o.DeadBytes,
-		Allocated: o.FileBytes, Index: o.IndexBytes, Behind: o.Behind, Damaged: len(o.Damage), Unnamed: o.Unnamed,
+		Allocated: o.FileBytes, Index: o.IndexBytes, Behind: o.Behind, Forgotten: o.Forgotten, Damaged: len(o.Damage), Unnamed: o.Unnamed,
 		Segments: []engineSegment{}, Problems: toEngineFaults(o.Problems), Notes: append([]string{}, o.Notes...),
 	}
 	if !o.Cluster.IsZero() {
@@ -199,6 +200,9 @@ func printEngineStats(w io.Writer, o *engine.Overview) error {
 		fmt.Fprintf(w, ", %s of log behind", sizeText(o.Behind))
 	}
 	fmt.Fprintln(w)
+	if o.Forgotten > 0 {
+		fmt.Fprintf(w, "forgotten   %s, of which dead records are left\n", plural(o.Forgotten, "placement group"))
+	}
 	if len(o.Damage) > 0 {
 		fmt.Fprintf(w, "damaged     %s\n", plural(len(o.Damage), "place"))
 	}

@@ -156,6 +156,9 @@ func recordText(r *engine.RecordPiece) (what, text string) {
 	if r.Moved {
 		text += ", copy"
 	}
+	if r.Forgotten {
+		text += ", forgotten with its placement group"
+	}
 	if r.Footer {
 		text += ", says the footer"
 	}
@@ -198,6 +201,7 @@ type jsonRecord struct {
 	HintOffset  int64  `json:"hint_offset"`
 	HintVersion uint64 `json:"hint_version"`
 	Footer      bool   `json:"footer_only"`
+	Forgotten   bool   `json:"forgotten"` // with its placement group
 }
 
 type jsonFooter struct {
@@ -217,7 +221,7 @@ func (d *dumper) toJSON(p engine.Piece) jsonPiece {
 	if r := p.Record; r != nil {
 		j.Record = &jsonRecord{
 			jsonBlock: toJSONBlock(r.Entry, r.Codec, r.Seq, d.segment, p.Offset), Chunks: r.Chunks, Refill: r.Refill, Moved: r.Moved,
-			HintIno: uint64(r.Hint.Ino), HintOffset: r.Hint.Offset, HintVersion: uint64(r.Hint.Version), Footer: r.Footer,
+			HintIno: uint64(r.Hint.Ino), HintOffset: r.Hint.Offset, HintVersion: uint64(r.Hint.Version), Footer: r.Footer, Forgotten: r.Forgotten,
 		}
 	}
 	if f := p.Footer; f != nil {

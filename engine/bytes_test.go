@@ -36,6 +36,7 @@ func sampleRows() (rows [][3]string) {
 	damage := Damage{Named: true, ID: id, Shard: 3, Segment: 0x103, Offset: 0x10400, Length: 0x301, Reason: "rot"}
 	add("damage", damageKey(damage.Segment, damage.Offset), damage.encode())
 	add("floor", floorKey(9), binary.BigEndian.AppendUint64(nil, 0x302))
+	add("bound", boundKey(9), binary.BigEndian.AppendUint64(nil, 0x303))
 	trashed := &row{kind: kindPut, flags: rowTrashed, info: dfs.BlockInfo{Length: 1, Chunks: []dfs.Chunk{{Len: 1, Sum: 0x501}}}, stored: 1, trashed: 0x502}
 	add("block in the trash", blockKey(id, 3), trashed.encode())
 	add("undecided", undecidedKey(id, 3), binary.BigEndian.AppendUint64(nil, 0x503))

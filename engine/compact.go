@@ -76,6 +76,9 @@ func (c *compactor) run(ctx context.Context) {
 
 // round compacts until there is nothing to win, and returns when to look again.
 func (c *compactor) round(ctx context.Context) time.Duration {
+	if err := c.s.settleBounds(); err != nil && dfs.KindOf(err) != dfs.NoSpace && ctx.Err() == nil {
+		c.s.fail(err)
+	}
 	for ctx.Err() == nil && c.s.failure() == nil {
 		g, urgent := c.s.victim()
 		if g == nil {
@@ -329,7 +332,7 @@ func (m *move) flush(ctx context.Context) error {
 			if w == nil || w.kind != kindTombstone || w.segment != m.from.number {
 				continue // stamped anew since
 			}
-			if err := c.dropTombstone(o.rec.id, o.rec.shard, w); err != nil {
+			if err := c.drop(o.rec.id, o.rec.shard, w); err != nil {
 				return err
 			}
 			s.counters.dropped.Add(1)

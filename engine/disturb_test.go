@@ -136,6 +136,11 @@ func (w *world) disturbed() error {
 				return err
 			}
 		}
+		if w.rng.IntN(40) == 0 && w.faults.fired.Load() == before {
+			if err := w.forget(); err != nil {
+				return err
+			}
+		}
 		if !sticky && w.faults.fired.Load() > before && w.rng.IntN(4) == 0 {
 			break
 		}
@@ -183,6 +188,11 @@ func (w *world) crash() error {
 		}
 		if w.fs.crashed() != nil {
 			break
+		}
+		if w.rng.IntN(20) == 0 {
+			if err := w.forget(); err != nil {
+				return err
+			}
 		}
 		time.Sleep(time.Duration(w.rng.IntN(200)) * time.Millisecond)
 	}

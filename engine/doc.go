@@ -44,6 +44,8 @@
 //     back. It keeps sequence number and epoch.
 //   - A tombstone is dropped only below its PG's floor and when no other segment
 //     on the disk can hold a put of its block, not even after a crash.
+//   - What a store has forgotten of a PG it has left stays forgotten, whatever becomes
+//     of the index: a bound lasts for as long as a segment may have a record of it.
 //   - The first failed write or sync is the last: the store takes no more of
 //     them until it is opened again, and goes on reading.
 //

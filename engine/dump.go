@@ -51,6 +51,8 @@ type RecordPiece struct {
 	Moved  bool // a copy
 	Hint   dfs.Hint
 	Footer bool // only the footer knows of it
+
+	Forgotten bool // it was forgotten with its placement group
 }
 
 // FooterPiece is a footer.
@@ -106,7 +108,7 @@ func (d *dump) run() error {
 		return err
 	}
 	for i := range res.lost {
-		if err := d.fn(lostPiece(&res.lost[i])); err != nil {
+		if err := d.fn(d.marked(lostPiece(&res.lost[i]))); err != nil {
 			return err
 		}
 	}
@@ -169,7 +171,7 @@ func (d *dump) group(g group) error {
 			}
 			rot = rot[1:]
 		}
-		if err := d.fn(recordPiece(r, d.reader.payloadFault(d.file, r))); err != nil {
+		if err := d.fn(d.marked(recordPiece(r, d.reader.payloadFault(d.file, r)))); err != nil {
 			return err
 		}
 	}
@@ -187,6 +189,12 @@ func (d *dump) gap(x span) error {
 		fault = "records are damaged and nothing says which"
 	}
 	return d.fn(Piece{Offset: x.offset, Length: x.end - x.offset, Fault: fault})
+}
+
+// marked says of a record whether it was forgotten.
+func (d *dump) marked(p Piece) Piece {
+	p.Record.Forgotten = d.in.survey.known.Forgotten.cover(p.Record.ID.PG, p.Record.Seq)
+	return p
 }
 
 func recordPiece(r *record, fault string) Piece {

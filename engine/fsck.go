@@ -38,6 +38,7 @@ type fsck struct {
 	sets        setCounts              // of undecided blocks and the trash, as the rows of blocks say
 	setRows     setCounts              // as their own rows say, without bytes
 	floors      map[dfs.PGID]dfs.Epoch // of tombstones
+	bounds      bounds                 // what is forgotten
 	noted       map[spot]notedDamage   // unnamed damage that the store knows of
 	reader      payloadReader
 }
@@ -72,6 +73,7 @@ func (in *Inspection) verify(ctx context.Context, progress func(done, total int6
 	}
 	if r.store != nil {
 		c.ix, c.rebuilt, c.floors, c.missing = r.store.index, r.store.rebuilt, r.store.floors, r.store.missing
+		c.bounds = r.store.ledger.bounds()
 	}
 	return c.report, c.run()
 }
@@ -335,6 +337,7 @@ func (s *segmentCheck) compare(r *record, e *footerEntry) (*row, error) {
 	}
 	wrong := func(format string, args ...any) { s.lost(e, int64(r.length()), false, format, args...) }
 	switch {
+	case s.bounds.cover(r.id.PG, r.seq) && (w == nil || w.segment != r.segment || w.offset != r.offset): // forgotten
 	case w == nil && r.kind == kindPut:
 		s.orphans = append(s.orphans, *e)
 	case w == nil && r.epoch < s.floors[r.id.PG]: // dropped
@@ -452,6 +455,8 @@ func (s *segmentCheck) unread(e *footerEntry) error {
 	switch {
 	case err != nil:
 		return err
+	case have == nil && s.bounds.cover(e.id.PG, e.seq):
+		s.report.note("%s at %d: a record of block %s that was forgotten with its placement group is damaged", s.name, e.offset, e.id)
 	case have == nil:
 		s.lost(e, w.recordLen(), false, text+", and the index does not know it")
 	case have.segment != s.f.number || have.offset != e.offset:

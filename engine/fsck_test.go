@@ -31,6 +31,7 @@ func checkStore(s *Store) error {
 	s.pgMu.RLock()
 	c.floors = maps.Clone(s.floors)
 	s.pgMu.RUnlock()
+	c.bounds = s.ledger.bounds()
 	if err := c.run(); err != nil {
 		return err
 	}

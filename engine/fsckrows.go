@@ -12,7 +12,7 @@ import (
 // knownRow reports whether fsck knows rows of this kind.
 func knownRow(prefix byte) bool {
 	switch prefix {
-	case blockPrefix, epochPrefix, segmentPrefix, damagePrefix, floorPrefix, undecidedPrefix, trashPrefix, setCountsKey[0], metaKey[0]:
+	case blockPrefix, epochPrefix, segmentPrefix, damagePrefix, floorPrefix, boundPrefix, undecidedPrefix, trashPrefix, setCountsKey[0], metaKey[0]:
 		return true
 	}
 	return false
@@ -72,6 +72,9 @@ func (c *fsck) blockRow(k, v []byte, use map[uint64]usage) error {
 	if err != nil || w.kind != kindPut && w.kind != kindTombstone {
 		c.report.fault(indexFault(id, shard, "its row is damaged (%v)", err))
 		return nil
+	}
+	if c.bounds.cover(id.PG, w.seq) && !c.open {
+		c.report.fault(indexFault(id, shard, "it was forgotten with its placement group, and the index has it"))
 	}
 	u := use[w.segment]
 	u.add(w, 1)

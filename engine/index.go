@@ -417,11 +417,11 @@ func (c *change) remove(id dfs.BlockID, shard uint8, w *row) error {
 	return c.b.Delete(epochKey(id, shard, w.epoch), nil)
 }
 
-// dropTombstone forgets a block that was deleted.
-func (c *change) dropTombstone(id dfs.BlockID, shard uint8, w *row) error {
+// drop takes out a row and all that goes with it.
+func (c *change) drop(id dfs.BlockID, shard uint8, w *row) error {
 	key := blockKey(id, shard)
 	c.rows[string(key)] = nil
-	if err := c.remove(id, shard, w); err != nil {
+	if err := cmp.Or(c.track(id, shard, w, nil), c.remove(id, shard, w)); err != nil {
 		return err
 	}
 	return c.b.Delete(key, nil)

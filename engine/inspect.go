@@ -90,6 +90,7 @@ type Overview struct {
 	FileBytes  uint64 // of segment files
 	IndexBytes uint64 // of the files of the index
 	Behind     uint64 // bytes of log that the next start reads into the index
+	Forgotten  int    // placement groups of which forgotten records may still lie in segments
 
 	Damage  []Damage
 	Unnamed bool // records are lost that nobody can name
@@ -131,6 +132,7 @@ func (in *Inspection) Overview(ctx context.Context) (*Overview, error) {
 		Accepted: v.ident.lineage.Accepted, MapEpoch: v.epoch.epoch, LastSeq: s.durableSeq.Load(), Behind: r.replay,
 		Problems: found.Faults, Notes: found.Notes,
 	}
+	o.Forgotten = s.forgotten()
 	o.Damage, o.Unnamed = s.damage.all()
 	o.Unnamed = o.Unnamed || s.ident.rolledBack
 	var err error

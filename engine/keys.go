@@ -14,6 +14,7 @@ import (
 //	s segment               → usage: what in the segment is still needed
 //	d segment offset        → damage that a scan found
 //	f PG                    → tombstone floor
+//	p PG                    → number up to which its records are forgotten and have no row
 //	u session block shard   → since when: the block is undecided
 //	t time block shard      → nothing: the block is in the trash
 //	g                       → how many rows u and t there are
@@ -24,6 +25,7 @@ const (
 	segmentPrefix = 's'
 	damagePrefix  = 'd'
 	floorPrefix   = 'f'
+	boundPrefix   = 'p'
 	metaKey       = "m"
 
 	undecidedPrefix = 'u'

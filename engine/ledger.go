@@ -18,7 +18,8 @@ import (
 // one is begun: some seven thousand segments.
 const maxLedger = 1 << 20
 
-// ledger is the list of the segment numbers that no file has any more. Numbers are
+// ledger is the list of the segment numbers that no file has any more, and of what
+// is forgotten (see Forget). Numbers are
 // given out one after the other, so that a number below the highest which has
 // neither a file nor a place here is that of a segment that was lost.
 //
@@ -41,10 +42,12 @@ type ledger struct {
 	end   int64
 }
 
-// accounted are the numbers without a file of which something is known.
+// accounted are the numbers without a file of which something is known, and what is
+// forgotten.
 type accounted struct {
-	Gone numbers `json:"gone,omitempty"` // given up, or never used
-	Lost numbers `json:"lost,omitempty"` // found missing: the store was declared incomplete for it
+	Gone      numbers `json:"gone,omitempty"`      // given up, or never used
+	Lost      numbers `json:"lost,omitempty"`      // found missing: the store was declared incomplete for it
+	Forgotten bounds  `json:"forgotten,omitempty"` // PG, number of the last record, segment
 }
 
 // ledgerLine is one line of the ledger, in JSON: a segment that was given up, or
@@ -111,6 +114,7 @@ func (l *ledger) load() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var gone, lost [][2]uint64
+	var forgotten bounds
 	for _, name := range []string{l.path + ".old", l.path} {
 		p, err := readWhole(l.fs, name)
 		if isNotExist(err) {
@@ -135,12 +139,13 @@ func (l *ledger) load() error {
 				l.begun = int64(len(line)) + 1
 			}
 			gone, lost = append(gone, x.Gone...), append(lost, x.Lost...)
+			forgotten = forgotten.with(x.Forgotten)
 		}
 		if err != nil {
 			l.bad = append(l.bad, len(l.bad)+1)
 		}
 	}
-	l.known = accounted{joined(gone), joined(lost)}
+	l.known = accounted{joined(gone), joined(lost), forgotten}
 	return nil
 }
 
@@ -173,6 +178,7 @@ func (l *ledger) add(lines []ledgerLine) error {
 			next.Gone = next.Gone.union(numbers{{n, n}})
 		}
 		next.Gone, next.Lost = next.Gone.union(lines[i].Gone), next.Lost.union(lines[i].Lost)
+		next.Forgotten = next.Forgotten.with(lines[i].Forgotten)
 	}
 	if _, err := l.file.WriteAt(p, l.end); err != nil {
 		return ledgerFull(err)
@@ -253,6 +259,27 @@ func ledgerFull(err error) error {
 		return &dfs.Error{Kind: dfs.NoSpace, Op: "write", Object: ledgerName, Err: err}
 	}
 	return err
+}
+
+// bounds returns what is forgotten. It is not to be changed.
+func (l *ledger) bounds() bounds {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known.Forgotten
+}
+
+// learn adds bounds that the file need not have.
+func (l *ledger) learn(more bounds) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known.Forgotten = l.known.Forgotten.with(more)
+}
+
+// unlearn drops bounds that say nothing any more.
+func (l *ledger) unlearn(ended bounds) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known.Forgotten = l.known.Forgotten.without(ended)
 }
 
 func (l *ledger) close() {

@@ -251,6 +251,7 @@ func TestNumberRanges(t *testing.T) {
 // ledgerLines are those of docs/FORMATS.md.
 const ledgerLines = `{"time":"2000-01-02T03:04:05.000006Z","gone":[[1,4],[9,9]],"lost":[[7,7]],"crc":"2659dfd6"}
 {"time":"2000-01-02T03:04:05.000006Z","segment":"000000000000000a.seg","stream":"log","bytes":249856,"seq":34,"crc":"97c8e292"}
+{"time":"2000-01-02T03:04:05.000006Z","forgotten":[[3,34,0],[9,30,11]],"crc":"0b81cc6a"}
 `
 
 // TestLedgerBytes pins the lines: they never change for version 1.
@@ -260,6 +261,7 @@ func TestLedgerBytes(t *testing.T) {
 	for _, x := range []ledgerLine{
 		{Time: at, accounted: accounted{Gone: numbers{{1, 4}, {9, 9}}, Lost: numbers{{7, 7}}}},
 		{Time: at, Segment: segmentName(10), Stream: logStream.String(), Bytes: 249856, Seq: 34},
+		{Time: at, accounted: accounted{Forgotten: bounds{{3, 34, 0}, {9, 30, 11}}}},
 	} {
 		p, err := x.encode()
 		if err != nil {

@@ -39,6 +39,9 @@ func (s *Store) Stat(id dfs.BlockID, shard uint8) (Entry, error) {
 		return Entry{}, err
 	}
 	defer s.exit()
+	if err := s.openPG(id.PG); err != nil {
+		return Entry{}, err
+	}
 	var last *row
 	for {
 		w, err := s.index.get(blockKey(id, shard))
@@ -82,6 +85,9 @@ func (s *Store) ScanEpochs(pg dfs.PGID, after, before dfs.Epoch, cursor []byte, 
 	if before == 0 || after >= before-1 {
 		return nil, nil, nil
 	}
+	if err := s.openPG(pg); err != nil {
+		return nil, nil, err
+	}
 	lower, _ := pgBounds(epochPrefix, pg)
 	upper := binary.BigEndian.AppendUint64(bytes.Clone(lower), uint64(before))
 	lower = binary.BigEndian.AppendUint64(lower, uint64(after)+1)
@@ -104,6 +110,9 @@ func (s *Store) ScanEpochs(pg dfs.PGID, after, before dfs.Epoch, cursor []byte, 
 // Inventory lists all blocks and tombstones of a PG in the order of (block,
 // shard), in pages like ScanEpochs.
 func (s *Store) Inventory(pg dfs.PGID, cursor []byte, limit int) (entries []Entry, next []byte, err error) {
+	if err := s.openPG(pg); err != nil {
+		return nil, nil, err
+	}
 	lower, upper := pgBounds(blockPrefix, pg)
 	return s.page(lower, upper, cursor, limit, func(k, v []byte) (Entry, error) {
 		id, shard, err := parseBlockKey(k)

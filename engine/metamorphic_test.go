@@ -33,7 +33,7 @@ var operations = weighted{
 // actions of a world, and how often each is drawn: with 996 of 1,000 for the
 // quiet ones, 4 for the others.
 var (
-	quiet = weighted{{"burst", 80}, {"wait", 4}, {"epoch", 4}, {"renew", 10}, {"list", 3}, {"purge", 1}, {"compare", 1}, {"floor", 1}, {"empty", 1}}
+	quiet = weighted{{"burst", 80}, {"wait", 4}, {"epoch", 4}, {"renew", 10}, {"list", 3}, {"purge", 1}, {"compare", 1}, {"floor", 1}, {"empty", 1}, {"forget", 1}}
 	rough = weighted{{"crash", 2}, {"reopen", 1}, {"fault", 3}}
 )
 
@@ -361,6 +361,39 @@ func (w *world) floor() error {
 	return nil
 }
 
+// forget has the store forget a PG. What is put to it afterwards is new, also where
+// the name was there before.
+func (w *world) forget() error {
+	pg := dfs.PGID(1 + w.rng.IntN(4))
+	w.mu.Lock()
+	before := map[int]uint8{} // what the blocks of the PG may have been
+	for i := range w.blocks {
+		if b := &w.blocks[i]; blockID(b.n).PG == pg && (b.fate != absent || b.may != 0) {
+			before[i] = b.may
+			b.may |= absent.bit()
+		}
+	}
+	w.mu.Unlock()
+	f, err := w.store.Forget(pg, w.epoch)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch kind := dfs.KindOf(err); {
+	case err == nil:
+		w.counts.add("forgotten", int(f.Blocks))
+		for i := range before {
+			b := &w.blocks[i]
+			b.fate, b.may, b.epoch, b.settled = absent, 0, 0, false
+		}
+	case kind == dfs.NoSpace:
+		for i, may := range before {
+			w.blocks[i].may = may
+		}
+	case !w.excused(err):
+		return err
+	}
+	return nil
+}
+
 // run is one life of a world.
 func (w *world) run(steps int) (err error) {
 	defer func() {
@@ -410,6 +443,8 @@ func (w *world) step(what string) error {
 		return w.floor()
 	case "empty":
 		return w.empty()
+	case "forget":
+		return w.forget()
 	case "wait":
 		time.Sleep(pick(w.rng, 200*time.Millisecond, time.Second, 5*time.Second, 2*time.Minute))
 	case "compare":
@@ -448,7 +483,7 @@ func TestMetamorphic(t *testing.T) {
 		return
 	}
 	want := append(append(operations.names(), quiet.names()...), rough.names()...)
-	want = append(want, "crashed", "crash in open", "unsynced data kept", "rebuild", "given up", "compacted", "moved", "failed", "emptied")
+	want = append(want, "crashed", "crash in open", "unsynced data kept", "rebuild", "given up", "compacted", "moved", "failed", "emptied", "forgotten")
 	if *full {
 		want = append(want, "tombstones dropped", "scrubbed", "no space", "failed, then power lost", "fault in open", "read in vain")
 		for _, k := range faultKinds {

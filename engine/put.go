@@ -166,6 +166,9 @@ func (s *Store) admitPut(p *pg, o *op) (*op, error) {
 	r, refill := &o.rec, o.rec.flags&flagRefill != 0
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.shutLocked(r.id.PG); err != nil {
+		return nil, err
+	}
 	if !refill && !s.opts.Hooks.SkipEpochCheck {
 		if err := p.admitsLocked(r.epoch); err != nil {
 			return nil, err
@@ -228,6 +231,9 @@ func (s *Store) admitDelete(p *pg, o *op) (*op, error) {
 	r := &o.rec
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.shutLocked(r.id.PG); err != nil {
+		return nil, err
+	}
 	if r.flags&flagRefill == 0 && !s.opts.Hooks.SkipEpochCheck {
 		if err := p.admitsLocked(r.epoch); err != nil {
 			return nil, err

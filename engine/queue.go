@@ -157,6 +157,8 @@ type pg struct {
 	fence   dfs.Epoch      // client appends below it are refused. It only grows
 	latest  map[string]*op // by block: the last one admitted and not finished
 	running map[*op]struct{}
+
+	forgetting bool // see Forget: nothing is let in
 }
 
 func newPG() *pg {

@@ -29,6 +29,8 @@ type recovery struct {
 	files numbers // that have a file which stays
 	told  numbers // of segments that were said to be missing
 	found accounted
+
+	bounds bounds // what is forgotten
 }
 
 // tail is what recovery learns of one stream.
@@ -53,7 +55,7 @@ func (s *Store) recoverLog() (*writer, *compactor, error) {
 	for st := range streams {
 		r.tails[st].appender = appender{s: s, stream: st}
 	}
-	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.checkNumbers, r.scan, r.judge, r.resume, r.account} {
+	for _, step := range []func() error{r.readFiles, r.listSegments, r.openIndex, r.checkAnchor, r.forget, r.checkNumbers, r.scan, r.judge, r.resume, r.account} {
 		if err := step(); err != nil {
 			return nil, nil, r.giveBack(err)
 		}
@@ -645,6 +647,9 @@ func (r *recovery) applyGroup(g *segment, file vfs.File, b group) error {
 // original that is still there only when its bytes are right: it may have been
 // written and never read back.
 func (r *recovery) applyRecord(c *change, file vfs.File, rec *record) error {
+	if r.bounds.cover(rec.id.PG, rec.seq) {
+		return nil
+	}
 	if rec.flags&flagMoved != 0 && rec.kind == kindPut {
 		old, err := c.row(blockKey(rec.id, rec.shard))
 		if err != nil {
@@ -684,6 +689,9 @@ func (r *recovery) applyLost(g *segment, lost []footerEntry) error {
 }
 
 func (r *recovery) applyLostOne(c *change, g *segment, e footerEntry) error {
+	if r.bounds.cover(e.id.PG, e.seq) {
+		return nil
+	}
 	w := &row{kind: e.kind, seq: e.seq, epoch: e.epoch, segment: g.number, offset: e.offset, stored: e.stored, digest: e.digest}
 	if e.kind == kindPut {
 		w.flags, w.info.Length = rowLost|rowUndecided, e.length
@@ -710,7 +718,7 @@ func (r *recovery) judge() error {
 		t := &r.tails[st]
 		known, end := max(r.mark[st].count, r.dropped[st].count), t.count
 		if t.stream == logStream {
-			known, end = max(known, r.epoch.seq), next.hole.passed(end)
+			known, end = max(known, r.epoch.seq, r.bounds.highest()), next.hole.passed(end)
 		}
 		if end < known {
 			r.lose(fmt.Sprintf("the %v stream ends at record %d, and %d was durable once", t.stream, t.count, known))

@@ -295,7 +295,7 @@ func (s *Store) rewriteTombstone(ctx context.Context, id dfs.BlockID, shard uint
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		now, err := s.index.get([]byte(o.key))
-		if err != nil || now == nil || now.kind != kindTombstone || now.segment != w.segment || now.offset != w.offset || p.latest[o.key] != nil {
+		if err != nil || p.forgetting || now == nil || now.kind != kindTombstone || now.segment != w.segment || now.offset != w.offset || p.latest[o.key] != nil {
 			return nil, err
 		}
 		p.startLocked(o)

@@ -226,6 +226,18 @@ func (t *segments) forget(n uint64) {
 	delete(t.onDisk, n)
 }
 
+// span returns the lowest number under which a file may be there, or come back with
+// a crash, and the highest that was given out.
+func (t *segments) span() (lowest, last uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	lowest = t.next
+	for n := range t.onDisk {
+		lowest = min(lowest, n)
+	}
+	return lowest, t.next - 1
+}
+
 // mayExist reports whether a file with that number may be there, or come back
 // with a crash.
 func (t *segments) mayExist(n uint64) bool {

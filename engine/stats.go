@@ -52,6 +52,7 @@ type Stats struct {
 	Syncs         uint64 // data syncs of batches
 	BytesWritten  uint64 // to segments by batches
 	Conflicts     uint64 // puts of an existing block with other bytes
+	Forgotten     uint64 // blocks that went with placement groups which the store has left
 	SegmentsGiven uint64 // given up as wholly dead
 
 	Compactions       uint64 // segments that were compacted
@@ -74,7 +75,7 @@ type Stats struct {
 // counters are the figures that only grow.
 type counters struct {
 	puts, deletes, batches, bytes atomic.Uint64
-	conflicts, given              atomic.Uint64
+	conflicts, given, forgotten   atomic.Uint64
 	compactions, dropped          atomic.Uint64
 	moved, movedBytes, scrubFound atomic.Uint64
 	sinceCheckpoint               atomic.Int64 // bytes of log
@@ -156,7 +157,7 @@ func at(t int64) time.Time {
 func (s *Store) Stats() Stats {
 	st := Stats{
 		Puts: s.counters.puts.Load(), Deletes: s.counters.deletes.Load(), Batches: s.counters.batches.Load(), Syncs: s.clock.syncs.Load(),
-		BytesWritten: s.counters.bytes.Load(), Conflicts: s.counters.conflicts.Load(), SegmentsGiven: s.counters.given.Load(),
+		BytesWritten: s.counters.bytes.Load(), Conflicts: s.counters.conflicts.Load(), SegmentsGiven: s.counters.given.Load(), Forgotten: s.counters.forgotten.Load(),
 		Compactions: s.counters.compactions.Load(), MovedRecords: s.counters.moved.Load(), MovedBytes: s.counters.movedBytes.Load(), TombstonesDropped: s.counters.dropped.Load(),
 		ScrubFound: s.counters.scrubFound.Load(),
 		LastSeq:    s.durableSeq.Load(), WriteAge: since(s.clock.writing.Load()), SyncAge: since(s.clock.syncing.Load()),

@@ -121,7 +121,7 @@ func (s *Store) admitTrash(o *op) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w, err := s.index.get([]byte(o.key))
-	if err != nil || w == nil || w.flags&rowTrashed == 0 || p.latest[o.key] != nil {
+	if err != nil || p.forgetting || w == nil || w.flags&rowTrashed == 0 || p.latest[o.key] != nil {
 		return false, err
 	}
 	o.rec.epoch = w.epoch

@@ -231,6 +231,7 @@ func (c collector) collectStores(send func(figure, float64, ...string)) {
 			{counter("store_compactions", "Segments compacted since start.", "store"), float64(st.Compactions)},
 			{counter("store_moved_bytes", "Bytes copied by compaction since start.", "store"), float64(st.MovedBytes)},
 			{counter("store_segments_given", "Segments given up since start.", "store"), float64(st.SegmentsGiven)},
+			{counter("store_forgotten_blocks", "Blocks forgotten with placement groups that the store has left, since start.", "store"), float64(st.Forgotten)},
 			{counter("store_tombstones_dropped", "Tombstones dropped by compaction since start.", "store"), float64(st.TombstonesDropped)},
 			{gauge("store_scrub_pass", "Number of the scrub pass under way or waited for.", "store"), float64(scrub.Pass)},
 			{gauge("store_scrub_read_bytes", "Bytes read by that pass.", "store"), float64(scrub.Read)},
