@@ -152,7 +152,7 @@ func serverSettings() []setting {
 			size(1<<20, 1<<40, 1, func(v *values) *int64 { return &v.server.Scrub.Rate })},
 		{"undecided_age", forServer, "2m", "", "how old a block is when a store asks whether a file names it",
 			duration(time.Second, 24*time.Hour, func(v *values) *time.Duration { return &v.server.UndecidedAge })},
-		{"trash_keep", forServer, "24h", "", "how long blocks that no file names are kept; none while a store is short of space",
+		{"trash_keep", forServer, "24h", "", "how long blocks that no file names, and those of placement groups that a store has left, are kept; none while a store is short of space",
 			duration(time.Second, 365*24*time.Hour, func(v *values) *time.Duration { return &v.server.TrashKeep })},
 		{"log.level", forServer, "info", "", "least level that is logged",
 			oneOf(func(v *values) *string { return &v.server.Log.Level }, "debug", "info", "warn", "error")},

@@ -49,7 +49,7 @@ type Service struct {
 // counters are what Stats reports.
 type counters struct {
 	puts, gets, deletes, scans, busy, corrupt, repaired, pulled, pulledBytes atomic.Uint64
-	garbage, emptied, rescued, doubted                                       atomic.Uint64
+	garbage, emptied, rescued, doubted, forgotten                            atomic.Uint64
 }
 
 // New makes a Service that is not started. Errors: Invalid.
@@ -189,6 +189,7 @@ func (s *Service) run() {
 		s.wg.Go(st.mendDamage)
 		s.wg.Go(st.mendLoop)
 		s.wg.Go(st.collect)
+		s.wg.Go(st.forget)
 	}
 	s.wg.Go(s.maps.poll)
 	s.wg.Go(s.maps.fetch)

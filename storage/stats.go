@@ -18,6 +18,7 @@ type Stats struct {
 	Emptied                    uint64 // of these, deleted
 	Rescued                    uint64 // of these, read by somebody and taken out again: there should be none
 	Doubted                    uint64 // blocks of a member that came back, about which the owners are asked anew
+	Forgotten                  uint64 // blocks of placement groups that their store has left
 }
 
 // StoreStats is the part of one store.
@@ -41,7 +42,7 @@ func (s *Service) Stats() Stats {
 		Puts:     c.puts.Load(), Gets: c.gets.Load(), Deletes: c.deletes.Load(), Scans: c.scans.Load(),
 		Busy: c.busy.Load(), Corrupt: c.corrupt.Load(), Repaired: c.repaired.Load(),
 		Pulled: c.pulled.Load(), PulledBytes: c.pulledBytes.Load(),
-		Garbage: c.garbage.Load(), Emptied: c.emptied.Load(), Rescued: c.rescued.Load(), Doubted: c.doubted.Load(),
+		Garbage: c.garbage.Load(), Emptied: c.emptied.Load(), Rescued: c.rescued.Load(), Doubted: c.doubted.Load(), Forgotten: c.forgotten.Load(),
 	}
 	for _, st := range s.stores {
 		x := StoreStats{Store: st.ID(), Persisted: st.MapEpoch()}
