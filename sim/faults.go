@@ -29,6 +29,7 @@ func (r *run) kinds() []kind {
 		{"clients without stores", 5, func() error { r.cutClients(); return r.mend(15 * time.Second) }},
 		{"partition", 5, r.partition},
 		{"one-way cut", 5, func() error { r.cutOneWay(); return r.mend(10 * time.Second) }},
+		{"cut between metas", 5, r.cutMetas},
 	}
 }
 
@@ -206,6 +207,21 @@ func (r *run) cutOneWay() {
 	a, b := r.c.nodes[r.rand.IntN(len(r.c.nodes))].name, r.c.nodes[r.rand.IntN(len(r.c.nodes))].name
 	r.trace("%s does not reach %s", a, b)
 	r.c.net.Block(a, b)
+}
+
+// cutMetas ends the traffic of one pair of meta nodes, or that in one direction,
+// while both reach the third.
+func (r *run) cutMetas() error {
+	two := r.metas(2)
+	a, b := r.c.nodes[two[0]].name, r.c.nodes[two[1]].name
+	if r.rand.IntN(2) == 0 {
+		r.counts["one-way cut between metas"]++
+		r.trace("%s does not reach %s", a, b)
+		r.c.net.Block(a, b)
+	} else {
+		r.cut(a, b)
+	}
+	return r.mend(20 * time.Second)
 }
 
 // cutClients cuts clients off from single stores that the meta nodes find up.
