@@ -451,10 +451,11 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 	}
 	rep.Active = len(rep.Refills) > 0
 	s.Repair = rep
+	why := []string{} // not null in JSON
 	if g := r.GetRecovered(); g > 0 {
-		s.Repair.Why = append(s.Repair.Why, recoveredText(g))
+		why = append(why, recoveredText(g))
 	}
-	s.Repair.Why = slices.Concat(s.Repair.Why, s.reasons(now), s.replicaReasons(r), r.GetNotes())
+	s.Repair.Why = append(append(append(why, s.reasons(now)...), s.replicaReasons(r)...), r.GetNotes()...)
 }
 
 // reasons says why not everything is where it should be.

@@ -268,6 +268,9 @@ func (w *world) compareLocked(b *modelBlock, inventory, epochs map[dfs.BlockID]E
 	id := blockID(b.n)
 	e, listed := inventory[id]
 	other, too := epochs[id]
+	if b.below && listed != too && (e.Tombstone || other.Tombstone) { // compaction dropped it between the two lists
+		e, listed, other, too = Entry{}, false, Entry{}, false
+	}
 	got := absent
 	if listed {
 		if got = present; e.Tombstone {
