@@ -356,14 +356,15 @@ func (c *Client) recover(ctx context.Context, p *RecoveryPlan, progress func(str
 			if j == rec.Chosen {
 				continue
 			}
-			if err := step(rec.Nodes[j], &wire.RecoverRequest{Step: wire.RecoverRequest_SET_ASIDE, Group: uint32(rec.Group)}); err != nil {
+			if err := step(rec.Nodes[j], &wire.RecoverRequest{Step: wire.RecoverRequest_SET_ASIDE, Group: uint32(rec.Group), Was: sv.Generation}); err != nil {
 				return err
 			}
 			progress(fmt.Sprintf("%v: the replica on %v is set aside", rec.Group, rec.Nodes[j]))
 		}
 		chosen := rec.Survivors[rec.Chosen]
 		req := &wire.RecoverRequest{
-			Step: wire.RecoverRequest_BEGIN, Group: uint32(rec.Group), Term: term, Last: chosen.Last, LastTerm: chosen.LastTerm,
+			Step: wire.RecoverRequest_BEGIN, Group: uint32(rec.Group), Term: term, Was: chosen.Generation, Aside: chosen.Aside,
+			Last: chosen.Last, LastTerm: chosen.LastTerm,
 		}
 		if rec.Group == dfs.ControlGroup {
 			req.Found = c.found(ctx)

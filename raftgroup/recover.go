@@ -345,9 +345,10 @@ func (t *tail) alone(self uint64) ([]*pb.ConfChangeV2, error) {
 
 // SetAside ends the replica of a group here, durably, before the group is recovered on
 // another node as a generation. Log and state stay until a message of that generation
-// comes. It may be repeated. Stale: the group has a later generation here. Busy: it has a
-// leader.
-func (h *Host) SetAside(g dfs.GroupID, generation uint64) error {
+// comes. It may be repeated. Was is the generation of the replica, as the operator was
+// shown. Stale: it has another by now, or is set aside for a later one. Busy: the group
+// has a leader.
+func (h *Host) SetAside(g dfs.GroupID, was, generation uint64) error {
 	const op = "set replica aside"
 	r, done, err := h.beginRecovery(op, g)
 	if err != nil {
@@ -357,11 +358,17 @@ func (h *Host) SetAside(g dfs.GroupID, generation uint64) error {
 	switch {
 	case r.generation == generation:
 		return nil // overtaken already
-	case r.generation > generation:
-		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not below %d", g, r.generation, generation)
+	case r.generation != was || was > generation:
+		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not of %d below %d: look again", g, r.generation, was, generation)
 	}
 	if err := r.checkLost(op); err != nil {
 		return err
+	}
+	switch aside, err := h.store.getNumber(g, logAside, "aside record"); {
+	case err != nil:
+		return err
+	case aside > generation:
+		return dfs.Errorf(dfs.Stale, op, "%v is set aside for generation %d here, by another recovery than that of %d: look again", g, aside, generation)
 	}
 	err = h.restart(r, op, func(b *pebble.Batch) error {
 		return b.Set(groupKey(g, logAside), encodeGeneration(generation), nil)
@@ -433,7 +440,9 @@ type Recovery struct {
 	Generation uint64 // that the group gets
 	Term       uint64 // the highest that any survivor knows
 
-	// Last and LastTerm are where the log here ends, as the operator was shown.
+	// What the replica here is and where its log ends, as the operator was shown: see
+	// Survivor. Another recovery that began meanwhile is noticed by that.
+	Was, Aside     uint64
 	Last, LastTerm uint64
 
 	// Commands are the first that the recovered group applies.
@@ -443,7 +452,7 @@ type Recovery struct {
 // Recover begins a later generation of a group here, with this replica as its only voter.
 // What its log holds is committed by that, all of it. Every other survivor must have
 // been set aside. It may be repeated: a group that has the generation is left as it
-// is. Errors: Stale when the log has moved on, Corrupt, NotExist and Unavailable when the
+// is. Errors: Stale when the replica is not what was shown any more, Corrupt, NotExist and Unavailable when the
 // replica is unfit, Busy when it has a leader or is in doubt, which passes; nothing was
 // done then.
 func (h *Host) Recover(rec Recovery) error {
@@ -497,6 +506,10 @@ func (s *Survivor) check(rec *Recovery) error {
 }
 
 func (s *Survivor) moved(rec *Recovery) error {
+	if s.Generation != rec.Was || s.Aside != rec.Aside {
+		return dfs.Errorf(dfs.Stale, "recover group", "%v: the replica is of generation %d and set aside for %d by now, not of %d and for %d: somebody else recovers the group: look again",
+			s.Group, s.Generation, s.Aside, rec.Was, rec.Aside)
+	}
 	if s.Last != rec.Last || s.LastTerm != rec.LastTerm {
 		return dfs.Errorf(dfs.Stale, "recover group", "%v: the log ends at entry %d of term %d by now, not at %d of %d: look again",
 			s.Group, s.Last, s.LastTerm, rec.Last, rec.LastTerm)

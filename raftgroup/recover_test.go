@@ -31,7 +31,7 @@ func (c *cluster) survivor(id dfs.NodeID, g dfs.GroupID) Survivor {
 // recoverGroup does what the operator's tool does: all survivors but the best are set
 // aside, and it becomes the only voter.
 func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...dfs.NodeID) (dfs.NodeID, error) {
-	best, term := Survivor{}, uint64(0)
+	best, term, generations := Survivor{}, uint64(0), map[dfs.NodeID]uint64{}
 	chosen := dfs.NodeID(0)
 	c.retry("forget the leader", func() error {
 		for _, id := range survivors {
@@ -43,7 +43,7 @@ func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...df
 	})
 	for _, id := range survivors {
 		s := c.survivor(id, g)
-		term = max(term, s.Term)
+		term, generations[id] = max(term, s.Term), s.Generation
 		if s.Unfit == nil && (chosen == 0 || s.LastTerm > best.LastTerm || s.LastTerm == best.LastTerm && s.Last > best.Last) {
 			best, chosen = s, id
 		}
@@ -55,12 +55,12 @@ func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...df
 		if id == chosen {
 			continue
 		}
-		if err := c.h(id).SetAside(g, generation); err != nil {
+		if err := c.h(id).SetAside(g, generations[id], generation); err != nil {
 			return 0, err
 		}
 	}
 	return chosen, c.h(chosen).Recover(Recovery{
-		Group: g, Generation: generation, Term: term, Last: best.Last, LastTerm: best.LastTerm,
+		Group: g, Generation: generation, Term: term, Was: best.Generation, Aside: best.Aside, Last: best.Last, LastTerm: best.LastTerm,
 		Commands: [][]byte{[]byte("put recovered yes")},
 	})
 }
@@ -368,14 +368,14 @@ func TestSetAside(t *testing.T) {
 		c.converge(1, 2, 3)
 		// While there is a leader nothing is touched.
 		s := c.survivor(2, g)
-		for _, err := range []error{c.h(2).SetAside(g, 7), c.h(2).Recover(Recovery{Group: g, Generation: 7, Last: s.Last, LastTerm: s.LastTerm})} {
+		for _, err := range []error{c.h(2).SetAside(g, 0, 7), c.h(2).Recover(Recovery{Group: g, Generation: 7, Last: s.Last, LastTerm: s.LastTerm})} {
 			if dfs.KindOf(err) != dfs.Busy {
 				t.Errorf("a recovery of a group that has a leader: %v", err)
 			}
 		}
 		c.isolate(2, true)
-		c.retry("set aside", func() error { return c.h(2).SetAside(g, 7) })
-		if err := c.h(2).SetAside(g, 7); err != nil {
+		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 7) })
+		if err := c.h(2).SetAside(g, 0, 7); err != nil {
 			t.Fatal(err)
 		}
 		c.crash(2, 0)
@@ -397,13 +397,99 @@ func TestSetAside(t *testing.T) {
 		c.propose(g, "put k again") // 1 and 2 are a majority
 		c.converge(1, 2)
 		c.isolate(1, true)
-		c.retry("set aside", func() error { return c.h(2).SetAside(g, 8) })
+		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 8) })
 		if _, err := c.recoverGroup(g, 9, 2); err != nil {
 			t.Fatal(err)
 		}
 		c.aloneOn(2, g)
 		if got, err := c.read(2, g, "k"); got != "again" || err != nil {
 			t.Errorf("k is %q, %v", got, err)
+		}
+	})
+}
+
+// TestTwoRecoveriesAtOnce lets two operators, who were shown the same, recover a group from
+// different survivors. Neither does over what the other has begun without a new look.
+func TestTwoRecoveriesAtOnce(t *testing.T) {
+	begin := func(t *testing.T) (c *cluster, step func(by string, on dfs.NodeID) error) {
+		const g = 0
+		c = newCluster(t, 1, 3, g)
+		c.boot()
+		c.propose(g, "put k v")
+		c.converge(1, 2, 3)
+		c.isolate(3, true)
+		c.isolate(2, true)
+		time.Sleep(10 * time.Second)
+		shown := map[dfs.NodeID]Survivor{1: c.survivor(1, g), 2: c.survivor(2, g)}
+		return c, func(by string, on dfs.NodeID) error {
+			generation, chosen := uint64(100), dfs.NodeID(1)
+			if by == "the later one" {
+				generation, chosen = 101, 2
+			}
+			s := shown[on]
+			if on != chosen {
+				return c.h(on).SetAside(g, s.Generation, generation)
+			}
+			return c.h(on).Recover(Recovery{
+				Group: g, Generation: generation, Term: max(shown[1].Term, shown[2].Term),
+				Was: s.Generation, Aside: s.Aside, Last: s.Last, LastTerm: s.LastTerm,
+			})
+		}
+	}
+	const one, two = "the earlier one", "the later one"
+	for _, tc := range []struct {
+		name  string
+		steps []string // one's or two's, on a node
+		kinds []dfs.Kind
+	}{
+		{"both set aside first", []string{one, two, one, two}, []dfs.Kind{0, 0, dfs.Stale, dfs.Stale}},
+		{"one is done", []string{one, one, two, two}, []dfs.Kind{0, 0, dfs.Stale, dfs.Stale}},
+		{"the later one is done", []string{two, two, one, one}, []dfs.Kind{0, 0, dfs.Stale, dfs.Stale}},
+		{"set aside for more", []string{two, one, two}, []dfs.Kind{0, 0, dfs.Stale}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c, step := begin(t)
+				defer c.stop()
+				taken := map[string]int{}
+				for i, by := range tc.steps {
+					on := dfs.NodeID(2) // each sets the other's choice aside, and then begins on its own
+					if (by == one) == (taken[by] > 0) {
+						on = 1
+					}
+					taken[by]++
+					if err := step(by, on); dfs.KindOf(err) != tc.kinds[i] {
+						t.Fatalf("step %d, by %s on node %v: %v, want kind %v", i, by, on, err, tc.kinds[i])
+					}
+				}
+				// Who looks again gets on.
+				c.retry("recover", func() error {
+					_, err := c.recoverGroup(0, 102, 1, 2)
+					if s := c.survivor(1, 0); err != nil && s.Leader == 1 {
+						return nil // it has been recovered
+					}
+					return err
+				})
+			})
+		})
+	}
+}
+
+// TestSetAsideLower: what is set aside for one recovery is not for an earlier one.
+func TestSetAsideLower(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 0
+		c := newCluster(t, 1, 3, g)
+		defer c.stop()
+		c.boot()
+		c.converge(1, 2, 3)
+		c.isolate(2, true)
+		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 8) })
+		if err := c.h(2).SetAside(g, 0, 7); dfs.KindOf(err) != dfs.Stale {
+			t.Errorf("set aside for less: %v", err)
+		}
+		if s := c.survivor(2, g); s.Aside != 8 {
+			t.Errorf("set aside for %d", s.Aside)
 		}
 	})
 }

@@ -4228,12 +4228,14 @@ type RecoverRequest struct {
 	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"` // the receiver
 	Step          RecoverRequest_Step    `protobuf:"varint,2,opt,name=step,proto3,enum=dfsd.wire.RecoverRequest_Step" json:"step,omitempty"`
 	Group         uint32                 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
-	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
-	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"` // of BEGIN: the highest that any survivor knows
-	Last          uint64                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"` // of BEGIN: where the log ends
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"` // that the group gets
+	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`             // of BEGIN: the highest that any survivor knows
+	Last          uint64                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`             // of BEGIN: where the log ends
 	LastTerm      uint64                 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
 	Lost          []uint32               `protobuf:"varint,8,rep,packed,name=lost,proto3" json:"lost,omitempty"`
-	Found         []*MapGroup            `protobuf:"bytes,9,rep,name=found,proto3" json:"found,omitempty"` // of BEGIN of the control group: as in RecoveredOp
+	Found         []*MapGroup            `protobuf:"bytes,9,rep,name=found,proto3" json:"found,omitempty"`   // of BEGIN of the control group: as in RecoveredOp
+	Was           uint64                 `protobuf:"varint,10,opt,name=was,proto3" json:"was,omitempty"`     // the generation of the replica
+	Aside         uint64                 `protobuf:"varint,11,opt,name=aside,proto3" json:"aside,omitempty"` // of BEGIN: the generation for which it is set aside
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4329,6 +4331,20 @@ func (x *RecoverRequest) GetFound() []*MapGroup {
 		return x.Found
 	}
 	return nil
+}
+
+func (x *RecoverRequest) GetWas() uint64 {
+	if x != nil {
+		return x.Was
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetAside() uint64 {
+	if x != nil {
+		return x.Aside
+	}
+	return 0
 }
 
 type RecoverReply struct {
@@ -5267,7 +5283,7 @@ const file_meta_proto_rawDesc = "" +
 	"\blearners\x18\x0e \x03(\rR\blearners\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\rR\x06leader\x12\x14\n" +
 	"\x05unfit\x18\x10 \x01(\tR\x05unfit\x12\x14\n" +
-	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xcd\x02\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xf5\x02\n" +
 	"\x0eRecoverRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x122\n" +
 	"\x04step\x18\x02 \x01(\x0e2\x1e.dfsd.wire.RecoverRequest.StepR\x04step\x12\x14\n" +
@@ -5279,7 +5295,10 @@ const file_meta_proto_rawDesc = "" +
 	"\x04last\x18\x06 \x01(\x04R\x04last\x12\x1b\n" +
 	"\tlast_term\x18\a \x01(\x04R\blastTerm\x12\x12\n" +
 	"\x04lost\x18\b \x03(\rR\x04lost\x12)\n" +
-	"\x05found\x18\t \x03(\v2\x13.dfsd.wire.MapGroupR\x05found\"9\n" +
+	"\x05found\x18\t \x03(\v2\x13.dfsd.wire.MapGroupR\x05found\x12\x10\n" +
+	"\x03was\x18\n" +
+	" \x01(\x04R\x03was\x12\x14\n" +
+	"\x05aside\x18\v \x01(\x04R\x05aside\"9\n" +
 	"\x04Step\x12\b\n" +
 	"\x04NONE\x10\x00\x12\r\n" +
 	"\tSET_ASIDE\x10\x01\x12\t\n" +
