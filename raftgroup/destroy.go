@@ -51,16 +51,18 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		return err
 	}
 	buried := make(chan struct{})
-	if err := r.bury(dissolved, buried); err != nil {
+	if err := h.beginDying(r, dissolved, buried); err != nil {
 		return err
 	}
+	defer h.endDying(g)
 	select {
 	case <-buried:
 	case <-h.closing:
+		r.state.gate.Lock()
+		r.spoilTransfers()
+		r.state.gate.Unlock()
 		return errClosing(op) // the next start finds what was written
 	}
-	h.setDying(r)
-	defer h.endDying(g)
 	h.destroyStep(g, 1)
 	r.state.gate.Lock()
 	r.spoilTransfers()
@@ -75,6 +77,18 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		h.log.Warn("received snapshot not removed", "group", uint16(g), "cause", err)
 	}
 	h.log.Info("replica destroyed", "group", uint16(g))
+	return nil
+}
+
+// beginDying ends a replica for good and takes it out of the host, at once for
+// whoever would put another in its place: a recovery.
+func (h *Host) beginDying(r *replica, dissolved bool, buried chan struct{}) error {
+	h.adding.Lock()
+	defer h.adding.Unlock()
+	if err := r.bury(dissolved, buried); err != nil {
+		return err
+	}
+	h.setDying(r)
 	return nil
 }
 

@@ -381,3 +381,44 @@ func TestRecordOfADestroyedReplica(t *testing.T) {
 		}
 	})
 }
+
+// TestRecoveryMeetsDestruction has a replica set aside while it is being destroyed.
+func TestRecoveryMeetsDestruction(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 1
+		c := newCluster(t, 1, 4, g)
+		defer c.stop()
+		var burying atomic.Bool
+		aside := make(chan error, 1)
+		c.tune = func(o *Options) {
+			id := o.Node
+			o.Hooks.Failpoint = func(_ dfs.GroupID, p Failpoint) {
+				if id != 3 || p != FailSynced || !burying.CompareAndSwap(true, false) {
+					return
+				}
+				// The tombstone is written, and nobody was told.
+				h := c.h(3)
+				go func() { aside <- h.SetAside(g, 0, 7) }()
+				for h.writer.waiting() == 0 && len(aside) == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+		}
+		swapped(t, c, g, false)
+		time.Sleep(10 * time.Second)
+		confirm := c.confirm(g, 3)
+		c.retry("destroy", func() error {
+			return c.h(3).DestroyReplica(t.Context(), g, func(ctx context.Context) (bool, error) {
+				dissolved, err := confirm(ctx)
+				burying.Store(err == nil)
+				return dissolved, err
+			})
+		})
+		if err := <-aside; dfs.KindOf(err) != dfs.NotExist {
+			t.Errorf("a destroyed replica is set aside: %v", err)
+		}
+		if log, state := rowsOf(t, c.h(3), g); log+state > 0 {
+			t.Errorf("%d rows are left in the log store, %d in the state store", log, state)
+		}
+	})
+}
