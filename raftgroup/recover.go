@@ -589,6 +589,9 @@ func (h *Host) overtake(r *replica, generation uint64) error {
 		return err
 	}
 	h.recoverStep(r.id, RecoverWiped)
+	if err := h.forgetHeld(r); err != nil { // the next start removes the files
+		h.log.Warn("received snapshot not removed", "group", uint16(r.id), "cause", err)
+	}
 	h.adding.Lock()
 	defer h.adding.Unlock()
 	h.endDying(r.id)

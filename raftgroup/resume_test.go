@@ -351,3 +351,39 @@ func TestFewTransfersWait(t *testing.T) {
 		}
 	})
 }
+
+// TestOvertakenLeavesNoSnapshot: what a replica holds of a snapshot goes with it.
+func TestOvertakenLeavesNoSnapshot(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		defer c.stop()
+		sleeper, _ := c.sleeper(7000)
+		broken := make(chan struct{})
+		c.breakOnce(20, func(_, to dfs.NodeID) {
+			for _, id := range c.all() {
+				c.isolate(id, true)
+			}
+			close(broken)
+		})
+		c.heal()
+		<-broken
+		c.waitSnapshots(sleeper, func(s []SnapshotStatus) bool { return len(s) == 1 && s[0].Waiting && s[0].Bytes > 0 })
+		before := heldFiles(c, sleeper)
+		chosen := sleeper%3 + 1
+		if _, err := c.recoverGroup(0, 7, chosen); err != nil {
+			t.Fatal(err)
+		}
+		c.aloneOn(chosen, 0)
+		c.heal()
+		c.retry("overtake", func() error {
+			c.wakeOld(sleeper, 0)
+			if s := c.survivor(sleeper, 0); s.Generation != 7 {
+				return dfs.Errorf(dfs.Busy, "wait", "%+v", s)
+			}
+			return nil
+		})
+		if left := heldFiles(c, sleeper); len(before) == 0 || len(left) > 0 {
+			t.Errorf("held were %v, left are %v", before, left)
+		}
+	})
+}
