@@ -162,6 +162,41 @@ func TestRecoverLostMajority(t *testing.T) {
 	})
 }
 
+// TestRecoverHoldsQueuedDeletes: blocks that were queued for deletion before a recovery,
+// while no store was there, are held like those that are released after it.
+func TestRecoverHoldsQueuedDeletes(t *testing.T) {
+	inBubble(t, Config{Stores: 3, Tweak: compactSoon}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		kept, gone := files(t, p, "kept", 4), randomFiles(t, p, "gone", 6)
+		stores := []int{3, 4, 5}
+		c.Crash(stores...)
+		blocks := removeAll(t, p, gone)
+		time.Sleep(30 * time.Second) // nothing reads the past any more: they are queued
+		c.Crash(1, 2)
+		time.Sleep(10 * time.Second)
+		recoverGroups(t, p, []string{"meta2", "meta3"})
+		start(t, c, stores...)
+		awaitReady(t, p)
+		time.Sleep(3 * time.Minute)
+		if kept, trashed, tombstones := statesOf(t, c, p, blocks); kept != 3*len(blocks) || trashed+tombstones > 0 {
+			t.Errorf("while deletes are held: of %d blocks %d copies kept, %d in the trash, %d tombstones", len(blocks), kept, trashed, tombstones)
+		}
+		if err := p.Acknowledge(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		await(t, 5*time.Minute, func() string {
+			if kept, _, _ := statesOf(t, c, p, blocks); kept > 0 {
+				return fmt.Sprintf("%d copies are kept after the acknowledgement", kept)
+			}
+			return ""
+		})
+		unchanged(t, p, kept)
+		sound(t, c)
+	})
+}
+
 // TestRecoverOneGroup: of five meta nodes with three replicas of each group, the two
 // that one group has in common with the next are lost. Groups that lost their majority are recovered,
 // the others never stop.
