@@ -136,7 +136,7 @@ func (a *app) acknowledge(ctx context.Context, c *client.Client, f *recoverFlags
 }
 
 func (a *app) takeBack(ctx context.Context, c *client.Client, f *recoverFlags) error {
-	if err := a.ask(recoverVerb, "Replicas that were set aside for a recovery take part again. Do this only if no group was recovered meanwhile.", &f.groupFlags); err != nil {
+	if err := a.ask(recoverVerb, "Replicas that were set aside for a recovery take part again, in groups that were not recovered meanwhile.", &f.groupFlags); err != nil {
 		return err
 	}
 	back, err := c.TakeBack(ctx)

@@ -170,6 +170,9 @@ func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 	for _, a := range in.answers {
 		if a.probe != nil && len(a.probe.Cluster) > 0 && in.isLost(dfs.NodeID(a.probe.Node)) {
 			n := in.name(dfs.NodeID(a.probe.Node))
+			if a.reply == nil {
+				return nil, noRecovery("%v answers at %s, but does not say what it has (%v). If its log is damaged and nothing brings it back, stop it for good, and then call it lost", n, a.addr, a.err)
+			}
 			return nil, noRecovery("%v is not lost: it answers at %s. With its disks nothing is given up: let it run", n, a.addr)
 		}
 		if a.reply == nil {
@@ -270,7 +273,7 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 	rec.Voters = slices.Compact(slices.Sorted(slices.Values(append(voters, outgoing...))))
 	for _, v := range rec.Voters {
 		if in.kept(v) && !answers(v) {
-			return false, noRecovery("%v votes in %v, does not answer, and is not called lost: start it, or name it with --lost if it is gone for good", in.name(v), g)
+			return false, noRecovery("%v votes in %v, %s, and is not called lost: start it, or name it with --lost if it is gone for good", in.name(v), g, in.silence(v))
 		}
 	}
 	if rec.Chosen < 0 {
@@ -289,6 +292,16 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 	}
 	rec.Losses = in.losses(rec)
 	return whole, nil
+}
+
+// silence says what kind of no answer a node gives.
+func (in *recoveryInput) silence(id dfs.NodeID) string {
+	for _, a := range in.answers {
+		if a.probe != nil && dfs.NodeID(a.probe.Node) == id {
+			return fmt.Sprintf("answers at %s without saying what it has (%v)", a.addr, a.err)
+		}
+	}
+	return "does not answer"
 }
 
 func longer(a, b *wire.Survivor) bool {
@@ -430,27 +443,49 @@ func (c *Client) awaitLeader(ctx context.Context, rec *GroupRecovery) error {
 }
 
 // TakeBack undoes the first half of a recovery that is called off, at every meta node
-// that answers: replicas that were set aside take part again. It returns where there were any.
+// that answers: replicas that were set aside take part again, but for those of groups that
+// were recovered all the same. It returns where there were any.
 func (c *Client) TakeBack(ctx context.Context) ([]string, error) {
 	return run(ctx, c, "take back", "", func(ctx context.Context) (out []string, err error) {
-		for _, a := range c.askSurvivors(ctx) {
-			for _, sv := range a.reply.GetGroups() {
-				if sv.Aside == 0 {
-					continue
-				}
-				ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-				_, err := wire.NewDRPCMetaClient(c.opts.Dial(a.addr)).Recover(ctx, &wire.RecoverRequest{
-					Node: a.reply.Node, Step: wire.RecoverRequest_TAKE_BACK, Group: sv.Group,
-				})
-				cancel()
-				if err != nil {
-					return out, err
-				}
-				out = append(out, fmt.Sprintf("%v on %s", dfs.GroupID(sv.Group), a.reply.Name))
+		for _, s := range asideOf(c.askSurvivors(ctx)) {
+			ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+			_, err := wire.NewDRPCMetaClient(c.opts.Dial(s.addr)).Recover(ctx, s.req)
+			cancel()
+			if err != nil {
+				return out, err
 			}
+			out = append(out, fmt.Sprintf("%v on %s", dfs.GroupID(s.req.Group), s.name))
 		}
 		return out, nil
 	})
+}
+
+// asideStep takes back one replica.
+type asideStep struct {
+	name, addr string
+	req        *wire.RecoverRequest
+}
+
+// asideOf lists the replicas that are set aside. One whose group was recovered meanwhile
+// stays so: with the lost ones it would be a majority of the old group. It gets everything
+// anew from the recovered one.
+func asideOf(answers []survivorAnswer) (out []asideStep) {
+	recovered := map[uint32]uint64{} // generation
+	for _, a := range answers {
+		for _, sv := range a.reply.GetGroups() {
+			recovered[sv.Group] = max(recovered[sv.Group], sv.Generation)
+		}
+	}
+	for _, a := range answers {
+		for _, sv := range a.reply.GetGroups() {
+			if sv.Aside != 0 && sv.Aside > recovered[sv.Group] {
+				out = append(out, asideStep{a.reply.Name, a.addr, &wire.RecoverRequest{
+					Node: a.reply.Node, Step: wire.RecoverRequest_TAKE_BACK, Group: sv.Group,
+				}})
+			}
+		}
+	}
+	return out
 }
 
 // Acknowledge ends what a recovery holds back, in every group.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,5 +96,57 @@ func TestRecoveryPlans(t *testing.T) {
 				t.Errorf("goes on from %v: %s; want %v: %s", got, losses, c.chosen, c.want)
 			}
 		})
+	}
+}
+
+// TestDamagedNodeInPlans: one that answers, and does not say what it has, is not told to run on.
+func TestDamagedNodeInPlans(t *testing.T) {
+	m := &dfs.Map{}
+	for i, name := range []string{"a", "b", "c"} {
+		m.Nodes = append(m.Nodes, &dfs.Node{ID: dfs.NodeID(i + 1), Name: name, Addr: name + ":1", Roles: dfs.RoleMeta})
+	}
+	probe := func(id uint32) *wire.ProbeReply { return &wire.ProbeReply{Cluster: make([]byte, 16), Node: id} }
+	answers := []survivorAnswer{
+		{addr: "a:1", probe: probe(1), reply: &wire.SurvivorsReply{Name: "a", Node: 1, Groups: []*wire.Survivor{
+			{Group: 0, Last: 9, LastTerm: 2, Voters: []uint32{1, 2, 3}},
+		}}},
+		{addr: "b:1", err: dfs.Errorf(dfs.Unavailable, "dial", "refused")},
+		{addr: "c:1", probe: probe(3), err: dfs.Errorf(dfs.Unavailable, "meta", "its Raft log is damaged")},
+	}
+	for lost, want := range map[string]string{
+		"b,c": "c (n3) answers at c:1, but does not say what it has (meta: its Raft log is damaged). If its log is damaged and nothing brings it back, stop it for good",
+		"b":   "c (n3) votes in g0, answers at c:1 without saying what it has (meta: its Raft log is damaged), and is not called lost",
+		"c":   "stop it for good",
+	} {
+		in := recoveryInput{m: m, answers: answers, now: 100}
+		var err error
+		if in.lost, err = in.find(strings.Split(lost, ",")); err == nil {
+			_, err = in.plan()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("lost %s: %v, want %q", lost, err, want)
+		}
+	}
+}
+
+// TestAsideOfRecoveredGroupsStays: what is taken back is of groups that nobody recovered.
+func TestAsideOfRecoveredGroupsStays(t *testing.T) {
+	says := func(node uint32, svs ...*wire.Survivor) survivorAnswer {
+		return survivorAnswer{addr: "x:1", reply: &wire.SurvivorsReply{Name: "x", Node: node, Groups: svs}}
+	}
+	var got []uint32
+	for _, s := range asideOf([]survivorAnswer{
+		says(1, &wire.Survivor{Group: 0, Generation: 50}, &wire.Survivor{Group: 1}, &wire.Survivor{Group: 2, Generation: 50}, &wire.Survivor{Group: 3, Aside: 60}),
+		says(2, &wire.Survivor{Group: 0, Aside: 50}, &wire.Survivor{Group: 1, Aside: 50}, &wire.Survivor{Group: 2, Aside: 60}, &wire.Survivor{Group: 3}),
+		{addr: "y:1"},
+	}) {
+		if s.req.Step != wire.RecoverRequest_TAKE_BACK {
+			t.Errorf("step %v", s.req)
+		}
+		got = append(got, s.req.Group, s.req.Node)
+	}
+	// Of group 2 a second recovery was called off, of which the first was done.
+	if want := []uint32{3, 1, 1, 2, 2, 2}; !slices.Equal(got, want) {
+		t.Errorf("taken back are %v (group, node), want %v", got, want)
 	}
 }
