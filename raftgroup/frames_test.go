@@ -108,6 +108,7 @@ func TestBatchesRefused(t *testing.T) {
 func FuzzBatch(f *testing.F) {
 	f.Add(batchOf(f, frame{kind: frameRaft, acked: 3, msg: message(pb.MsgHeartbeat)}, frame{kind: frameRemoved, removed: 1}))
 	f.Add([]byte{batchVersion, 3, byte(frameNeedState), 0, 0, 1, 2, 3, 4})
+	f.Add(batchOf(f, frame{kind: frameRecovered, group: 3, generation: 1700000000000}, frame{kind: frameNeedState, generation: 1}))
 	f.Add([]byte{batchVersion, 7, byte(frameQuiesce), 0, 3, 2, 9, 4, 1, 1, 2, 3, 4})
 	f.Add([]byte{batchVersion, 5, byte(frameBeat), 0, 0, 4, 1, 1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, b []byte) {

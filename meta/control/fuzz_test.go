@@ -45,6 +45,13 @@ func FuzzApply(f *testing.F) {
 		{Entry: &wire.ControlEntry_Plan{Plan: &wire.PlanOp{Decisions: []*wire.Decision{
 			decision("replicas group=1 was=1 to=1,2"), decision("replicas group=65537 was=1 to=1"), decision("abandon group=3 founder=1 to=1"),
 		}}}},
+		{Entry: &wire.ControlEntry_Recovered{Recovered: &wire.RecoveredOp{
+			Generation: 1 << 40, Lost: []uint32{1, 2, 9}, Found: []*wire.MapGroup{
+				{Id: 9, Replicas: []uint32{2, 1, 2}}, {Id: 4, Replicas: []uint32{1}}, {Id: 9, Replicas: []uint32{1}}, {Id: 1}, {Id: 1<<16 + 9, Replicas: []uint32{1}},
+			}, Persisted: []*wire.PersistedMark{{Store: 1, Mark: 31, Epoch: 99}, {Store: 7}},
+		}}},
+		{Entry: &wire.ControlEntry_GiveUp{GiveUp: &wire.GiveUpOp{Generation: 5, Lost: []uint32{2, 2, 1 << 31}}}},
+		{Entry: &wire.ControlEntry_Acknowledge{Acknowledge: &wire.AcknowledgeOp{}}},
 		{Entry: &wire.ControlEntry_Plan{}},
 		{},
 	} {

@@ -96,6 +96,8 @@ func entries(t testing.TB) (out [][]byte) {
 		{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: 1, Below: 8}, {Session: 3, Below: 1}}}}},
 		{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: 1}}},
 		{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{Child: f, Intent: 1}}},
+		{Entry: &wire.LogEntry_Recovered{Recovered: &wire.NamespaceRecoveredOp{Generation: 1 << 40}}},
+		{Entry: &wire.LogEntry_Acknowledge{Acknowledge: &wire.NamespaceAcknowledgeOp{}}},
 		{},
 	}
 	for i, cmd := range commands {
