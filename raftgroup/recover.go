@@ -486,6 +486,9 @@ func (h *Host) Recover(rec Recovery) error {
 		if err := now.moved(&rec); err != nil { // with what was under way when it was stopped
 			return err
 		}
+		if r.state.missing() {
+			return dfs.Errorf(dfs.Corrupt, op, "%v: the state was given up meanwhile", rec.Group)
+		}
 		return h.stageRecovery(b, &rec, &now, rest)
 	})
 	if err != nil {

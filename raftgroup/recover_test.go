@@ -592,6 +592,36 @@ func TestUnfitForRecovery(t *testing.T) {
 	})
 }
 
+// TestStateLostInRecovery gives the state up between the look at a replica and its end: a
+// group whose only voter has no state would have none for ever.
+func TestStateLostInRecovery(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const g = 0
+		c := newCluster(t, 1, 3, g)
+		defer c.stop()
+		c.tune = func(o *Options) {
+			id := o.Node
+			o.Hooks.RecoverStep = func(_ dfs.GroupID, step RecoverStep) {
+				if id == 1 && step == RecoverStopped {
+					s := &c.h(1).replica(g).state
+					s.mu.Lock()
+					s.lost = true
+					s.mu.Unlock()
+				}
+			}
+		}
+		c.boot()
+		c.converge(1, 2, 3)
+		c.isolate(1, true)
+		if _, err := c.recoverGroup(g, 7, 1); dfs.KindOf(err) != dfs.Corrupt {
+			t.Errorf("recovered without a state: %v", err)
+		}
+		if s := c.survivor(1, g); s.Generation != 0 {
+			t.Errorf("the group is of generation %d", s.Generation)
+		}
+	})
+}
+
 // TestRecoverLives lives through recoveries, with writers, members that come and go
 // and a bad network, and lets everything that was lost come back.
 func TestRecoverLives(t *testing.T) {
