@@ -364,21 +364,23 @@ func (c *Client) recover(ctx context.Context, p *RecoveryPlan, progress func(str
 	for i := range p.Groups {
 		rec := &p.Groups[i]
 		term := uint64(0)
+		shown := func(sv *wire.Survivor) *wire.RecoverRequest {
+			return &wire.RecoverRequest{Group: uint32(rec.Group), Was: sv.Generation, Aside: sv.Aside, Last: sv.Last, LastTerm: sv.LastTerm}
+		}
 		for j, sv := range rec.Survivors {
 			term = max(term, sv.Term)
 			if j == rec.Chosen {
 				continue
 			}
-			if err := step(rec.Nodes[j], &wire.RecoverRequest{Step: wire.RecoverRequest_SET_ASIDE, Group: uint32(rec.Group), Was: sv.Generation}); err != nil {
+			req := shown(sv)
+			req.Step = wire.RecoverRequest_SET_ASIDE
+			if err := step(rec.Nodes[j], req); err != nil {
 				return err
 			}
 			progress(fmt.Sprintf("%v: the replica on %v is set aside", rec.Group, rec.Nodes[j]))
 		}
-		chosen := rec.Survivors[rec.Chosen]
-		req := &wire.RecoverRequest{
-			Step: wire.RecoverRequest_BEGIN, Group: uint32(rec.Group), Term: term, Was: chosen.Generation, Aside: chosen.Aside,
-			Last: chosen.Last, LastTerm: chosen.LastTerm,
-		}
+		req := shown(rec.Survivors[rec.Chosen])
+		req.Step, req.Term = wire.RecoverRequest_BEGIN, term
 		if rec.Group == dfs.ControlGroup {
 			req.Found = c.found(ctx)
 		}

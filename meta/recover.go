@@ -86,7 +86,7 @@ func (s *Service) Recover(_ context.Context, req *wire.RecoverRequest) (*wire.Re
 	s.log.Warn("an operator recovers a group", "group", req.Group, "step", req.Step.String(), "generation", req.Generation, "lost", req.Lost)
 	switch req.Step {
 	case wire.RecoverRequest_SET_ASIDE:
-		err = h.SetAside(g, req.Was, req.Generation)
+		err = h.SetAside(recoveryOf(req))
 	case wire.RecoverRequest_TAKE_BACK:
 		err = h.TakeBack(g)
 	case wire.RecoverRequest_BEGIN:
@@ -115,10 +115,17 @@ func (s *Service) beginRecovered(h *raftgroup.Host, g dfs.GroupID, req *wire.Rec
 	if err != nil {
 		return err
 	}
-	return h.Recover(raftgroup.Recovery{
-		Group: g, Generation: req.Generation, Term: req.Term, Was: req.Was, Aside: req.Aside,
-		Last: req.Last, LastTerm: req.LastTerm, Commands: [][]byte{data},
-	})
+	rec := recoveryOf(req)
+	rec.Commands = [][]byte{data}
+	return h.Recover(rec)
+}
+
+// recoveryOf is a step that is taken at one replica.
+func recoveryOf(req *wire.RecoverRequest) raftgroup.Recovery {
+	return raftgroup.Recovery{
+		Group: dfs.GroupID(req.Group), Generation: req.Generation, Term: req.Term,
+		Was: req.Was, Aside: req.Aside, Last: req.Last, LastTerm: req.LastTerm,
+	}
 }
 
 // GiveUp implements the meta service.

@@ -398,7 +398,7 @@ func TestRecoveryMeetsDestruction(t *testing.T) {
 				}
 				// The tombstone is written, and nobody was told.
 				h := c.h(3)
-				go func() { aside <- h.SetAside(g, 0, 7) }()
+				go func() { aside <- h.SetAside(Recovery{Group: g, Generation: 7}) }()
 				for h.writer.waiting() == 0 && len(aside) == 0 {
 					time.Sleep(time.Millisecond)
 				}

@@ -344,38 +344,47 @@ func (t *tail) alone(self uint64) ([]*pb.ConfChangeV2, error) {
 }
 
 // SetAside ends the replica of a group here, durably, before the group is recovered on
-// another node as a generation. Log and state stay until a message of that generation
-// comes. It may be repeated. Was is the generation of the replica, as the operator was
-// shown. Stale: it has another by now, or is set aside for a later one. Busy: the group
-// has a leader.
-func (h *Host) SetAside(g dfs.GroupID, was, generation uint64) error {
+// another node. Log and state stay until a message of that generation comes. It may be
+// repeated. Errors: Stale when the replica is not what was shown any more, such as after
+// an install that was under way: it may be the one to go on from now, or somebody else
+// recovers the group; Busy when it has a leader. Nothing was done then.
+func (h *Host) SetAside(rec Recovery) error {
 	const op = "set replica aside"
-	r, done, err := h.beginRecovery(op, g)
+	r, done, err := h.beginRecovery(op, rec.Group)
 	if err != nil {
 		return err
 	}
 	defer done()
 	switch {
-	case r.generation == generation:
+	case r.generation == rec.Generation:
 		return nil // overtaken already
-	case r.generation != was || was > generation:
-		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not of %d below %d: look again", g, r.generation, was, generation)
+	case r.generation > rec.Generation:
+		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not below %d", rec.Group, r.generation, rec.Generation)
 	}
 	if err := r.checkLost(op); err != nil {
 		return err
 	}
-	switch aside, err := h.store.getNumber(g, logAside, "aside record"); {
+	switch aside, err := h.store.getNumber(rec.Group, logAside, "aside record"); {
 	case err != nil:
 		return err
-	case aside > generation:
-		return dfs.Errorf(dfs.Stale, op, "%v is set aside for generation %d here, by another recovery than that of %d: look again", g, aside, generation)
+	case aside == rec.Generation:
+		return nil
+	case aside > rec.Generation:
+		return dfs.Errorf(dfs.Stale, op, "%v is set aside for generation %d here, by another recovery than that of %d: look again", rec.Group, aside, rec.Generation)
 	}
 	err = h.restart(r, op, func(b *pebble.Batch) error {
-		return b.Set(groupKey(g, logAside), encodeGeneration(generation), nil)
+		now, _, err := h.survey(r)
+		if err != nil {
+			return err
+		}
+		if err := now.moved(&rec); err != nil {
+			return err
+		}
+		return b.Set(groupKey(rec.Group, logAside), encodeGeneration(rec.Generation), nil)
 	})
 	if err == nil {
-		h.recoverStep(g, RecoverAside)
-		h.log.Warn("replica set aside for a recovery", "group", uint16(g), "generation", generation)
+		h.recoverStep(rec.Group, RecoverAside)
+		h.log.Warn("replica set aside for a recovery", "group", uint16(rec.Group), "generation", rec.Generation)
 	}
 	return err
 }
@@ -434,18 +443,18 @@ func (h *Host) restart(r *replica, op string, change func(b *pebble.Batch) error
 	return firstError(err, h.startReplica(r.id))
 }
 
-// Recovery makes the replica here the only voter of a group.
+// Recovery makes one replica the only voter of a group. All others are set aside for it.
 type Recovery struct {
 	Group      dfs.GroupID
 	Generation uint64 // that the group gets
-	Term       uint64 // the highest that any survivor knows
+	Term       uint64 // the highest that any survivor knows; nothing to SetAside
 
 	// What the replica here is and where its log ends, as the operator was shown: see
 	// Survivor. Another recovery that began meanwhile is noticed by that.
 	Was, Aside     uint64
 	Last, LastTerm uint64
 
-	// Commands are the first that the recovered group applies.
+	// Commands are the first that the recovered group applies; nothing to SetAside.
 	Commands [][]byte
 }
 

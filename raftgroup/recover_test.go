@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func (c *cluster) survivor(id dfs.NodeID, g dfs.GroupID) Survivor {
 // recoverGroup does what the operator's tool does: all survivors but the best are set
 // aside, and it becomes the only voter.
 func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...dfs.NodeID) (dfs.NodeID, error) {
-	best, term, generations := Survivor{}, uint64(0), map[dfs.NodeID]uint64{}
+	best, term, shown := Survivor{}, uint64(0), map[dfs.NodeID]Survivor{}
 	chosen := dfs.NodeID(0)
 	c.retry("forget the leader", func() error {
 		for _, id := range survivors {
@@ -43,7 +44,7 @@ func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...df
 	})
 	for _, id := range survivors {
 		s := c.survivor(id, g)
-		term, generations[id] = max(term, s.Term), s.Generation
+		term, shown[id] = max(term, s.Term), s
 		if s.Unfit == nil && (chosen == 0 || s.LastTerm > best.LastTerm || s.LastTerm == best.LastTerm && s.Last > best.Last) {
 			best, chosen = s, id
 		}
@@ -55,14 +56,23 @@ func (c *cluster) recoverGroup(g dfs.GroupID, generation uint64, survivors ...df
 		if id == chosen {
 			continue
 		}
-		if err := c.h(id).SetAside(g, generations[id], generation); err != nil {
+		if err := c.h(id).SetAside(stepOf(shown[id], generation)); err != nil {
 			return 0, err
 		}
 	}
-	return chosen, c.h(chosen).Recover(Recovery{
-		Group: g, Generation: generation, Term: term, Was: best.Generation, Aside: best.Aside, Last: best.Last, LastTerm: best.LastTerm,
-		Commands: [][]byte{[]byte("put recovered yes")},
-	})
+	rec := stepOf(best, generation)
+	rec.Term, rec.Commands = term, [][]byte{[]byte("put recovered yes")}
+	return chosen, c.h(chosen).Recover(rec)
+}
+
+// stepOf is a step of a plan at the replica that was shown.
+func stepOf(s Survivor, generation uint64) Recovery {
+	return Recovery{Group: s.Group, Generation: generation, Was: s.Generation, Aside: s.Aside, Last: s.Last, LastTerm: s.LastTerm}
+}
+
+// setAside looks at a replica and sets it aside.
+func (c *cluster) setAside(id dfs.NodeID, g dfs.GroupID, generation uint64) error {
+	return c.h(id).SetAside(stepOf(c.survivor(id, g), generation))
 }
 
 // aloneOn waits until a node is the only voter and leads.
@@ -368,14 +378,14 @@ func TestSetAside(t *testing.T) {
 		c.converge(1, 2, 3)
 		// While there is a leader nothing is touched.
 		s := c.survivor(2, g)
-		for _, err := range []error{c.h(2).SetAside(g, 0, 7), c.h(2).Recover(Recovery{Group: g, Generation: 7, Last: s.Last, LastTerm: s.LastTerm})} {
+		for _, err := range []error{c.setAside(2, g, 7), c.h(2).Recover(Recovery{Group: g, Generation: 7, Last: s.Last, LastTerm: s.LastTerm})} {
 			if dfs.KindOf(err) != dfs.Busy {
 				t.Errorf("a recovery of a group that has a leader: %v", err)
 			}
 		}
 		c.isolate(2, true)
-		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 7) })
-		if err := c.h(2).SetAside(g, 0, 7); err != nil {
+		c.retry("set aside", func() error { return c.setAside(2, g, 7) })
+		if err := c.setAside(2, g, 7); err != nil {
 			t.Fatal(err)
 		}
 		c.crash(2, 0)
@@ -397,7 +407,7 @@ func TestSetAside(t *testing.T) {
 		c.propose(g, "put k again") // 1 and 2 are a majority
 		c.converge(1, 2)
 		c.isolate(1, true)
-		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 8) })
+		c.retry("set aside", func() error { return c.setAside(2, g, 8) })
 		if _, err := c.recoverGroup(g, 9, 2); err != nil {
 			t.Fatal(err)
 		}
@@ -426,14 +436,12 @@ func TestTwoRecoveriesAtOnce(t *testing.T) {
 			if by == "the later one" {
 				generation, chosen = 101, 2
 			}
-			s := shown[on]
+			rec := stepOf(shown[on], generation)
 			if on != chosen {
-				return c.h(on).SetAside(g, s.Generation, generation)
+				return c.h(on).SetAside(rec)
 			}
-			return c.h(on).Recover(Recovery{
-				Group: g, Generation: generation, Term: max(shown[1].Term, shown[2].Term),
-				Was: s.Generation, Aside: s.Aside, Last: s.Last, LastTerm: s.LastTerm,
-			})
+			rec.Term = max(shown[1].Term, shown[2].Term)
+			return c.h(on).Recover(rec)
 		}
 	}
 	const one, two = "the earlier one", "the later one"
@@ -475,6 +483,54 @@ func TestTwoRecoveriesAtOnce(t *testing.T) {
 	}
 }
 
+// TestSetAsideMeetsInstall shows an operator a replica whose snapshot is about to be
+// installed. What it has afterwards is not set aside in favour of a shorter log.
+func TestSetAsideMeetsInstall(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		defer c.stop()
+		var sleeper atomic.Uint32
+		installing, goOn := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		c.tune = func(o *Options) {
+			id := uint32(o.Node)
+			o.Hooks.SnapshotStep = func(_ dfs.GroupID, step SnapshotStep) {
+				if step == SnapFlush && sleeper.Load() == id {
+					once.Do(func() { close(installing); <-goOn })
+				}
+			}
+		}
+		id, _ := c.sleeper(7000)
+		sleeper.Store(uint32(id))
+		c.heal()
+		<-installing
+		for _, other := range c.all() {
+			c.isolate(other, true)
+		}
+		c.retry("forget the leader", func() error {
+			if s := c.survivor(id, 0); s.Leader != 0 {
+				return dfs.Errorf(dfs.Busy, "wait", "it follows %v", s.Leader)
+			}
+			return nil
+		})
+		before := c.survivor(id, 0)
+		done := make(chan error)
+		go func() { done <- c.h(id).SetAside(stepOf(before, 7)) }()
+		time.Sleep(time.Second)
+		close(goOn)
+		if err := <-done; dfs.KindOf(err) != dfs.Stale {
+			t.Errorf("set aside after an install: %v", err)
+		}
+		after := c.survivor(id, 0)
+		if after.Last <= before.Last || after.Aside != 0 || after.Unfit != nil {
+			t.Errorf("before the install %+v, after it %+v", before, after)
+		}
+		if err := c.setAside(id, 0, 7); err != nil {
+			t.Errorf("after a new look: %v", err)
+		}
+	})
+}
+
 // TestSetAsideLower: what is set aside for one recovery is not for an earlier one.
 func TestSetAsideLower(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
@@ -484,8 +540,8 @@ func TestSetAsideLower(t *testing.T) {
 		c.boot()
 		c.converge(1, 2, 3)
 		c.isolate(2, true)
-		c.retry("set aside", func() error { return c.h(2).SetAside(g, 0, 8) })
-		if err := c.h(2).SetAside(g, 0, 7); dfs.KindOf(err) != dfs.Stale {
+		c.retry("set aside", func() error { return c.setAside(2, g, 8) })
+		if err := c.setAside(2, g, 7); dfs.KindOf(err) != dfs.Stale {
 			t.Errorf("set aside for less: %v", err)
 		}
 		if s := c.survivor(2, g); s.Aside != 8 {

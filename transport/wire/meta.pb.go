@@ -4230,12 +4230,12 @@ type RecoverRequest struct {
 	Group         uint32                 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
 	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"` // that the group gets
 	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`             // of BEGIN: the highest that any survivor knows
-	Last          uint64                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`             // of BEGIN: where the log ends
+	Last          uint64                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`             // where the log ends
 	LastTerm      uint64                 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
 	Lost          []uint32               `protobuf:"varint,8,rep,packed,name=lost,proto3" json:"lost,omitempty"`
 	Found         []*MapGroup            `protobuf:"bytes,9,rep,name=found,proto3" json:"found,omitempty"`   // of BEGIN of the control group: as in RecoveredOp
 	Was           uint64                 `protobuf:"varint,10,opt,name=was,proto3" json:"was,omitempty"`     // the generation of the replica
-	Aside         uint64                 `protobuf:"varint,11,opt,name=aside,proto3" json:"aside,omitempty"` // of BEGIN: the generation for which it is set aside
+	Aside         uint64                 `protobuf:"varint,11,opt,name=aside,proto3" json:"aside,omitempty"` // the generation for which it is set aside
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
