@@ -128,3 +128,29 @@ func TestProposalsShareTheNextAppend(t *testing.T) {
 		}
 	})
 }
+
+// TestNoSleepOverAHeldCommit: a leader that would sleep before it has said of the last
+// commit says it first. The followers would not sleep, and elect another.
+func TestNoSleepOverAHeldCommit(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3, 0)
+		c.tune = func(o *Options) {
+			o.Tick = time.Millisecond
+			o.HeartbeatTicks, o.ElectionTicks, o.QuiesceTicks = 10, 200, 1
+		}
+		defer c.stop()
+		c.boot()
+		c.propose(0, "put a 0")
+		c.converge(1, 2, 3)
+		time.Sleep(time.Second)
+		before, _ := c.h(c.leader(0)).Status(0)
+		for i := range 40 {
+			c.propose(0, fmt.Sprintf("put a %d", i))
+			time.Sleep(time.Second)
+		}
+		c.converge(1, 2, 3)
+		if after, _ := c.h(c.leader(0)).Status(0); after.Term != before.Term {
+			t.Errorf("the group went from term %d to %d", before.Term, after.Term)
+		}
+	})
+}

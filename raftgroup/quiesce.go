@@ -159,7 +159,7 @@ func (r *replica) restLocked(got *inboxLoad, rd *round, out *outbox) {
 
 // restfulLocked reports whether nothing of this replica waits for time to pass.
 func (r *replica) restfulLocked() bool {
-	return !r.state.unfit() && len(r.sending) == 0 && r.proposals.none() && r.reads.none()
+	return !r.state.unfit() && len(r.sending)+len(r.held) == 0 && r.proposals.none() && r.reads.none()
 }
 
 func (r *replica) memberLocked() bool {
