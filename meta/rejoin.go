@@ -249,8 +249,11 @@ func (s *Service) asideLoop() {
 		if !s.votesEverywhere() {
 			continue
 		}
-		err := s.opts.FS.RemoveAll(s.asideDir())
-		s.log.Info("this node votes in every group again: the damaged stores are removed", "dir", s.asideDir(), "cause", err)
+		if err := s.opts.FS.RemoveAll(s.asideDir()); err != nil {
+			s.log.Warn("this node votes in every group again, and the damaged stores cannot be removed", "dir", s.asideDir(), "cause", err)
+			continue
+		}
+		s.log.Info("this node votes in every group again: the damaged stores are removed", "dir", s.asideDir())
 	}
 }
 
