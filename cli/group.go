@@ -344,7 +344,7 @@ func groupAndNode(ctx context.Context, c *client.Client, verb string, args []str
 }
 
 // changeReplicas is a verb with a group and a node that changes who should vote.
-func (a *app) changeReplicas(verb, use, short, long string, do func(s *status, g *groupStatus, n *dfs.Node) (plan string, add, remove dfs.NodeID)) *cobra.Command {
+func (a *app) changeReplicas(verb, use, short, long string, do func(g *groupStatus, row *dfs.Group, n *dfs.Node) (plan string, add, remove dfs.NodeID, refused string)) *cobra.Command {
 	var f groupFlags
 	return f.add(&cobra.Command{
 		Use: use, Short: short, Long: long, Args: checked(cobra.ExactArgs(2)),
@@ -354,7 +354,10 @@ func (a *app) changeReplicas(verb, use, short, long string, do func(s *status, g
 				if err != nil {
 					return err
 				}
-				plan, add, remove := do(s, &g, n)
+				plan, add, remove, refused := do(&g, s.m.Group(dfs.GroupID(g.Group)), n)
+				if refused != "" {
+					return failedf(verb, args[0], "%s", refused)
+				}
 				if err := a.ask(verb, plan, &f); err != nil {
 					return err
 				}
@@ -371,8 +374,11 @@ func newGroupAdd(a *app) *cobra.Command {
 	return a.changeReplicas("group add-replica", "add-replica GROUP NODE", "Have a meta node hold one more replica of a group",
 		`Have a meta node hold one more replica of a group, up to 7. It is sent the group's state, and votes once
 it has caught up. To move a replica, add the new one, wait, and remove the old one.`,
-		func(_ *status, g *groupStatus, n *dfs.Node) (string, dfs.NodeID, dfs.NodeID) {
-			return fmt.Sprintf("Group %d is copied to %s (%v): %d inodes and a log of %s. It votes once it has caught up.", g.Group, n.Name, n.ID, g.Inodes, sizeText(g.LogBytes)), n.ID, 0
+		func(g *groupStatus, row *dfs.Group, n *dfs.Node) (plan string, add, remove dfs.NodeID, refused string) {
+			if row.Has(n.ID) {
+				return "", 0, 0, fmt.Sprintf("%s (%v) has a place in it already", n.Name, n.ID)
+			}
+			return fmt.Sprintf("Group %d is copied to %s (%v): %d inodes and a log of %s. It votes once it has caught up.", g.Group, n.Name, n.ID, g.Inodes, sizeText(g.LogBytes)), n.ID, 0, ""
 		})
 }
 
@@ -381,12 +387,15 @@ func newGroupRemove(a *app) *cobra.Command {
 		`Take the replica of a group from a meta node, which then destroys what it has of it; of group 0 it goes on
 learning. Refused when fewer replicas would be left than this cluster keeps of each group, or no majority
 that answers.`,
-		func(_ *status, g *groupStatus, n *dfs.Node) (string, dfs.NodeID, dfs.NodeID) {
+		func(g *groupStatus, row *dfs.Group, n *dfs.Node) (plan string, add, remove dfs.NodeID, refused string) {
+			if !row.Has(n.ID) {
+				return "", 0, 0, fmt.Sprintf("%s (%v) has no place in it: %s have", n.Name, n.ID, strings.Join(g.Target, ", "))
+			}
 			rest := "destroys its replica"
 			if g.Group == uint32(dfs.ControlGroup) {
 				rest = "goes on learning, as each meta node does"
 			}
-			return fmt.Sprintf("%s (%v) does not vote in group %d any more and %s; %d others stay.", n.Name, n.ID, g.Group, rest, max(0, len(g.Target)-1)), 0, n.ID
+			return fmt.Sprintf("%s (%v) does not vote in group %d any more and %s; %d others stay.", n.Name, n.ID, g.Group, rest, len(g.Target)-1), 0, n.ID, ""
 		})
 }
 

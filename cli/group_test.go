@@ -133,7 +133,7 @@ func TestGroupVerbs(t *testing.T) {
 	if g := c.group("add-replica", "g5", "n1", "--yes", "--wait", "--json").Group; !has(&g, "extra", "solo") {
 		t.Errorf("after add-replica: %+v", g)
 	}
-	c.no(1, "n1 is listed in g5 already", "group", "add-replica", "5", "solo", "--yes")
+	c.no(1, "group add-replica 5: solo (n1) has a place in it already", "group", "add-replica", "5", "solo") // before anybody is asked
 	c.ok("group", "move-leader", "5", "solo")
 	shown := c.group("show", "5", "--json")
 	if len(shown.Replicas) != 2 || shown.Replicas[0].StateHash == "" {
@@ -147,6 +147,7 @@ func TestGroupVerbs(t *testing.T) {
 	if g := c.group("remove-replica", "5", "extra", "--yes", "--wait", "--json").Group; !has(&g, "solo") {
 		t.Errorf("after remove-replica: %+v", g)
 	}
+	c.no(1, "group remove-replica 5: extra (n2) has no place in it: solo have", "group", "remove-replica", "5", "extra")
 	for { // what extra had is destroyed
 		if r := c.group("show", "5", "--json").Replicas; len(r) == 1 && r[0].Node == "solo" {
 			break
