@@ -87,6 +87,9 @@ func unreachable(err error, addrs []string) error {
 	switch dfs.KindOf(err) {
 	case dfs.Unavailable, dfs.Deadline, dfs.Busy, dfs.NotLeader:
 		hint = "is it running? name its meta nodes with --meta host:port,… or DFSD_META, or start one here with dfsd dev"
+		if strings.Contains(err.Error(), "belongs to no cluster yet") {
+			hint = "a cluster is made once every meta node that the configuration lists is up: the log of each says for whom it waits"
+		}
 	case dfs.WrongCluster:
 		hint = "see cluster_id and --meta"
 	case dfs.Permission:

@@ -76,14 +76,17 @@ func TestUnreachable(t *testing.T) {
 		code exitCode
 		want string
 	}{
-		{dfs.Unavailable, exitUnreachable, "dfsd: reach the cluster: no meta node can be used: a:1: connection refused; b:2: it belongs to no cluster yet; is it running?"},
-		{dfs.WrongCluster, exitUnreachable, "see cluster_id"},
+		{dfs.Unavailable, exitUnreachable, "dfsd: reach the cluster: no meta node can be used: a:1: connection refused; b:2: it belongs to no cluster yet; a cluster is made once every meta node that the configuration lists is up"},
+		{dfs.WrongCluster, exitUnreachable, "it belongs to no cluster yet; see cluster_id"},
 		{dfs.Permission, exitUnreachable, "see tls.ca"},
 	} {
 		err := unreachable(dfs.Wrap("reach the cluster", "", dfs.Errorf(c.kind, "", "%s", text)), []string{"a:1", "b:2"})
 		if line := errorLine(err); !strings.Contains(line, c.want) || exitCodeOf(err) != c.code {
 			t.Errorf("%v: exit code %d, printed %q", c.kind, exitCodeOf(err), line)
 		}
+	}
+	if line := errorLine(unreachable(dfs.Errorf(dfs.Unavailable, "", "nobody is there"), nil)); !strings.HasSuffix(line, "start one here with dfsd dev") {
+		t.Errorf("printed %q", line)
 	}
 }
 
@@ -93,8 +96,8 @@ func TestStatusFailed(t *testing.T) {
 		err  error
 		line string
 	}{
-		{dfs.Errorf(dfs.Unavailable, "call", "not the leader"), "dfsd: status: not the leader; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"},
-		{dfs.Errorf(dfs.Deadline, "call", "too late"), "dfsd: status: too late; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"},
+		{dfs.Errorf(dfs.Unavailable, "call", "not the leader"), "dfsd: status: not the leader; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
+		{dfs.Errorf(dfs.Deadline, "call", "too late"), "dfsd: status: too late; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
 		{dfs.Errorf(dfs.Busy, "call", "too many"), "dfsd: status: too many"},
 		{dfs.Errorf(dfs.Permission, "call", "no"), "dfsd: status: no"},
 	} {

@@ -405,7 +405,7 @@ func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 		text := fmt.Sprintf("meta node %s (%v) is down, with a place in %s: start it, or ", s.nodeName(id), id, plural(p.groups, "group"))
 		switch {
 		case n != nil && n.Replaced:
-			text = fmt.Sprintf("meta node %s (%v) was replaced by another of its name: its place in %s is to be filled", n.Name, id, plural(p.groups, "group"))
+			text = fmt.Sprintf("meta node %s (%v) was replaced by another of its name, or given up: its place in %s is to be filled", n.Name, id, plural(p.groups, "group"))
 		case p.spare:
 			text += "wait: another meta node takes its place after the grace period"
 		default:

@@ -101,7 +101,7 @@ func statusFailed(err error) error {
 	hint := ""
 	switch dfs.KindOf(err) {
 	case dfs.Unavailable, dfs.Deadline:
-		hint = "no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election"
+		hint = "no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"
 	}
 	return &verbError{err: fmt.Errorf("status: %w", cause(err)), hint: hint}
 }
