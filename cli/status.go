@@ -156,7 +156,7 @@ func toStatus(r *wire.StatusReply, now time.Time) (*status, error) {
 	switch {
 	case len(s.Cluster.Problems) > 0:
 		s.Cluster.Health = healthUnavailable
-	case !s.Redundancy.Full, s.shortGroups() > 0, s.Cluster.Recovered > 0:
+	case !s.Redundancy.Full, s.shortGroups() > 0, s.thinGroups(r) > 0, s.Cluster.Recovered > 0:
 		s.Cluster.Health = healthDegraded
 	default:
 		s.Cluster.Health = healthOK
@@ -372,6 +372,16 @@ func (s *status) shortGroups() (n int) {
 	return n
 }
 
+// thinGroups counts the groups whose list is shorter than the cluster wants it.
+func (s *status) thinGroups(r *wire.StatusReply) (n int) {
+	for _, g := range s.m.Groups {
+		if len(g.Replicas) < int(r.GetWidth()) {
+			n++
+		}
+	}
+	return n
+}
+
 // replicaReasons says which nodes are away from their groups, and what helps.
 func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 	full := map[uint32]bool{}
@@ -454,6 +464,9 @@ func (s *status) addRepair(r *wire.StatusReply, now time.Time) {
 	why := []string{} // not null in JSON
 	if g := r.GetRecovered(); g > 0 {
 		why = append(why, recoveredText(g))
+	}
+	if n := s.thinGroups(r); n > 0 {
+		why = append(why, fmt.Sprintf("%s with fewer than the %d replicas that this cluster keeps: start meta nodes, which take the places by themselves", plural(n, "group"), r.GetWidth()))
 	}
 	s.Repair.Why = append(append(append(why, s.reasons(now)...), s.replicaReasons(r)...), r.GetNotes()...)
 }

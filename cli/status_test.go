@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,5 +194,19 @@ func TestHeard(t *testing.T) {
 	s.Stores[1].BeatAge, s.Stores[1].State = 1<<40, "down"
 	if !s.heard(time.Second) {
 		t.Error("a store that is down need not report")
+	}
+}
+
+// TestThinGroups: a list that is shorter than the cluster wants it is said, whoever is
+// there: after a recovery one disk may be all that a group has.
+func TestThinGroups(t *testing.T) {
+	r := &wire.StatusReply{Width: 3}
+	s := &status{m: &dfs.Map{Groups: []*dfs.Group{{ID: 0, Replicas: []dfs.NodeID{1}}, {ID: 1, Replicas: []dfs.NodeID{1, 2, 3}}, {ID: 2, Replicas: []dfs.NodeID{1, 2, 3, 4}}}}}
+	if n := s.thinGroups(r); n != 1 {
+		t.Errorf("%d groups are thin, want 1", n)
+	}
+	s.addRepair(r, time.Now())
+	if want := "1 group with fewer than the 3 replicas"; !slices.ContainsFunc(s.Repair.Why, func(why string) bool { return strings.Contains(why, want) }) {
+		t.Errorf("%q lacks %q", s.Repair.Why, want)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dfsd/dfs"
+	"dfsd/meta/control"
 	"dfsd/raftgroup"
 	"dfsd/repair"
 	"dfsd/transport/wire"
@@ -43,6 +44,7 @@ func (s *Service) Status(ctx context.Context, _ *wire.StatusRequest) (*wire.Stat
 	s.statusRedundancy(reply, m)
 	reply.Problems = s.problems(reply, m)
 	reply.Recovered = s.maps.recovery()
+	reply.Width = uint32(control.Width(s.controlState().GetForm()))
 	s.plan.mu.Lock()
 	reply.Notes = slices.Clone(s.plan.notes)
 	s.plan.mu.Unlock()

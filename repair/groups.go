@@ -148,15 +148,15 @@ func (p *groupPlan) mend(g *dfs.Group) Decision {
 }
 
 // mayGo reports whether a lost node may leave a list now: the group's leader
-// does not hear it either, all others vote, and nothing is left of an earlier
-// change but that this node was to come in.
+// does not hear it either, all others vote that are not lost as well, and nothing is
+// left of an earlier change but that this node was to come in.
 func (p *groupPlan) mayGo(g *dfs.Group, lost dfs.NodeID) bool {
 	v := p.Views[g.ID]
 	if v == nil || slices.Contains(v.Heard, lost) && p.Gone[lost] {
 		return false
 	}
 	for _, n := range g.Replicas {
-		if n != lost && !slices.Contains(v.Voters, n) {
+		if n != lost && !p.lost(n) && !slices.Contains(v.Voters, n) {
 			return false
 		}
 	}

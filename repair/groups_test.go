@@ -105,6 +105,18 @@ func TestPlanGroups(t *testing.T) {
 			w.down(4)
 			w.down(5)
 		}, want: "replicas of g0 = [n1 n2 n3 n5 n6], were [n1 n2 n3 n4 n5]: n4 is gone"},
+		{name: "all of the list is given up, after a recovery from another", nodes: 6, width: 3, lists: []string{"234"}, spoil: func(w *groupWorld) {
+			for _, n := range w.in.Map.Nodes[1:4] {
+				n.Replaced = true
+			}
+			w.in.Views[0].Voters, w.in.Views[0].Heard = nodesOf("1"), nodesOf("1")
+		}, want: "replicas of g0 = [n1 n3 n4], were [n2 n3 n4]: n2 is gone"},
+		{name: "and a step later", nodes: 6, width: 3, lists: []string{"134"}, spoil: func(w *groupWorld) {
+			for _, n := range w.in.Map.Nodes[1:4] {
+				n.Replaced = true
+			}
+			w.in.Views[0].Voters, w.in.Views[0].Heard = nodesOf("1"), nodesOf("1")
+		}, want: "replicas of g0 = [n1 n4 n5], were [n1 n3 n4]: n3 is gone"},
 		{name: "the one that is to come in is gone", nodes: 5, width: 3, lists: []string{"124"}, spoil: func(w *groupWorld) {
 			w.down(4)
 			w.in.Views[0].Voters = nodesOf("123")

@@ -4601,6 +4601,7 @@ type StatusReply struct {
 	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"`          // what the planner could not have, and why
 	Disks         []*MetaDisk            `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"`          // of the meta nodes heard of lately
 	Recovered     uint64                 `protobuf:"varint,12,opt,name=recovered,proto3" json:"recovered,omitempty"` // the generation of a recovery that nobody has acknowledged; 0: none
+	Width         uint32                 `protobuf:"varint,13,opt,name=width,proto3" json:"width,omitempty"`         // replicas that a group is to have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4715,6 +4716,13 @@ func (x *StatusReply) GetDisks() []*MetaDisk {
 func (x *StatusReply) GetRecovered() uint64 {
 	if x != nil {
 		return x.Recovered
+	}
+	return 0
+}
+
+func (x *StatusReply) GetWidth() uint32 {
+	if x != nil {
+		return x.Width
 	}
 	return 0
 }
@@ -5314,7 +5322,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x12AcknowledgeRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\"\x12\n" +
 	"\x10AcknowledgeReply\"\x0f\n" +
-	"\rStatusRequest\"\xad\x03\n" +
+	"\rStatusRequest\"\xc3\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12.\n" +
@@ -5330,7 +5338,8 @@ const file_meta_proto_rawDesc = "" +
 	"\x05notes\x18\n" +
 	" \x03(\tR\x05notes\x12)\n" +
 	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\x12\x1c\n" +
-	"\trecovered\x18\f \x01(\x04R\trecovered\"\xbe\x01\n" +
+	"\trecovered\x18\f \x01(\x04R\trecovered\x12\x14\n" +
+	"\x05width\x18\r \x01(\rR\x05width\"\xbe\x01\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
