@@ -131,28 +131,31 @@ func (d *dev) run(ctx context.Context) (err error) {
 		return err
 	}
 	// However this process ends, the kernel closes its end of the pipe.
-	childEnd, ownEnd, err := os.Pipe()
-	if err != nil {
-		return err
-	}
+	var ownEnds []*os.File
 	ended := make(chan *devNode, len(d.nodes))
 	var work sync.WaitGroup
 	defer func() {
-		err = errors.Join(err, d.stop(ended), ownEnd.Close())
+		err = errors.Join(err, d.stop(ended))
+		for _, end := range ownEnds {
+			err = errors.Join(err, end.Close())
+		}
 		work.Wait()
 	}()
 	for _, n := range d.nodes {
-		if err := n.start(binary, d.a.proc.Env, childEnd); err != nil {
-			_ = childEnd.Close()
+		childEnd, ownEnd, err := os.Pipe() // one for each: whether reads of it block is said once for all who share it
+		if err != nil {
+			return err
+		}
+		ownEnds = append(ownEnds, ownEnd)
+		err = n.start(binary, d.a.proc.Env, childEnd)
+		_ = childEnd.Close()
+		if err != nil {
 			return fmt.Errorf("start %s: %w", n.name, err)
 		}
 		work.Go(func() {
 			n.err = n.cmd.Wait()
 			ended <- n
 		})
-	}
-	if err := childEnd.Close(); err != nil {
-		return err
 	}
 	d.greet()
 	ctx, cancel := context.WithCancel(ctx)
