@@ -500,7 +500,15 @@ func (c *cluster) agreeOn(g dfs.GroupID, ids ...dfs.NodeID) error {
 		if st.Hash != sts[0].Hash {
 			return fmt.Errorf("%v: replicas differ at entry %d: %+v", g, st.Applied, sts)
 		}
-		if a, b := c.dump(ids[0], g), c.dump(ids[i], g); a != b {
+		a, err := c.tryDump(ids[0], g)
+		if err != nil {
+			return fmt.Errorf("dump %v of node %v: %w", g, ids[0], err)
+		}
+		b, err := c.tryDump(ids[i], g)
+		if err != nil {
+			return fmt.Errorf("dump %v of node %v: %w", g, ids[i], err)
+		}
+		if a != b {
 			return fmt.Errorf("%v: nodes %v and %v hold different state:\n%s\n%s", g, ids[0], ids[i], a, b)
 		}
 	}
