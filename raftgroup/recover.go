@@ -355,13 +355,7 @@ func (h *Host) SetAside(rec Recovery) error {
 		return err
 	}
 	defer done()
-	switch {
-	case r.generation == rec.Generation:
-		return nil // overtaken already
-	case r.generation > rec.Generation:
-		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not below %d", rec.Group, r.generation, rec.Generation)
-	}
-	if err := r.checkLost(op); err != nil {
+	if over, err := r.checkStep(op, &rec); over || err != nil {
 		return err
 	}
 	switch aside, err := h.store.getNumber(rec.Group, logAside, "aside record"); {
@@ -387,6 +381,18 @@ func (h *Host) SetAside(rec Recovery) error {
 		h.log.Warn("replica set aside for a recovery", "group", uint16(rec.Group), "generation", rec.Generation)
 	}
 	return err
+}
+
+// checkStep reports whether the replica has the generation of a recovery already, and
+// refuses a step towards it that comes too late, or while the group has a leader.
+func (r *replica) checkStep(op string, rec *Recovery) (over bool, err error) {
+	switch {
+	case r.generation == rec.Generation:
+		return true, nil
+	case r.generation > rec.Generation:
+		return false, dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, not below %d", rec.Group, r.generation, rec.Generation)
+	}
+	return false, r.checkLost(op)
 }
 
 // TakeBack undoes SetAside: the group was not recovered. It may be repeated.
@@ -471,13 +477,7 @@ func (h *Host) Recover(rec Recovery) error {
 		return err
 	}
 	defer done()
-	switch {
-	case r.generation == rec.Generation:
-		return nil
-	case rec.Generation < r.generation:
-		return dfs.Errorf(dfs.Stale, op, "%v is of generation %d here, and cannot become %d", rec.Group, r.generation, rec.Generation)
-	}
-	if err := r.checkLost(op); err != nil {
+	if over, err := r.checkStep(op, &rec); over || err != nil {
 		return err
 	}
 	was, _, err := h.survey(r)
