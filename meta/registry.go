@@ -33,6 +33,7 @@ type beat struct {
 type vote struct {
 	suspects []dfs.StoreID
 	groups   []*wire.GroupBeat // ascending; never changed
+	heard    []uint32          // the nodes that answer in any of them
 	disk     *wire.MetaDisk    // nil: its file system does not tell
 	at       time.Time
 	inc      dfs.Incarnation
@@ -314,13 +315,13 @@ func (r *registry) judge(c claim, holder *dfs.Node) (free, proven bool) {
 // reportLoop tells the control leader what this node sees.
 func (s *Service) reportLoop() {
 	var p reporter
-	var beats []*wire.GroupBeat
+	var c census
 	for s.sleep(s.opts.Heartbeat) {
 		var rep *wire.MetaReport
-		if rep, beats = s.report(beats); rep == nil {
+		if rep, c = s.report(c); rep == nil {
 			continue
 		}
-		reply, err := s.tell(&p, rep, beats)
+		reply, err := s.tell(&p, rep, c.beats)
 		if err != nil {
 			s.log.Debug("report to the control leader", "cause", err)
 			continue
@@ -357,10 +358,17 @@ func (s *Service) takeReport(rep *wire.MetaReport, inc dfs.Incarnation, term uin
 	return reply
 }
 
+// census is what was said of the groups that this node led, ascending.
+type census struct {
+	beats []*wire.GroupBeat
+	naps  []uint64 // of each: in which sleep that was, see raftgroup.Host.Nap
+}
+
 // report assembles what this node sees, and of the groups that it leads, ascending;
-// nil while it has no map, or no host. What the last report counted in a group in
-// which nothing happened since is said again.
-func (s *Service) report(last []*wire.GroupBeat) (*wire.MetaReport, []*wire.GroupBeat) {
+// nil while it has no map, or no host. Of a group that has slept since the last
+// report the same is said again, and of one that was awake what was counted, if
+// nothing happened in it since.
+func (s *Service) report(last census) (*wire.MetaReport, census) {
 	m := s.maps.current()
 	h, err := s.raft()
 	if m == nil || err != nil {
@@ -369,26 +377,37 @@ func (s *Service) report(last []*wire.GroupBeat) (*wire.MetaReport, []*wire.Grou
 	me := s.opts.Identity.Membership().Node
 	rep := &wire.MetaReport{Node: uint32(me), Suspects: wire.Ints(s.beats.suspects(m)), Disk: s.space.disk()}
 	led, changed := s.agenda.leads()
-	beats := make([]*wire.GroupBeat, 0, len(led))
+	c := census{make([]*wire.GroupBeat, 0, len(led)), make([]uint64, 0, len(led))}
+	i := 0
 	for _, g := range led {
 		o, _ := h.Leader(g)
 		if o.Leader != me {
 			continue
 		}
-		for len(last) > 0 && last[0].Group < uint32(g) {
-			last = last[1:]
+		for i < len(last.beats) && last.beats[i].Group < uint32(g) {
+			i++
+		}
+		var old *wire.GroupBeat // what was said in this term, while it is true
+		if i < len(last.beats) && last.beats[i].Group == uint32(g) && last.beats[i].Term == o.Term && !changed[g] {
+			old = last.beats[i]
+		}
+		nap, logBytes := h.Nap(g)
+		c.naps = append(c.naps, nap)
+		if old != nil && nap != 0 && nap == last.naps[i] && logBytes == old.LogBytes {
+			c.beats = append(c.beats, old)
+			continue
 		}
 		gb := s.groupBeat(h, g)
 		switch {
 		case g == dfs.ControlGroup:
-		case len(last) > 0 && last[0].Group == uint32(g) && last[0].Term == o.Term && !changed[g]:
-			gb.Inodes = last[0].Inodes
+		case old != nil:
+			gb.Inodes = old.Inodes
 		default:
 			gb.Inodes = s.countInodes(h, g)
 		}
-		beats = append(beats, gb)
+		c.beats = append(c.beats, gb)
 	}
-	return rep, beats
+	return rep, c
 }
 
 // groupBeat is what this node, which leads a group, says of its replicas.
@@ -432,24 +451,37 @@ func (r *registry) take(rep *wire.MetaReport, inc dfs.Incarnation) bool {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	id, groups, moved := dfs.NodeID(rep.Node), rep.Groups, true
+	id := dfs.NodeID(rep.Node)
+	last, moved := r.votes[id], true
+	v := vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: rep.Groups, disk: rep.Disk, at: now, inc: inc, number: rep.Number}
 	if rep.Base != 0 {
-		last := r.votes[id]
 		if last.number != rep.Base || last.inc != inc {
 			return false
 		}
-		groups, moved = mergeBeats(last.groups, rep.Groups, rep.Left)
+		v.groups, moved = mergeBeats(last.groups, rep.Groups, rep.Left)
+	}
+	if v.heard = last.heard; rep.Base == 0 || len(rep.Groups)+len(rep.Left) > 0 {
+		v.heard = whoAnswers(v.groups)
 	}
 	r.board.moved = r.board.moved || moved
-	r.votes[id] = vote{suspects: wire.IDs[dfs.StoreID](rep.Suspects), groups: groups, disk: rep.Disk, at: now, inc: inc, number: rep.Number}
+	r.votes[id] = v
 	r.words[id] = word{inc, now}
 	r.heard[id] = now
-	for _, g := range groups {
-		for _, n := range g.Heard {
-			r.heard[dfs.NodeID(n)] = now
-		}
+	for _, n := range v.heard {
+		r.heard[dfs.NodeID(n)] = now
 	}
 	return true
+}
+
+// whoAnswers lists the nodes that answer the leader of any of the groups.
+func whoAnswers(groups []*wire.GroupBeat) []uint32 {
+	seen := map[uint32]bool{}
+	for _, g := range groups {
+		for _, n := range g.Heard {
+			seen[n] = true
+		}
+	}
+	return slices.Collect(maps.Keys(seen))
 }
 
 // freshVotes returns what was said lately.

@@ -91,7 +91,7 @@ func changedBeats(old, next []*wire.GroupBeat) (changed []*wire.GroupBeat, left 
 }
 
 func sameBeat(a, b *wire.GroupBeat) bool {
-	return a.Group == b.Group && a.Term == b.Term && a.Applied == b.Applied && a.Inodes == b.Inodes && a.LogBytes == b.LogBytes &&
+	return a == b || a.Group == b.Group && a.Term == b.Term && a.Applied == b.Applied && a.Inodes == b.Inodes && a.LogBytes == b.LogBytes &&
 		slices.Equal(a.Voters, b.Voters) && slices.Equal(a.Learners, b.Learners) && slices.Equal(a.Heard, b.Heard)
 }
 

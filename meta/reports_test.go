@@ -131,6 +131,15 @@ func TestReportsAddUp(t *testing.T) {
 				if !slices.EqualFunc(got, want, func(a, b *wire.GroupBeat) bool { return proto.Equal(a, b) }) {
 					t.Fatalf("seed %d: node %d said %v, the leader has %v", seed, i+1, want, got)
 				}
+				heard := map[uint32]bool{}
+				for _, g := range want {
+					for _, n := range g.Heard {
+						heard[n] = true
+					}
+				}
+				if got := slices.Sorted(slices.Values(leader.votes[dfs.NodeID(i+1)].heard)); !slices.Equal(got, slices.Sorted(maps.Keys(heard))) {
+					t.Fatalf("seed %d: node %d hears %v, the leader has %v", seed, i+1, heard, got)
+				}
 				leads := map[dfs.GroupID]dfs.NodeID{}
 				for g, n := range leader.leadersNow() {
 					leads[dfs.GroupID(g)] = n

@@ -16,9 +16,9 @@ const (
 	// it, and again while something is left to do.
 	groupTick = 250 * time.Millisecond
 
-	// memberTick is how often the members of a group are looked at although
-	// nothing was applied in it and the map is the same.
-	memberTick = 10 * time.Second
+	// settledTick is how often a group is looked at in which nothing was applied,
+	// whose members are those listed, in the same map: nothing should be left to do.
+	settledTick = time.Minute
 
 	// maxTending bounds the groups that are tended at a time: each may wait for
 	// other nodes.
@@ -202,7 +202,7 @@ func (s *Service) tendLoop() {
 				return
 			}
 		}
-		wait := memberTick
+		wait := settledTick
 		if !next.IsZero() {
 			wait = time.Until(next)
 		}
@@ -220,7 +220,7 @@ func (s *Service) tendLoop() {
 // step is idempotent and starts from applied state.
 func (s *Service) tend(g dfs.GroupID) time.Time {
 	now := time.Now()
-	t := &tending{s: s, g: g, next: now.Add(memberTick), soon: now.Add(groupTick)}
+	t := &tending{s: s, g: g, next: now.Add(settledTick), soon: now.Add(groupTick)}
 	h, m := s.host.Load(), s.maps.current()
 	if _, leads := s.leads(g); !leads || h == nil || m == nil || m.Group(g) == nil {
 		return t.next

@@ -85,15 +85,15 @@ func TestNextLook(t *testing.T) {
 			in   []time.Duration // 0: nothing to do, -1: fails
 			want time.Duration
 		}{
-			{nil, memberTick},
-			{[]time.Duration{0, 0}, memberTick},
-			{[]time.Duration{time.Hour, 0}, memberTick},
+			{nil, settledTick},
+			{[]time.Duration{0, 0}, settledTick},
+			{[]time.Duration{time.Hour, 0}, settledTick},
 			{[]time.Duration{3 * time.Second, 2 * time.Second, 0}, 2 * time.Second},
 			{[]time.Duration{time.Millisecond}, groupTick},
 			{[]time.Duration{5 * time.Second, -1}, groupTick},
 		} {
 			now := time.Now()
-			l := &tending{s: s, g: 1, next: now.Add(memberTick), soon: now.Add(groupTick)}
+			l := &tending{s: s, g: 1, next: now.Add(settledTick), soon: now.Add(groupTick)}
 			for _, d := range c.in {
 				l.step("test", func() (time.Time, error) {
 					switch d {

@@ -99,6 +99,7 @@ func (r *replica) wakeLocked() {
 	shown := r.ticks - r.seen[r.lead] // by the library's election clock
 	r.ticks = r.timeLocked()
 	r.asleep = false
+	r.nap.Store(0)
 	r.busy = r.ticks
 	r.h.awake.add(r)
 	r.raw.WithProgress(func(id uint64, _ raft.ProgressType, _ tracker.Progress) {
@@ -169,6 +170,8 @@ func (r *replica) memberLocked() bool {
 
 func (r *replica) sleepLocked() {
 	r.asleep = true
+	r.naps++
+	r.nap.Store(r.naps)
 	r.slept, _ = r.h.beats.self()
 	r.h.awake.remove(r)
 }

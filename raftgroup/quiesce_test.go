@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -103,6 +104,44 @@ func TestIdleGroupsAreSilent(t *testing.T) {
 					t.Errorf("%v: node %v takes %+v for the leader, it is node %v in term %d", g, id, o, before[g], st.Term)
 				}
 			}
+		}
+	})
+}
+
+// TestNapsAreCounted: while a replica is in one sleep its status stays as it is,
+// the nodes that answer included, and each sleep is another.
+func TestNapsAreCounted(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := stir(t, 3)
+		const g = 1
+		lead := c.leader(g)
+		h := c.h(lead)
+		nap := func() uint64 { n, _ := h.Nap(g); return n }
+		first := nap()
+		before, _ := h.Status(g)
+		time.Sleep(time.Minute)
+		if after, _ := h.Status(g); first == 0 || nap() != first || !reflect.DeepEqual(before, after) {
+			t.Fatalf("in sleep %d, then %d: the status was %+v and is %+v", first, nap(), before, after)
+		}
+		c.propose(g, "put a 1")
+		if n := nap(); n != 0 {
+			t.Errorf("in sleep %d right after a write", n)
+		}
+		c.asleep(c.all()...)
+		second := nap()
+		if second == 0 || second == first {
+			t.Errorf("in sleep %d, before that in %d", second, first)
+		}
+		other := c.all()[0]
+		if other == lead {
+			other = c.all()[1]
+		}
+		c.kill(other, 0)
+		time.Sleep(time.Minute) // the group sleeps again, without that node
+		st, _ := h.Status(g)
+		i := slices.IndexFunc(st.Peers, func(p Progress) bool { return p.Node == other })
+		if third := nap(); !st.Asleep || third == 0 || third == second || st.Peers[i].Active {
+			t.Errorf("in sleep %d, before node %v went in %d: %+v", third, other, second, st)
 		}
 	})
 }

@@ -48,6 +48,7 @@ type replica struct {
 	// office is who leads, for those who must not wait for a round; written
 	// under mu.
 	office atomic.Pointer[Office]
+	nap    atomic.Uint64 // see Nap; written likewise
 
 	mu  sync.Mutex // guards what follows; held while the RawNode is stepped
 	raw *raft.RawNode
@@ -77,6 +78,7 @@ type replica struct {
 	asleep          bool
 	slept           uint64
 	busy, lastFrame uint64
+	naps            uint64 // how often it went to sleep
 
 	// held is, on a leader, what has no more to say to a peer than a commit, see
 	// coalesce.go; holding says that a reminder will come. waiting are proposals
@@ -463,6 +465,7 @@ func (r *replica) quarantineLocked(err error) {
 // endLocked lets the replica do and answer nothing any more.
 func (r *replica) endLocked(err error) {
 	r.fault = err
+	r.nap.Store(0)
 	r.office.Store(&Office{Term: r.term})
 	r.state.fail(err)
 	r.proposals.close(err)

@@ -123,6 +123,17 @@ func (h *Host) Groups() []dfs.GroupID {
 	return out
 }
 
+// Nap returns in which of its sleeps a group's replica is, 0 while it is awake or
+// quarantined, or there is none. Within one its status stays as it is, but for a log
+// that is cut, of which logBytes tells. For those who look at many groups.
+func (h *Host) Nap(g dfs.GroupID) (nap, logBytes uint64) {
+	r := h.replica(g)
+	if r == nil {
+		return 0, 0
+	}
+	return r.nap.Load(), r.l.size()
+}
+
 // LogStats describes the log store, which all groups of a host share.
 type LogStats struct {
 	Syncs uint64 // batches synced since the start
