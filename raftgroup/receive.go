@@ -7,15 +7,10 @@ import (
 	"encoding"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"hash"
 	"io"
 	"slices"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
-	"github.com/cockroachdb/pebble/v2/sstable"
-	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -103,24 +98,6 @@ func (h *Host) ReceiveSnapshot(ctx context.Context, from dfs.NodeID, stream Snap
 	}
 	h.snaps.installed.Add(1)
 	return stream.Send([]byte{chunkInstalled})
-}
-
-// recvKind returns the payload of the next chunk, which must be of a kind.
-func recvKind(stream SnapshotStream, kind byte) ([]byte, error) {
-	chunk, err := stream.Recv()
-	if err != nil {
-		return nil, torn(err)
-	}
-	if len(chunk) == 0 || len(chunk) > SnapshotChunk || chunk[0] != kind {
-		return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "not the chunk that belongs here")
-	}
-	return chunk[1:], nil
-}
-
-// torn is the error of a stream that broke. It does not wrap err: io.EOF is no
-// end of the data.
-func torn(err error) error {
-	return dfs.Errorf(dfs.Unavailable, "receive snapshot", "torn stream: %v", err)
 }
 
 // expectSnapshot finds the replica that a stream is for and checks that it
@@ -234,66 +211,6 @@ func (h *Host) beginReceiving(r *replica, inst *install, head *snapshotHead, str
 		h.log.Info("snapshot goes on", "group", uint16(r.id), "from", uint32(inst.from), "bytes", have.bytes, "keys", have.keys)
 	}
 	return newSnapshotReader(h, r, inst, have, stream)
-}
-
-// chunkReader reads the data of a stream up to the next point or the end.
-type chunkReader struct {
-	h      *Host
-	stream SnapshotStream
-	sum    hash.Hash
-	seen   *arrival
-	rest   []byte
-	at     *point // where the data stopped; nil while it goes on
-	end    bool   // at is the end
-}
-
-// Read returns io.EOF at a point and at the end.
-func (c *chunkReader) Read(p []byte) (int, error) {
-	for len(c.rest) == 0 {
-		if c.at != nil {
-			return 0, io.EOF
-		}
-		if err := c.next(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, c.rest)
-	c.rest = c.rest[n:]
-	return n, nil
-}
-
-func (c *chunkReader) next() error {
-	chunk, err := c.stream.Recv()
-	if err != nil {
-		return torn(err)
-	}
-	if len(chunk) == 0 || len(chunk) > SnapshotChunk {
-		return dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of %d bytes", len(chunk))
-	}
-	switch chunk[0] {
-	case chunkData:
-		c.rest = chunk[1:]
-		_, _ = c.sum.Write(c.rest)
-		c.seen.bytes.Add(uint64(len(c.rest)))
-		c.h.snaps.received.Add(uint64(len(c.rest)))
-		if err := c.h.pace.WaitN(c.h.ctx, len(chunk)); err != nil {
-			return errClosing("receive snapshot")
-		}
-		return nil
-	case chunkPoint, chunkEnd:
-		at, err := decodePoint(chunk[1:])
-		c.at, c.end = &at, chunk[0] == chunkEnd
-		return err
-	}
-	return dfs.Errorf(dfs.Invalid, "receive snapshot", "a chunk of unknown kind %d", chunk[0])
-}
-
-// check compares what was read with what the point or end says.
-func (c *chunkReader) check(keys uint64) error {
-	if c.at.keys != keys || !bytes.Equal(c.at.sum, c.sum.Sum(nil)) {
-		return dfs.Errorf(dfs.Corrupt, "receive snapshot", "%d keys arrived, and they are not what was sent", keys)
-	}
-	return nil
 }
 
 // snapshotReader stores one stream in tables that can be ingested.
@@ -427,117 +344,6 @@ func (s *snapshotReader) abandon(err error) error {
 	}
 	s.r.state.setHeld(nil)
 	return firstError(err, s.h.forget(s.r.id, append(s.have.names(), s.out.names()...)))
-}
-
-// readSized reads a length and so many bytes.
-func readSized(r *bufio.Reader) ([]byte, error) {
-	n, err := binary.ReadUvarint(r)
-	if err != nil {
-		return nil, tornRow(err)
-	}
-	if n > maxSnapshotValue {
-		return nil, dfs.Errorf(dfs.Invalid, "receive snapshot", "a key or value of %d bytes", n)
-	}
-	b := make([]byte, n)
-	_, err = io.ReadFull(r, b)
-	return b, tornRow(err)
-}
-
-// tornRow gives the end of the data inside of a row its kind.
-func tornRow(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return dfs.Errorf(dfs.Invalid, "receive snapshot", "a torn key or value")
-	}
-	return err
-}
-
-// tableWriter writes ascending keys to tables of bounded size.
-type tableWriter struct {
-	h     *Host
-	group dfs.GroupID
-	token uint64
-	base  int        // tables of earlier points
-	files []heldFile // since the last point, the one in the making included
-	table *sstable.Writer
-	size  int
-	last  []byte // key
-}
-
-func (w *tableWriter) names() []string {
-	out := make([]string, len(w.files))
-	for i, f := range w.files {
-		out[i] = f.name
-	}
-	return out
-}
-
-func (w *tableWriter) add(key, value []byte) error {
-	if !w.h.enter() {
-		return errClosing("receive snapshot")
-	}
-	defer w.h.leave()
-	if w.last != nil && bytes.Compare(key, w.last) <= 0 {
-		return dfs.Errorf(dfs.Invalid, "receive snapshot", "keys out of order")
-	}
-	// A point comes earlier, from a sender with the same options.
-	if w.size >= 2*w.h.opts.SnapshotFileBytes {
-		if err := w.closeTable(); err != nil {
-			return err
-		}
-	}
-	if w.table == nil {
-		if err := w.openTable(); err != nil {
-			return err
-		}
-	}
-	w.last = append(w.last[:0], key...)
-	w.size += len(key) + len(value)
-	return w.table.Set(key, value)
-}
-
-func (w *tableWriter) openTable() error {
-	if err := w.h.roomForTable(); err != nil {
-		return err
-	}
-	name := fmt.Sprintf("%d-%d-%d-%d.sst", w.group, w.h.store.starts, w.token, w.base+len(w.files))
-	f, err := w.h.opts.FS.Create(w.h.opts.FS.PathJoin(w.h.snapDir(), name), vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return wrapStore("receive snapshot", name, err)
-	}
-	w.files = append(w.files, heldFile{name: name})
-	w.table = sstable.NewWriter(objstorageprovider.NewFileWritable(f), sstable.WriterOptions{
-		TableFormat: storeFormat.MaxTableFormat(),
-	})
-	return nil
-}
-
-// roomForTable refuses a table that would take what entries need of the reserve.
-// File systems that do not tell their free space have room.
-func (h *Host) roomForTable() error {
-	usage, err := h.opts.FS.GetDiskUsage(h.opts.Dir)
-	if err == nil && usage.AvailBytes < h.opts.Reserve/4+uint64(h.opts.SnapshotFileBytes) && h.opts.Reserve > 0 {
-		return dfs.Errorf(dfs.NoSpace, "receive snapshot", "%s: %d bytes are free, and the log needs them", h.opts.Dir, usage.AvailBytes)
-	}
-	return nil
-}
-
-// closeTable finishes and syncs the table in the making.
-func (w *tableWriter) closeTable() error {
-	if w.table == nil {
-		return nil
-	}
-	err := w.table.Close()
-	w.table, w.size = nil, 0
-	if err != nil {
-		return wrapStore("receive snapshot", w.group.String(), err)
-	}
-	f := &w.files[len(w.files)-1]
-	st, err := w.h.opts.FS.Stat(w.h.opts.FS.PathJoin(w.h.snapDir(), f.name))
-	if err != nil {
-		return wrapStore("receive snapshot", f.name, err)
-	}
-	f.size = uint64(st.Size())
-	return nil
 }
 
 // errNotNeeded says that the library had no use for a snapshot.
