@@ -8,11 +8,12 @@
 //   - formation.go makes a new cluster or joins one; links.go carries Raft's
 //     bytes between meta nodes; maps.go publishes the cluster map that the
 //     control group's local replica has applied.
-//   - registry.go keeps what heartbeats say; planner.go turns it, on the control
-//     leader, into decisions by package repair; sessions.go keeps the leases.
+//   - register.go admits nodes; registry.go keeps what heartbeats say; planner.go
+//     turns it, on the control leader, into decisions by package repair;
+//     sessions.go keeps the leases.
 //   - balance.go evens out which node leads how many groups.
-//   - replicas.go brings the members of each group to the list that the control
-//     group keeps, and this node's replicas to the lists that name it.
+//   - members.go brings the members of each group to the list that the control
+//     group keeps, replicas.go this node's replicas to the lists that name it.
 //   - groups.go is what the leader of each group does in the background:
 //     trimming of history, the delete queue, left-over intents.
 //   - mutate.go serves the namespace; status.go explains the whole.
