@@ -34,7 +34,7 @@ import (
 // of which no replica counts any more. Nothing is destroyed when it returns an
 // error, which is returned, or when a leader of a group that is not dissolved has
 // spoken to the replica since it was called: Busy. Unavailable: the replica is
-// quarantined.
+// quarantined, or ctx ended first, in which case what was begun goes on without the caller.
 func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(context.Context) (dissolved bool, err error)) error {
 	const op = "destroy replica"
 	r, err := h.find(g)
@@ -51,9 +51,25 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		return err
 	}
 	buried := make(chan struct{})
-	if err := h.beginDying(r, dissolved, buried); err != nil {
+	if err := h.beginDying(ctx, r, dissolved, buried); err != nil {
 		return err
 	}
+	ended := make(chan error, 1)
+	if !h.spawn(func() { ended <- h.finishDying(r, buried) }) {
+		return h.finishDying(r, buried)
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return dfs.Errorf(dfs.Unavailable, op, "%v: what is under way in the replica has not ended yet", g)
+	}
+}
+
+// finishDying removes what is left of a replica once its burial is synced, after an
+// install that was under way.
+func (h *Host) finishDying(r *replica, buried chan struct{}) error {
+	g := r.id
 	defer h.endDying(g)
 	select {
 	case <-buried:
@@ -61,12 +77,12 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 		r.state.gate.Lock()
 		r.spoilTransfers()
 		r.state.gate.Unlock()
-		return errClosing(op) // the next start finds what was written
+		return errClosing("destroy replica") // the next start finds what was written
 	}
 	h.destroyStep(g, 1)
 	r.state.gate.Lock()
 	r.spoilTransfers()
-	err = h.wipeState(g)
+	err := h.wipeState(g)
 	r.state.gate.Unlock()
 	if err != nil {
 		h.fail(err)
@@ -82,9 +98,11 @@ func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(c
 
 // beginDying ends a replica for good and takes it out of the host, at once for
 // whoever would put another in its place: a recovery.
-func (h *Host) beginDying(r *replica, dissolved bool, buried chan struct{}) error {
-	h.adding.Lock()
-	defer h.adding.Unlock()
+func (h *Host) beginDying(ctx context.Context, r *replica, dissolved bool, buried chan struct{}) error {
+	if err := h.own(ctx, r.id); err != nil {
+		return err
+	}
+	defer h.disown(r.id)
 	if err := r.bury(dissolved, buried); err != nil {
 		return err
 	}

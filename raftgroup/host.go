@@ -52,15 +52,14 @@ type Host struct {
 	closed  chan struct{} // closed when everything is released
 	err     error         // of closing; set before closed is closed
 
-	adding sync.Mutex // serialises the making of replicas
-
 	mu     sync.Mutex
 	groups map[dfs.GroupID]*replica
-	order  []*replica           // of groups, ascending, for sorted; nil once they change
-	dying  map[dfs.GroupID]bool // whose replica is being destroyed: none is made meanwhile
-	ended  bool                 // Close has begun: no task or user may start
-	why    error                // of the failure; set before failed is closed
-	opened bool                 // the stores are open, and a failure of one ends the host
+	order  []*replica                    // of groups, ascending, for sorted; nil once they change
+	dying  map[dfs.GroupID]bool          // whose replica is being destroyed: none is made meanwhile
+	owned  map[dfs.GroupID]chan struct{} // see own
+	ended  bool                          // Close has begun: no task or user may start
+	why    error                         // of the failure; set before failed is closed
+	opened bool                          // the stores are open, and a failure of one ends the host
 
 	stateFault error // of the state store while it is opened
 
@@ -79,7 +78,7 @@ func Open(o Options) (*Host, error) {
 	h := &Host{
 		opts: o, log: o.Logger,
 		closing: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
-		groups: map[dfs.GroupID]*replica{}, dying: map[dfs.GroupID]bool{},
+		groups: map[dfs.GroupID]*replica{}, dying: map[dfs.GroupID]bool{}, owned: map[dfs.GroupID]chan struct{}{},
 		queued: newBudget(o.MaxQueued), messages: newBudget(o.MaxQueued),
 		transfers: make(chan struct{}, o.MaxSnapshots),
 		receiving: make(chan struct{}, o.MaxSnapshots),
@@ -342,6 +341,37 @@ func (h *Host) spawn(fn func()) bool {
 	}
 	h.tasks.Go(fn)
 	return true
+}
+
+// own keeps all others from making a group's replica, or putting another in its
+// place, until disown. Whoever has it may wait for the disk, and for an install: so
+// each group has its own. Unavailable: ctx or the host ended before it was free.
+func (h *Host) own(ctx context.Context, g dfs.GroupID) error {
+	for {
+		h.mu.Lock()
+		free, taken := h.owned[g]
+		if !taken {
+			h.owned[g] = make(chan struct{})
+		}
+		h.mu.Unlock()
+		if !taken {
+			return nil
+		}
+		select {
+		case <-free:
+		case <-ctx.Done():
+			return dfs.Errorf(dfs.Unavailable, "change replica", "%v: another change of its replica is under way on node %v", g, h.opts.Node)
+		case <-h.closing:
+			return errClosing("change replica")
+		}
+	}
+}
+
+func (h *Host) disown(g dfs.GroupID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.owned[g])
+	delete(h.owned, g)
 }
 
 // replica returns a group's replica, nil when there is none.

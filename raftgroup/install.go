@@ -51,9 +51,12 @@ func (s *state) received(snap *pb.Snapshot) *install {
 // writes wait for it, those of other replicas do not.
 func (h *Host) startInstall(lw *logWrite) {
 	ok := h.spawn(func() {
-		if err := h.install(lw); err != nil {
+		switch done, err := h.install(lw); {
+		case err != nil:
 			lw.install.done <- err
 			h.fail(err)
+		case !done:
+			lw.install.done <- errClosing("install snapshot")
 		}
 	})
 	if !ok {
@@ -61,56 +64,74 @@ func (h *Host) startInstall(lw *logWrite) {
 	}
 }
 
-func (h *Host) install(lw *logWrite) error {
+// leftToStart reports whether the host closes: what is left of an install is the next
+// start's, so that a stop waits for no more than the step under way.
+func (h *Host) leftToStart() bool {
+	select {
+	case <-h.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// install reports false when it left the rest to the next start.
+func (h *Host) install(lw *logWrite) (done bool, err error) {
 	r, inst := lw.r, lw.install
 	in := intent{to: inst.to, hard: lw.hard, files: inst.files, stateOnly: inst.term == 0}
 	if in.hard == nil {
 		old, err := r.l.hardState()
 		if err != nil {
-			return err
+			return false, err
 		}
 		in.hard = hardState(old.GetTerm(), old.GetVote(), max(old.GetCommit(), inst.to.index))
 	}
 	h.snapStep(r.id, SnapIntent)
 	if err := h.writeIntent(r.id, &in); err != nil {
-		return err
+		return false, err
 	}
 	h.snapStep(r.id, SnapFlush)
+	if h.leftToStart() {
+		return false, nil
+	}
 	// Most of what ingest flushes is flushed before the group stands still.
 	if err := h.state.Flush(); err != nil {
-		return wrapStore("install snapshot", r.id.String(), err)
+		return false, wrapStore("install snapshot", r.id.String(), err)
+	}
+	if h.leftToStart() {
+		return false, nil
 	}
 	r.state.gate.Lock()
 	r.spoilTransfers()
-	err := h.ingest(r.id, &in)
+	err = h.ingest(r.id, &in)
 	if err == nil {
 		r.state.replaced(inst.to)
 	}
 	r.state.gate.Unlock()
 	if err != nil {
-		return err
+		return false, err
 	}
 	h.snapStep(r.id, SnapRestart)
 	b := h.store.db.NewBatch()
 	defer b.Close()
 	if err := in.stageEnd(b, r.id); err != nil {
-		return err
+		return false, err
 	}
 	if !in.stateOnly {
 		r.l.reset(in.truncated())
 	}
 	staged, err := r.l.stage(b, lw.entries)
 	if err != nil {
-		return err
+		return false, err
 	}
 	r.l.retract(staged)
 	if err := h.store.commit(b, true); err != nil {
-		return err
+		return false, err
 	}
 	r.l.publish(staged)
 	h.snapStep(r.id, SnapDone)
 	h.installed(lw)
-	return nil
+	return true, nil
 }
 
 // installed continues the replica after its install.

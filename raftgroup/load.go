@@ -24,12 +24,15 @@ func (h *Host) addReplica(g dfs.GroupID, t truncated, hard *pb.HardState) error 
 		return errClosing("add replica")
 	}
 	defer h.leave()
-	h.adding.Lock()
-	defer h.adding.Unlock()
-	return h.addReplicaLocked(g, t, hard)
+	if err := h.own(h.ctx, g); err != nil {
+		return err
+	}
+	defer h.disown(g)
+	return h.addOwned(g, t, hard)
 }
 
-func (h *Host) addReplicaLocked(g dfs.GroupID, t truncated, hard *pb.HardState) error {
+// addOwned is addReplica for whoever owns the group.
+func (h *Host) addOwned(g dfs.GroupID, t truncated, hard *pb.HardState) error {
 	if !h.vacant(g) {
 		return dfs.Errorf(dfs.Exist, "add replica", "%v has a replica on node %v", g, h.opts.Node)
 	}

@@ -183,14 +183,17 @@ func (h *Host) beginRecovery(op string, g dfs.GroupID) (*replica, func(), error)
 	if !h.enter() {
 		return nil, nil, errClosing(op)
 	}
-	h.adding.Lock()
-	r, err := h.find(g)
-	if err != nil {
-		h.adding.Unlock()
+	if err := h.own(h.ctx, g); err != nil {
 		h.leave()
 		return nil, nil, err
 	}
-	return r, func() { h.adding.Unlock(); h.leave() }, nil
+	r, err := h.find(g)
+	if err != nil {
+		h.disown(g)
+		h.leave()
+		return nil, nil, err
+	}
+	return r, func() { h.disown(g); h.leave() }, nil
 }
 
 // restart stops a replica, changes its records in the log store in one synced batch,
@@ -350,10 +353,13 @@ func (h *Host) overtake(r *replica, generation uint64) error {
 	if err := h.forgetHeld(r); err != nil { // the next start removes the files
 		h.log.Warn("received snapshot not removed", "group", uint16(r.id), "cause", err)
 	}
-	h.adding.Lock()
-	defer h.adding.Unlock()
+	if err := h.own(h.ctx, r.id); err != nil {
+		h.endDying(r.id)
+		return err
+	}
+	defer h.disown(r.id)
 	h.endDying(r.id)
-	if err := h.addReplicaLocked(r.id, truncated{conf: confState(nil)}, hardState(0, raft.None, 0)); err != nil {
+	if err := h.addOwned(r.id, truncated{conf: confState(nil)}, hardState(0, raft.None, 0)); err != nil {
 		return err
 	}
 	h.recoverStep(r.id, RecoverEmpty)
@@ -363,8 +369,10 @@ func (h *Host) overtake(r *replica, generation uint64) error {
 // buryOvertaken ends a replica whose group has gone on without it, unless another
 // has taken its place by now.
 func (h *Host) buryOvertaken(r *replica, generation uint64) (bool, error) {
-	h.adding.Lock()
-	defer h.adding.Unlock()
+	if err := h.own(h.ctx, r.id); err != nil {
+		return false, err
+	}
+	defer h.disown(r.id)
 	if h.replica(r.id) != r {
 		return false, nil
 	}
