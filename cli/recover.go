@@ -174,6 +174,9 @@ func printPlan(w io.Writer, p *client.RecoveryPlan) error {
 		for j, sv := range g.Survivors {
 			fmt.Fprintf(t, "  %s\t%d\t%d\t%d\t%d\t%d\t%s\n", g.Nodes[j].Name, sv.LastTerm, sv.Last, sv.Commit, sv.Applied, sv.Generation, survivorState(g, j, sv))
 		}
+		for _, u := range g.Unreadable {
+			fmt.Fprintf(t, "  %s\t-\t-\t-\t-\t-\t%s\n", u.Node.Name, "unreadable, and left as it is: "+u.Cause)
+		}
 		if err := t.Flush(); err != nil {
 			return err
 		}

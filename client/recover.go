@@ -42,6 +42,16 @@ type GroupRecovery struct {
 	Nodes     []RecoveryNode   // the survivors' nodes
 	Chosen    int              // of Survivors: what the group goes on from
 	Losses    []string         // what may be lost, in words
+
+	// Unreadable are replicas on nodes that answer and cannot read them. Those of voters
+	// are in the way of a plan; any other is left as it is.
+	Unreadable []UnreadableReplica
+}
+
+// UnreadableReplica is a replica that its node cannot describe.
+type UnreadableReplica struct {
+	Node  RecoveryNode
+	Cause string
 }
 
 // PlanRecovery asks every meta node that is known what it has, and plans the recovery of
@@ -166,7 +176,13 @@ func (in *recoveryInput) isLost(id dfs.NodeID) bool {
 // plan checks the wish and makes the plan.
 func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 	p := &RecoveryPlan{Generation: in.now, Lost: in.lost}
-	rows := map[dfs.GroupID][]GroupRecovery{} // of one survivor each
+	rows := map[dfs.GroupID]*GroupRecovery{}
+	row := func(g dfs.GroupID) *GroupRecovery {
+		if rows[g] == nil {
+			rows[g] = &GroupRecovery{Group: g}
+		}
+		return rows[g]
+	}
 	for _, a := range in.answers {
 		if a.probe != nil && len(a.probe.Cluster) > 0 && in.isLost(dfs.NodeID(a.probe.Node)) {
 			n := in.name(dfs.NodeID(a.probe.Node))
@@ -185,8 +201,12 @@ func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 		}
 		p.Nodes = append(p.Nodes, node)
 		for _, sv := range a.reply.Groups {
-			g := dfs.GroupID(sv.Group)
-			rows[g] = append(rows[g], GroupRecovery{Survivors: []*wire.Survivor{sv}, Nodes: []RecoveryNode{node}})
+			rec := row(dfs.GroupID(sv.Group))
+			if sv.Unreadable != "" {
+				rec.Unreadable = append(rec.Unreadable, UnreadableReplica{node, sv.Unreadable})
+				continue
+			}
+			rec.Survivors, rec.Nodes = append(rec.Survivors, sv), append(rec.Nodes, node)
 			p.Generation = max(p.Generation, sv.Generation+1, sv.Aside+1)
 		}
 	}
@@ -196,40 +216,33 @@ func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 	wanted := in.groups
 	if len(wanted) == 0 {
 		for _, g := range in.m.Groups {
-			rows[g.ID] = append(rows[g.ID], nil...)
+			row(g.ID)
 		}
 		wanted = slices.Sorted(maps.Keys(rows))
 	}
 	for _, g := range wanted {
-		rec := GroupRecovery{Group: g}
-		for _, r := range rows[g] {
-			rec.Survivors, rec.Nodes = append(rec.Survivors, r.Survivors...), append(rec.Nodes, r.Nodes...)
-		}
-		whole, err := in.judge(&rec)
+		rec := row(g)
+		whole, err := in.judge(rec)
 		switch {
 		case err != nil:
 			return nil, err
 		case !whole:
-			p.Groups = append(p.Groups, rec)
+			p.Groups = append(p.Groups, *rec)
 		case len(in.groups) > 0:
 			return nil, noRecovery("%v has its majority without the lost nodes: nothing is lost. See dfsd group show %d; who is gone is replaced by itself when another meta node is there", g, g)
 		default:
 			p.Whole = append(p.Whole, g)
 		}
 	}
-	return p, in.checkControl(p, rows[dfs.ControlGroup])
+	return p, in.checkControl(row(dfs.ControlGroup))
 }
 
 // checkControl refuses to leave the control group behind: without it no other goes far.
-func (in *recoveryInput) checkControl(p *RecoveryPlan, rows []GroupRecovery) error {
+func (in *recoveryInput) checkControl(control *GroupRecovery) error {
 	if len(in.groups) == 0 || slices.Contains(in.groups, dfs.ControlGroup) {
 		return nil
 	}
-	control := GroupRecovery{Group: dfs.ControlGroup}
-	for _, r := range rows {
-		control.Survivors, control.Nodes = append(control.Survivors, r.Survivors...), append(control.Nodes, r.Nodes...)
-	}
-	if whole, err := in.judge(&control); err != nil || !whole {
+	if whole, err := in.judge(control); err != nil || !whole {
 		return noRecovery("the control group has lost its majority too, and comes first: use --all, or name 0 as well")
 	}
 	return nil
@@ -259,6 +272,9 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 		}
 	}
 	if end < 0 {
+		if len(rec.Unreadable) > 0 {
+			return false, noRecovery("%v has no replica with a log that can be read: %s. Without it: --group with the others", g, rec.unreadable())
+		}
 		return false, noRecovery("%v has no replica with a log on any meta node that answers: nothing of it is left to recover. Without it: --group with the others", g)
 	}
 	last := rec.Survivors[end]
@@ -271,6 +287,12 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 		return true, nil
 	}
 	rec.Voters = slices.Compact(slices.Sorted(slices.Values(append(voters, outgoing...))))
+	for _, u := range rec.Unreadable {
+		if slices.Contains(rec.Voters, u.Node.ID) {
+			return false, noRecovery("%v votes in %v and cannot read what it has of it (%s): it may have more than the others. Restart it; if that does not help, stop it for good, and then call it lost. Without %v: --group with the others",
+				u.Node, g, u.Cause, g)
+		}
+	}
 	for _, v := range rec.Voters {
 		if in.kept(v) && !answers(v) {
 			return false, noRecovery("%v votes in %v, %s, and is not called lost: start it, or name it with --lost if it is gone for good", in.name(v), g, in.silence(v))
@@ -292,6 +314,15 @@ func (in *recoveryInput) judge(rec *GroupRecovery) (whole bool, err error) {
 	}
 	rec.Losses = in.losses(rec)
 	return whole, nil
+}
+
+// unreadable says which replicas of a group cannot be read, and why.
+func (rec *GroupRecovery) unreadable() string {
+	var out []string
+	for _, u := range rec.Unreadable {
+		out = append(out, fmt.Sprintf("%v: %s", u.Node, u.Cause))
+	}
+	return strings.Join(out, "; ")
 }
 
 // silence says what kind of no answer a node gives.

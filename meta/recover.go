@@ -37,18 +37,30 @@ func (s *Service) Survivors(context.Context, *wire.SurvivorsRequest) (*wire.Surv
 		if !ok {
 			continue
 		}
-		out := &wire.Survivor{
-			Group: uint32(g), Generation: sv.Generation, Aside: sv.Aside, Term: sv.Term, Vote: sv.Vote, Commit: sv.Commit,
-			First: sv.First, Last: sv.Last, LastTerm: sv.LastTerm, Applied: sv.Applied, Hash: sv.Hash[:],
-			Voters: wire.Ints(sv.Voters), Outgoing: wire.Ints(sv.Outgoing), Learners: wire.Ints(sv.Learners), Leader: uint32(sv.Leader),
+		out := survivorOf(&sv)
+		if sv.Unreadable == nil {
+			out.Begun = s.begun(h, g)
+		} else {
+			s.log.Warn("a replica cannot be read for a recovery", "group", uint16(g), "cause", sv.Unreadable)
 		}
-		if sv.Unfit != nil {
-			out.Unfit = sv.Unfit.Error()
-		}
-		out.Begun = s.begun(h, g)
 		reply.Groups = append(reply.Groups, out)
 	}
 	return reply, nil
+}
+
+func survivorOf(sv *raftgroup.Survivor) *wire.Survivor {
+	if sv.Unreadable != nil {
+		return &wire.Survivor{Group: uint32(sv.Group), Unreadable: wire.Text(sv.Unreadable.Error())}
+	}
+	out := &wire.Survivor{
+		Group: uint32(sv.Group), Generation: sv.Generation, Aside: sv.Aside, Term: sv.Term, Vote: sv.Vote, Commit: sv.Commit,
+		First: sv.First, Last: sv.Last, LastTerm: sv.LastTerm, Applied: sv.Applied, Hash: sv.Hash[:],
+		Voters: wire.Ints(sv.Voters), Outgoing: wire.Ints(sv.Outgoing), Learners: wire.Ints(sv.Learners), Leader: uint32(sv.Leader),
+	}
+	if sv.Unfit != nil {
+		out.Unfit = sv.Unfit.Error()
+	}
+	return out
 }
 
 // begun reports whether a namespace group has its first state here. A replica that is

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ func (c *cluster) survivor(id dfs.NodeID, g dfs.GroupID) Survivor {
 		if s, ok, err = c.h(id).Survivor(g); err == nil && !ok {
 			err = dfs.Errorf(dfs.Unavailable, "wait", "one takes the place of another")
 		}
-		return err
+		return cmp.Or(err, s.Unreadable)
 	})
 	return s
 }
@@ -156,6 +157,37 @@ func TestRecoverLostMajority(t *testing.T) {
 		}
 		c.propose(g, "put k3 after")
 		c.converge(1, 2, 3, 4)
+	})
+}
+
+// TestUnreadableSurvivor: a replica whose records are damaged says so, and the others are
+// described as if nothing was.
+func TestUnreadableSurvivor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1, 0, 1)
+		defer c.stop()
+		c.boot()
+		for g := range dfs.GroupID(2) {
+			c.propose(g, "put k v")
+		}
+		h := c.h(1)
+		b := h.store.db.NewBatch()
+		defer b.Close()
+		if err := cmp.Or(b.Set(groupKey(0, logAside), []byte("rot"), nil), h.store.commit(b, true)); err != nil {
+			t.Fatal(err)
+		}
+		for g := range dfs.GroupID(2) {
+			s, ok, err := h.Survivor(g)
+			if err != nil || !ok {
+				t.Fatalf("%v: %v, %v", g, ok, err)
+			}
+			if damaged := g == 0; (dfs.KindOf(s.Unreadable) == dfs.Corrupt) != damaged || (s.Last == 0) != damaged || s.Group != g {
+				t.Errorf("%v is described as %+v", g, s)
+			}
+		}
+		if err := h.SetAside(Recovery{Group: 0, Generation: 7}); err == nil {
+			t.Error("a replica that cannot be read is set aside")
+		}
 	})
 }
 

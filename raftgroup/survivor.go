@@ -29,10 +29,15 @@ type Survivor struct {
 
 	Leader dfs.NodeID // whom it hears, or itself: then the group has a majority; 0: nobody
 	Unfit  error      // why nothing can be recovered from it; nil: it can
+
+	// Unreadable is why the stores do not say what this replica is; nil: they do. Only
+	// Group is known then.
+	Unreadable error
 }
 
 // Survivor describes the replica of a group here for a recovery; ok is false when
-// there is none.
+// there is none. One that cannot be read is described as that: it is no error, and the
+// other groups have theirs to say. Unavailable: the host ends.
 func (h *Host) Survivor(g dfs.GroupID) (out Survivor, ok bool, err error) {
 	if !h.enter() {
 		return out, false, errClosing("describe replica")
@@ -42,8 +47,10 @@ func (h *Host) Survivor(g dfs.GroupID) (out Survivor, ok bool, err error) {
 	if r == nil {
 		return out, false, nil
 	}
-	out, _, err = h.survey(r)
-	return out, true, err
+	if out, _, err = h.survey(r); err != nil {
+		out = Survivor{Group: g, Unreadable: err}
+	}
+	return out, true, nil
 }
 
 // ReadRemnant calls fn with the state that a replica has, whether it is served or not: for

@@ -4066,9 +4066,10 @@ type Survivor struct {
 	Voters        []uint32               `protobuf:"varint,12,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // at the end of the log
 	Outgoing      []uint32               `protobuf:"varint,13,rep,packed,name=outgoing,proto3" json:"outgoing,omitempty"` // the other half of a joint configuration
 	Learners      []uint32               `protobuf:"varint,14,rep,packed,name=learners,proto3" json:"learners,omitempty"`
-	Leader        uint32                 `protobuf:"varint,15,opt,name=leader,proto3" json:"leader,omitempty"` // 0: it follows nobody
-	Unfit         string                 `protobuf:"bytes,16,opt,name=unfit,proto3" json:"unfit,omitempty"`    // why nothing can be recovered from it; empty: it can
-	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`   // the group has its first state here
+	Leader        uint32                 `protobuf:"varint,15,opt,name=leader,proto3" json:"leader,omitempty"`        // 0: it follows nobody
+	Unfit         string                 `protobuf:"bytes,16,opt,name=unfit,proto3" json:"unfit,omitempty"`           // why nothing can be recovered from it; empty: it can
+	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`          // the group has its first state here
+	Unreadable    string                 `protobuf:"bytes,18,opt,name=unreadable,proto3" json:"unreadable,omitempty"` // why what it has cannot be read: nothing else is known of it; empty: it can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4220,6 +4221,13 @@ func (x *Survivor) GetBegun() bool {
 		return x.Begun
 	}
 	return false
+}
+
+func (x *Survivor) GetUnreadable() string {
+	if x != nil {
+		return x.Unreadable
+	}
+	return ""
 }
 
 // RecoverRequest is one step of a plan: what it names is what was shown.
@@ -5270,7 +5278,7 @@ const file_meta_proto_rawDesc = "" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\rR\x04node\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12+\n" +
-	"\x06groups\x18\x05 \x03(\v2\x13.dfsd.wire.SurvivorR\x06groups\"\x9f\x03\n" +
+	"\x06groups\x18\x05 \x03(\v2\x13.dfsd.wire.SurvivorR\x06groups\"\xbf\x03\n" +
 	"\bSurvivor\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1e\n" +
 	"\n" +
@@ -5291,7 +5299,10 @@ const file_meta_proto_rawDesc = "" +
 	"\blearners\x18\x0e \x03(\rR\blearners\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\rR\x06leader\x12\x14\n" +
 	"\x05unfit\x18\x10 \x01(\tR\x05unfit\x12\x14\n" +
-	"\x05begun\x18\x11 \x01(\bR\x05begun\"\xf5\x02\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x12 \x01(\tR\n" +
+	"unreadable\"\xf5\x02\n" +
 	"\x0eRecoverRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x122\n" +
 	"\x04step\x18\x02 \x01(\x0e2\x1e.dfsd.wire.RecoverRequest.StepR\x04step\x12\x14\n" +
