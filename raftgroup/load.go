@@ -59,16 +59,20 @@ func (h *Host) addOwned(g dfs.GroupID, t truncated, hard *pb.HardState) error {
 	if err := h.store.commit(b, true); err != nil {
 		return err
 	}
-	return h.startReplica(g)
+	return h.startReplica(g, nil)
 }
 
 // startReplica starts a group's replica from the stores, in place of one that was
-// stopped.
-func (h *Host) startReplica(g dfs.GroupID) error {
+// stopped; ill is that one's quarantine, which a start from the same log and state
+// does not end.
+func (h *Host) startReplica(g dfs.GroupID, ill error) error {
 	r, err := h.loadReplica(g)
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	r.inheritLocked(ill)
+	r.mu.Unlock()
 	h.mu.Lock()
 	h.groups[g], h.order = r, nil
 	h.mu.Unlock()

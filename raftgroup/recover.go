@@ -198,7 +198,7 @@ func (h *Host) beginRecovery(op string, g dfs.GroupID) (*replica, func(), error)
 
 // restart stops a replica, changes its records in the log store in one synced batch,
 // and starts it from there. After an error the old one is started again, unless the
-// host has ended.
+// host has ended. A replica in quarantine stays there.
 func (h *Host) restart(r *replica, op string, change func(b *pebble.Batch) error) error {
 	if err := h.stop(r, dfs.Errorf(dfs.Unavailable, op, "%v is started anew", r.id)); err != nil {
 		return err
@@ -215,7 +215,10 @@ func (h *Host) restart(r *replica, op string, change func(b *pebble.Batch) error
 		}
 		h.recoverStep(r.id, RecoverWritten)
 	}
-	return firstError(err, h.startReplica(r.id))
+	r.mu.Lock()
+	ill := r.ill
+	r.mu.Unlock()
+	return firstError(err, h.startReplica(r.id, ill))
 }
 
 // Recovery makes one replica the only voter of a group. All others are set aside for it.

@@ -61,7 +61,8 @@ type replica struct {
 	// term then: what a leader may hold this replica to.
 	logEnd, logTerm uint64
 
-	fault     error         // why the replica is quarantined; nil while it is not
+	fault     error         // why the replica does and answers nothing any more; nil while it does
+	ill       error         // the fault that put it into quarantine, for the life of this host; nil: none
 	overtaken bool          // a later generation of the group takes its place
 	passive   bool          // a leader said that this node is no longer a member
 	leaving   bool          // about to be destroyed, and no leader has spoken since: see DestroyReplica
@@ -453,13 +454,27 @@ func (r *replica) signalLocked() {
 }
 
 // quarantineLocked takes the replica out of its group for the life of this
-// host: it answers nothing any more.
+// host: it answers nothing any more. Only an empty one that takes its place, and
+// is sent the state, is sound again.
 func (r *replica) quarantineLocked(err error) {
 	if r.fault != nil {
 		return
 	}
 	r.h.log.Error("replica quarantined", "group", uint16(r.id), "cause", err)
+	r.ill = err
 	r.endLocked(err)
+}
+
+// inheritLocked keeps in quarantine what was started from the stores of a replica that is.
+func (r *replica) inheritLocked(ill error) {
+	if ill == nil {
+		return
+	}
+	r.ill = ill
+	if r.fault == nil {
+		r.term = r.logTerm
+		r.endLocked(ill)
+	}
 }
 
 // endLocked lets the replica do and answer nothing any more.

@@ -142,11 +142,13 @@ func (r *replica) checkLost(op string) error {
 func (h *Host) unfit(r *replica, s *Survivor) error {
 	const op = "recover group"
 	r.mu.Lock()
-	fault, busy := r.fault, r.dropping
+	fault, ill, busy := r.fault, r.ill, r.dropping
 	r.mu.Unlock()
 	switch {
 	case s.Last < firstIndex:
 		return dfs.Errorf(dfs.NotExist, op, "%v: the replica has no log: it was never sent the group's state", r.id)
+	case ill != nil:
+		return unavailable(op, ill)
 	case r.state.missing() || busy:
 		return dfs.Errorf(dfs.Corrupt, op, "%v: the state was lost, and is not in the log any more", r.id)
 	case r.state.unfit():
