@@ -31,8 +31,11 @@ func (s *Service) step(g dfs.GroupID, what string, err error) {
 func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (next time.Time, err error) {
 	before := uint64(s.opts.Now().Add(-s.opts.HistoryKeep).UnixMilli()) << 16
 	for {
-		var oldest dfs.Version
+		var oldest, bound dfs.Version
 		err := h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
+			if bound, err = namespace.HistoryBound(r); err != nil {
+				return err
+			}
 			oldest, err = namespace.HistoryOldest(r)
 			return err
 		})
@@ -41,6 +44,9 @@ func (s *Service) trim(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) (n
 		}
 		if uint64(oldest) >= before {
 			return s.due(stamped(oldest).Add(s.opts.HistoryKeep)), nil
+		}
+		if oldest >= bound { // a transaction is under way
+			return time.Now().Add(groupTick), nil
 		}
 		res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Trim{Trim: &wire.TrimOp{Before: before, Limit: trimRows}}})
 		if err != nil {

@@ -9,7 +9,7 @@ import (
 
 // setAttr changes the attributes that are present.
 func (c *change) setAttr(op *wire.SetAttrOp) (outcome, error) {
-	n, err := c.need(dfs.Ino(op.Ino))
+	n, err := c.take(dfs.Ino(op.Ino))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -47,6 +47,9 @@ func (c *change) setAttr(op *wire.SetAttrOp) (outcome, error) {
 func (c *change) setPolicy(op *wire.SetPolicyOp) (outcome, error) {
 	dir, err := c.openDirectory(dfs.Ino(op.Ino))
 	if err != nil {
+		return outcome{}, err
+	}
+	if err := c.free(inodeKey(dir.ino), true); err != nil {
 		return outcome{}, err
 	}
 	if err := checkClass(op.Class); err != nil {

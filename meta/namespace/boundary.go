@@ -96,6 +96,9 @@ func (c *change) rmdirFreeze(op *wire.RmdirFreezeOp) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
+	if err := c.free(inodeKey(n.ino), true); err != nil {
+		return outcome{}, err
+	}
 	switch {
 	case n.parent != dfs.Ino(op.Parent):
 		return outcome{}, refuse(dfs.NotExist, "directory %v is not in directory %v", n.ino, dfs.Ino(op.Parent))

@@ -15,11 +15,17 @@ import (
 type change struct {
 	tx      raftgroup.Tx
 	st      *state
-	version dfs.Version // of this entry. Invariant: above st.version until finish
+	version dfs.Version // of this entry. Invariant: above st.version until finish, but for a share that another group's commit stamped
 	now     int64       // the version's milliseconds, in nanoseconds
+	latest  dfs.Version // that an inode has got
 	session dfs.SessionID
 	lowest  *uint64 // the session's low-water mark; nil: not read yet
 	cred    *wire.Cred
+
+	// Of a transaction's entry: who does not meet its own locks, and the number of
+	// the directory that another group makes for it.
+	txn  holder
+	made dfs.Ino
 
 	wrote  bool       // rows other than those of inodes and blocks
 	inodes []*inode   // as loaded or made, each once
@@ -36,9 +42,16 @@ type blockRef struct {
 }
 
 func newChange(tx raftgroup.Tx, st *state, proposed dfs.Version) *change {
-	v := max(proposed, st.version+1)
-	return &change{tx: tx, st: st, version: v, now: int64(v>>16) * 1e6, known: map[dfs.BlockID]blockRow{}}
+	c := &change{tx: tx, st: st, known: map[dfs.BlockID]blockRow{}}
+	c.stamp(max(proposed, st.version+1))
+	return c
 }
+
+// stamp gives the entry its version.
+func (c *change) stamp(v dfs.Version) { c.version, c.now = v, timeOf(v) }
+
+// timeOf is what mtime and ctime show of a version, nanoseconds.
+func timeOf(v dfs.Version) int64 { return int64(v>>16) * 1e6 }
 
 func (c *change) set(key, value []byte) error {
 	c.wrote = true
@@ -51,8 +64,10 @@ func (c *change) delete(key []byte) error {
 }
 
 // end puts the value that a row had until now into history.
-func (c *change) end(key, value []byte, how byte) error {
-	return c.set(historyKey(c.version, key), append(append(make([]byte, 0, 1+len(value)), how), value...))
+func (c *change) end(key, value []byte, how byte) error { return c.endAt(c.version, key, value, how) }
+
+func (c *change) endAt(ended dfs.Version, key, value []byte, how byte) error {
+	return c.set(historyKey(ended, key), append(append(make([]byte, 0, 1+len(value)), how), value...))
 }
 
 // inode returns an inode of this group, the same one each time; nil when there
@@ -82,6 +97,33 @@ func (c *change) need(ino dfs.Ino) (*inode, error) {
 	return n, err
 }
 
+// take is need for an inode that the entry changes, or removes: nobody else may hold it.
+func (c *change) take(ino dfs.Ino) (*inode, error) {
+	if ino.Group() == c.st.group {
+		if err := c.free(inodeKey(ino), true); err != nil {
+			return nil, err
+		}
+	}
+	return c.need(ino)
+}
+
+// takeHere is take for an inode of this group that an entry names.
+func (c *change) takeHere(ino dfs.Ino) (*inode, error) {
+	if err := c.free(inodeKey(ino), true); err != nil {
+		return nil, err
+	}
+	return c.needHere(ino)
+}
+
+// entry returns the entry of a name, which nobody else may hold; nil when there
+// is none.
+func (c *change) entry(parent dfs.Ino, name []byte) (*dentry, error) {
+	if err := c.free(dentryKey(parent, name), true); err != nil {
+		return nil, err
+	}
+	return readDentry(c.tx, parent, name)
+}
+
 // needHere is need for an inode that an entry of this group names.
 func (c *change) needHere(ino dfs.Ino) (*inode, error) {
 	n, err := c.inode(ino)
@@ -103,7 +145,8 @@ func (c *change) directory(ino dfs.Ino) (*inode, error) {
 	return n, nil
 }
 
-// openDirectory returns a directory of this group whose entries may change.
+// openDirectory returns a directory of this group whose entries may change:
+// those that hold entries of it do not mind.
 func (c *change) openDirectory(ino dfs.Ino) (*inode, error) {
 	n, err := c.directory(ino)
 	if err != nil {
@@ -112,12 +155,22 @@ func (c *change) openDirectory(ino dfs.Ino) (*inode, error) {
 	if n.frozen || n.unlinked {
 		return nil, refuse(dfs.Frozen, "directory %v is being made or removed", ino)
 	}
-	return n, nil
+	return n, c.free(inodeKey(ino), false)
+}
+
+// at returns the version that an inode gets by this entry. That of a transaction
+// may be behind a directory in which others have made entries since it was
+// prepared: what it does to the directory's own row comes after theirs.
+func (c *change) at(n *inode) dfs.Version {
+	if n.version < c.version {
+		return c.version
+	}
+	return c.st.version + 1
 }
 
 // mark notes that an inode has changed and stamps its ctime.
 func (c *change) mark(n *inode) {
-	n.ctime, n.changed = c.now, true
+	n.ctime, n.changed = timeOf(c.at(n)), true
 }
 
 // add makes a new inode.
@@ -147,7 +200,7 @@ func (c *change) unlinkOne(n *inode) {
 func (c *change) resize(dir *inode, entries, subdirs int) {
 	dir.size += int64(entries)
 	dir.nlink = uint32(int(dir.nlink) + subdirs)
-	dir.mtime = c.now
+	dir.mtime = timeOf(c.at(dir))
 	c.mark(dir)
 }
 
@@ -199,7 +252,7 @@ func (c *change) finish() (dfs.Version, error) {
 	if !c.wrote {
 		return c.st.version, nil
 	}
-	c.st.version = c.version
+	c.st.version = max(c.st.version, c.latest, c.version)
 	return c.version, c.tx.Set([]byte{tagState}, c.st.append(nil))
 }
 
@@ -208,15 +261,16 @@ func (c *change) writeInode(n *inode) error {
 		return nil
 	}
 	key := inodeKey(n.ino)
-	n.version = c.version
+	n.version = c.at(n)
+	c.latest = max(c.latest, n.version)
 	if n.disappeared {
-		if err := c.end(key, n.stored, endedRemoved); err != nil {
+		if err := c.endAt(n.version, key, n.stored, endedRemoved); err != nil {
 			return err
 		}
 		return c.delete(key)
 	}
 	if n.stored != nil {
-		if err := c.end(key, n.stored, endedReplaced); err != nil {
+		if err := c.endAt(n.version, key, n.stored, endedReplaced); err != nil {
 			return err
 		}
 	}

@@ -64,6 +64,8 @@ type checker struct {
 	named    map[dfs.BlockID]blockRow
 	queued   map[dfs.BlockID]bool
 	floors   map[dfs.SessionID]floorRow
+	remote   map[dfs.Ino]wire.FileType // files and symlinks of other groups that entries name
+	parts    []*wire.TxnIntent
 }
 
 func newChecker(r raftgroup.Reader) *checker {
@@ -71,6 +73,7 @@ func newChecker(r raftgroup.Reader) *checker {
 		r: r, inodes: map[dfs.Ino]*inode{}, links: map[dfs.Ino]uint32{}, entries: map[dfs.Ino]int64{}, subdirs: map[dfs.Ino]uint32{},
 		children: map[dfs.Ino]*childRow{}, intents: map[dfs.Ino]*Intent{}, removed: map[dfs.Ino]bool{},
 		named: map[dfs.BlockID]blockRow{}, queued: map[dfs.BlockID]bool{}, floors: map[dfs.SessionID]floorRow{},
+		remote: map[dfs.Ino]wire.FileType{},
 	}
 }
 
@@ -114,6 +117,7 @@ func (c *checker) run() {
 	c.checkExtents()
 	c.checkBlocks()
 	c.checkSessions()
+	c.checkTransactions()
 }
 
 func keyIno(key []byte) dfs.Ino { return dfs.Ino(binary.BigEndian.Uint64(key[1:])) }
@@ -158,6 +162,13 @@ func (c *checker) dentry(parent dfs.Ino, name []byte, e *dentry) {
 	if dir := c.inodes[parent]; dir == nil || !dir.isDir() || dir.frozen || dir.unlinked {
 		c.fault("entry %q is in %v, which is no directory for it", name, parent)
 	}
+	if e.ino.Group() != c.st.group && e.typ != wire.FileType_DIR && c.st.level >= LevelTransactions {
+		if typ, ok := c.remote[e.ino]; ok && typ != e.typ {
+			c.fault("entry %q of %v names %v, a %v that another one calls a %v", name, parent, e.ino, e.typ, typ)
+		}
+		c.remote[e.ino] = e.typ
+		return
+	}
 	if e.ino.Group() != c.st.group {
 		row := c.children[e.ino]
 		if row == nil || row.parent != parent || !bytes.Equal(row.name, name) || e.typ != wire.FileType_DIR {
@@ -195,7 +206,7 @@ func (c *checker) checkInodes() {
 			c.fault("inode %v: %v", ino, err)
 		}
 		if !n.isDir() {
-			if n.nlink == 0 || n.nlink != c.links[ino] {
+			if n.nlink == 0 || n.nlink < c.links[ino] || n.nlink > c.links[ino] && c.st.level < LevelTransactions {
 				c.fault("inode %v says %d links and has %d", ino, n.nlink, c.links[ino])
 			}
 			if n.typ == wire.FileType_SYMLINK && n.size != int64(len(n.target)) {
@@ -388,6 +399,70 @@ func (c *checker) checkSessions() {
 	}
 }
 
+// checkTransactions verifies that each share holds its locks, that nobody else
+// holds any, and that undecided transactions are those of which the coordinator
+// has a share.
+func (c *checker) checkTransactions() {
+	var locks, txns uint64
+	undecided := map[holder]bool{}
+	c.each(tagTxn, 17, func(key, value []byte) error {
+		txns++
+		rec, err := decodeTxn(key, value)
+		if err == nil && rec.Committed == 0 {
+			undecided[holder{c.st.group, dfs.Version(rec.Begun)}] = true
+		}
+		return err
+	})
+	want := map[string]*lockRow{}
+	c.each(tagPart, 17, func(key, value []byte) error {
+		in, err := decodePart(key, value)
+		if err != nil {
+			return err
+		}
+		h := holderOf(in.Txn)
+		if h.group == c.st.group && !undecided[h] {
+			c.fault("the own share of transaction %v, which is decided", in.Txn)
+		}
+		delete(undecided, h)
+		if dfs.Version(in.Floor) > c.st.version || dfs.Version(in.Floor) < c.st.trimmed {
+			c.fault("a share was prepared at %d: version %d, trimmed to %d", in.Floor, c.st.version, c.st.trimmed)
+		}
+		c.parts = append(c.parts, in)
+		for _, l := range locksOf(in.Share) {
+			row := want[string(l.row)]
+			if row == nil {
+				row = &lockRow{}
+				want[string(l.row)] = row
+			}
+			row.exclusive = row.exclusive || l.exclusive
+			row.holders = append(row.holders, h)
+		}
+		return nil
+	})
+	for h := range undecided {
+		c.fault("transaction %d is undecided, and its coordinator has no share", h.begun)
+	}
+	c.each(tagLock, 2, func(key, value []byte) error {
+		locks++
+		l, err := decodeLock(key, value)
+		if err != nil {
+			return err
+		}
+		row := want[string(key[1:])]
+		if row == nil || row.exclusive != l.exclusive || !slices.Equal(row.holders, l.holders) {
+			c.fault("row %x is locked by %+v, want %+v", key[1:], l, row)
+		}
+		delete(want, string(key[1:]))
+		return nil
+	})
+	for _, row := range slices.Sorted(maps.Keys(want)) {
+		c.fault("row %x is not locked by %+v", row, want[row].holders)
+	}
+	if c.st.locks != locks || c.st.parts != uint64(len(c.parts)) || c.st.txns != txns {
+		c.fault("%d locks, %d shares, %d transactions; counted %+v", locks, len(c.parts), txns, *c.st)
+	}
+}
+
 // tree is all groups together.
 type tree struct {
 	groups map[dfs.GroupID]*checker
@@ -398,6 +473,15 @@ func (t tree) inode(ino dfs.Ino) *inode {
 		return c.inodes[ino]
 	}
 	return nil
+}
+
+// undecided reports whether a transaction's coordinator has not decided about it.
+func (t tree) undecided(id *wire.TxnID) bool {
+	c := t.groups[dfs.GroupID(id.GetGroup())]
+	if c == nil {
+		return false
+	}
+	return slices.ContainsFunc(c.parts, func(in *wire.TxnIntent) bool { return proto.Equal(in.Txn, id) })
 }
 
 func (t tree) check(g dfs.GroupID) (faults []error) {
@@ -413,9 +497,26 @@ func (t tree) check(g dfs.GroupID) (faults []error) {
 			fault("remote child %v of %v, %q, is %+v", ino, row.parent, row.name, n)
 		}
 	}
+	for _, ino := range slices.Sorted(maps.Keys(c.remote)) {
+		if n := t.inode(ino); n == nil || n.typ != c.remote[ino] {
+			fault("an entry names %v, a %v of another group, which is %+v", ino, c.remote[ino], n)
+		}
+	}
+	for _, in := range c.parts {
+		if !t.undecided(in.Txn) {
+			fault("a share of transaction %v, which its coordinator has decided", in.Txn)
+		}
+	}
 	for _, ino := range slices.Sorted(maps.Keys(c.inodes)) {
 		n := c.inodes[ino]
 		if !n.isDir() {
+			links := uint32(0)
+			for _, other := range t.groups {
+				links += other.links[ino]
+			}
+			if n.nlink != links {
+				fault("inode %v says %d links, and %d entries of all groups name it", ino, n.nlink, links)
+			}
 			continue
 		}
 		if n.parent.Group() != g && !n.unlinked && !n.frozen {

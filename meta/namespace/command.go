@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"cmp"
 	"errors"
 
 	"dfsd/dfs"
@@ -16,6 +17,18 @@ import (
 //	else ────────────────▶ carried out; the reply is remembered unless it says
 //	                       "not applied, try again"
 func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
+	return m.once(c, cmd, func(running *wire.TxnRecord) ([]byte, bool, error) {
+		if running != nil {
+			return nil, false, refuse(dfs.Busy, "command %d is under way as a transaction", cmd.Seq)
+		}
+		return c.carryOut(cmd)
+	})
+}
+
+// once does what a client asks for by a session and sequence number, unless that
+// was done. It hands over the record of a transaction that is under way for it;
+// do returns the reply and whether it is to be remembered.
+func (m *Machine) once(c *change, cmd *wire.Command, do func(running *wire.TxnRecord) ([]byte, bool, error)) ([]byte, error) {
 	if err := checkCommand(cmd); err != nil {
 		return nil, err
 	}
@@ -48,6 +61,7 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 		}
 	}
 	key := replyKey(c.session, cmd.Seq)
+	var running *wire.TxnRecord
 	if cmd.Seq <= row.last && !m.opts.ForgetReplies {
 		reply, ok, err := c.tx.Get(key)
 		if err != nil {
@@ -56,11 +70,16 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 		if ok {
 			return reply, nil
 		}
+		if c.st.txns > 0 {
+			if running, err = readTxn(c.tx, c.session, cmd.Seq); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if cmd.Seq-row.floor >= MaxUnacknowledged {
 		return nil, refuse(dfs.Busy, "command %d is %d or more above the acknowledged floor %d", cmd.Seq, MaxUnacknowledged, row.floor)
 	}
-	reply, err := c.carryOut(cmd)
+	reply, remember, err := do(running)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +89,40 @@ func (m *Machine) command(c *change, cmd *wire.Command) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if !remember {
+		return reply, nil
+	}
 	return reply, c.tx.Set(key, reply)
 }
 
 // carryOut evaluates a command's operation and returns the reply to remember.
-func (c *change) carryOut(cmd *wire.Command) ([]byte, error) {
+func (c *change) carryOut(cmd *wire.Command) ([]byte, bool, error) {
 	res, err := c.operate(cmd)
-	var r *refusal
-	if errors.As(err, &r) && !r.kind.Retryable() {
-		return encodeRefusal(r, c.st.version)
+	if err != nil {
+		return c.refused(err)
 	}
+	reply, err := c.reply(res, nil)
+	return reply, true, err
+}
+
+// refused returns the reply to remember of a refusal that is final.
+func (c *change) refused(err error) ([]byte, bool, error) {
+	var r *refusal
+	if !errors.As(err, &r) || !c.final(r.kind) {
+		return nil, false, err
+	}
+	reply, err := encodeRefusal(r, c.st.version)
+	return reply, true, err
+}
+
+// final reports whether a refusal of a kind is remembered. What takes more groups
+// than this one may succeed as a transaction under the same number.
+func (c *change) final(kind dfs.Kind) bool {
+	return !kind.Retryable() && kind != dfs.Fenced && (kind != dfs.CrossGroup || c.st.level < LevelTransactions)
+}
+
+// reply ends an entry and returns its answer.
+func (c *change) reply(res outcome, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +130,7 @@ func (c *change) carryOut(cmd *wire.Command) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &wire.Result{Version: uint64(version), Leased: res.leased}
+	out := &wire.Result{Version: uint64(cmp.Or(res.version, version)), Leased: res.leased, Attr: res.attr, Txn: res.txn}
 	if res.inode != nil {
 		out.Attr = res.inode.wire()
 	}
@@ -96,8 +139,12 @@ func (c *change) carryOut(cmd *wire.Command) ([]byte, error) {
 
 // outcome is what an operation answers beside the version.
 type outcome struct {
-	inode  *inode // made or changed; its attributes as they are after the entry
+	inode  *inode     // made or changed; its attributes as they are after the entry
+	attr   *wire.Attr // of an inode that is not changed yet, or of another group
 	leased []*wire.InoRange
+
+	txn     *wire.TxnID // that was begun
+	version dfs.Version // of the entry that did what is asked for again; 0: this one
 }
 
 // operate dispatches a command to its operation. A refusal has changed nothing.

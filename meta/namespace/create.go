@@ -15,37 +15,65 @@ const (
 // create makes a file or symlink with its content, in place of an old one when
 // the caller says so.
 func (c *change) create(op *wire.CreateOp) (outcome, error) {
-	if err := checkCreate(op); err != nil {
-		return outcome{}, err
-	}
-	dir, err := c.openDirectory(dfs.Ino(op.Parent))
+	k, err := c.readCreation(op)
 	if err != nil {
 		return outcome{}, err
 	}
-	old, victim, err := c.replaced(dir, op)
-	if err != nil {
-		return outcome{}, err
+	var victim *inode
+	if k.old != nil {
+		if victim, err = c.victim(k.old, op.Name); err != nil {
+			return outcome{}, err
+		}
 	}
-	ino := dfs.Ino(op.Ino)
-	var lease leaseRow
-	if ino != 0 {
-		lease, err = c.leased(ino)
-	} else {
-		ino, err = c.pick()
+	if victim != nil {
+		c.unlinkOne(victim)
 	}
-	if err != nil {
-		return outcome{}, err
-	}
-	extents, err := parseExtents(op.Extents, ino, 0, op.Size)
-	if err != nil {
-		return outcome{}, err
-	}
-	if err := c.checkBlocks(extents, true); err != nil {
-		return outcome{}, err
-	}
+	return c.carryOutCreation(k)
+}
 
+// creation is a create whose parts have been read and checked.
+type creation struct {
+	op      *wire.CreateOp
+	dir     *inode
+	old     *dentry // what it takes the place of; nil: nothing
+	ino     dfs.Ino
+	lease   leaseRow // of ino, if the caller has it leased
+	extents []extent
+}
+
+// readCreation reads and checks what a create needs, but for the inode that it
+// takes the place of.
+func (c *change) readCreation(op *wire.CreateOp) (*creation, error) {
+	if err := checkCreate(op); err != nil {
+		return nil, err
+	}
+	k := &creation{op: op, ino: dfs.Ino(op.Ino)}
+	var err error
+	if k.dir, err = c.openDirectory(dfs.Ino(op.Parent)); err != nil {
+		return nil, err
+	}
+	if k.old, err = c.replaced(k.dir, op); err != nil {
+		return nil, err
+	}
+	if k.ino != 0 {
+		k.lease, err = c.leased(k.ino)
+	} else {
+		k.ino, err = c.pick()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if k.extents, err = parseExtents(op.Extents, k.ino, 0, op.Size); err != nil {
+		return nil, err
+	}
+	return k, c.checkBlocks(k.extents, true)
+}
+
+// carryOutCreation makes the inode and its entry.
+func (c *change) carryOutCreation(k *creation) (outcome, error) {
+	op, dir, ino, extents := k.op, k.dir, k.ino, k.extents
 	if op.Ino != 0 {
-		if err := c.use(ino, lease); err != nil {
+		if err := c.use(ino, k.lease); err != nil {
 			return outcome{}, err
 		}
 	}
@@ -68,12 +96,11 @@ func (c *change) create(op *wire.CreateOp) (outcome, error) {
 		c.count(extents[i].block, extents[i].blockLength, 1)
 	}
 	added := 1
-	if victim != nil {
-		c.unlinkOne(victim)
+	if k.old != nil {
 		added = 0
 	}
 	c.resize(dir, added, 0)
-	return outcome{inode: n}, c.enter(dir.ino, op.Name, ino, op.Type, old)
+	return outcome{inode: n}, c.enter(dir.ino, op.Name, ino, op.Type, k.old)
 }
 
 func checkCreate(op *wire.CreateOp) error {
@@ -106,26 +133,41 @@ func checkCreate(op *wire.CreateOp) error {
 	return checkClass(op.Class)
 }
 
-// replaced returns the entry and the inode that the new file takes the place
-// of, nil when there is none.
-func (c *change) replaced(dir *inode, op *wire.CreateOp) (*dentry, *inode, error) {
-	old, err := readDentry(c.tx, dir.ino, op.Name)
+// replaced returns the entry that the new file takes the place of, nil when
+// there is none.
+func (c *change) replaced(dir *inode, op *wire.CreateOp) (*dentry, error) {
+	old, err := c.entry(dir.ino, op.Name)
 	if err != nil || old == nil {
-		return nil, nil, err
+		return nil, err
 	}
 	switch {
 	case !op.Replace:
-		return nil, nil, refuse(dfs.Exist, "%q exists", op.Name)
+		return nil, refuse(dfs.Exist, "%q exists", op.Name)
 	case old.typ == wire.FileType_DIR:
-		return nil, nil, refuse(dfs.IsDir, "%q is a directory", op.Name)
+		return nil, refuse(dfs.IsDir, "%q is a directory", op.Name)
 	}
-	victim, err := c.needHere(old.ino)
-	return old, victim, err
+	return old, nil
 }
 
-// newInode makes an inode that belongs to the caller; a directory with the
-// setgid bit hands its group on.
+// victim returns the inode of a file or symlink that loses a name, when it is of
+// this group.
+func (c *change) victim(e *dentry, name []byte) (*inode, error) {
+	if e.ino.Group() != c.st.group {
+		return nil, refuse(dfs.CrossGroup, "%q lives in group %v", name, e.ino.Group())
+	}
+	return c.takeHere(e.ino)
+}
+
+// newInode makes an inode that belongs to the caller.
 func (c *change) newInode(ino dfs.Ino, typ wire.FileType, mode, parentMode, parentGID uint32) *inode {
+	n := c.draft(ino, typ, mode, parentMode, parentGID)
+	c.add(n)
+	return n
+}
+
+// draft is an inode of the caller that is not made yet; a directory with the
+// setgid bit hands its group on.
+func (c *change) draft(ino dfs.Ino, typ wire.FileType, mode, parentMode, parentGID uint32) *inode {
 	n := &inode{
 		ino: ino, typ: typ, mode: mode, uid: c.cred.GetUid(), gid: c.cred.GetGid(),
 		atime: c.now, mtime: c.now, ctime: c.now,
@@ -136,7 +178,6 @@ func (c *change) newInode(ino dfs.Ino, typ wire.FileType, mode, parentMode, pare
 			n.mode |= setGID
 		}
 	}
-	c.add(n)
 	return n
 }
 
@@ -180,7 +221,7 @@ func checkMkdir(name []byte, mode uint32) error {
 
 // checkFree refuses a name that is taken.
 func (c *change) checkFree(dir *inode, name []byte) error {
-	old, err := readDentry(c.tx, dir.ino, name)
+	old, err := c.entry(dir.ino, name)
 	if err == nil && old != nil {
 		err = refuse(dfs.Exist, "%q exists", name)
 	}
@@ -199,15 +240,9 @@ func (c *change) link(op *wire.LinkOp) (outcome, error) {
 	if dfs.Ino(op.Ino).Group() != c.st.group {
 		return outcome{}, refuse(dfs.CrossGroup, "inode %v and directory %v are of different groups", dfs.Ino(op.Ino), dir.ino)
 	}
-	n, err := c.need(dfs.Ino(op.Ino))
+	n, err := c.linkable(dfs.Ino(op.Ino))
 	if err != nil {
 		return outcome{}, err
-	}
-	switch {
-	case n.isDir():
-		return outcome{}, refuse(dfs.Permission, "inode %v is a directory: it cannot have a second name", n.ino)
-	case n.nlink >= MaxLinks:
-		return outcome{}, refuse(dfs.TooLarge, "inode %v has %d links", n.ino, n.nlink)
 	}
 	if err := c.checkFree(dir, op.Name); err != nil {
 		return outcome{}, err
@@ -216,4 +251,19 @@ func (c *change) link(op *wire.LinkOp) (outcome, error) {
 	c.mark(n)
 	c.resize(dir, 1, 0)
 	return outcome{inode: n}, c.enter(dir.ino, op.Name, n.ino, n.typ, nil)
+}
+
+// linkable returns a file or symlink of this group that may get one more name.
+func (c *change) linkable(ino dfs.Ino) (*inode, error) {
+	n, err := c.take(ino)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case n.isDir():
+		return nil, refuse(dfs.Permission, "inode %v is a directory: it cannot have a second name", n.ino)
+	case n.nlink >= MaxLinks:
+		return nil, refuse(dfs.TooLarge, "inode %v has %d links", n.ino, n.nlink)
+	}
+	return n, nil
 }

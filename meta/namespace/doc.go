@@ -10,7 +10,12 @@
 //   - A directory's entries and the inodes of its files live in the group of
 //     the directory's inode number. An entry may name a directory of another
 //     group, a remote child: the entry's group keeps a child row (inode →
-//     parent, name), which alone says whether the child is linked.
+//     parent, name), which alone says whether the child is linked. It may name a
+//     file of another group too: the file's group counts its links.
+//   - A transaction changes rows of several groups. Its coordinator keeps a record
+//     of it, and every group a share, from prepare to the decision, with locks
+//     on what that touches. docs/ARCHITECTURE.md has the protocol; the driver is in
+//     package meta.
 //   - An intent is what a mkdir or rmdir over a group boundary leaves in the
 //     child's group until the parent's group has decided.
 //   - History holds every replaced or removed value until a trim drops it.
@@ -19,6 +24,9 @@
 //
 // Every entry that changes something gets a version above the group's last
 // one. Its upper bits are the milliseconds that mtime and ctime show.
+//
+// A transaction's rows get the version of its commit in every group, which may be
+// below the last one of a participant.
 //
 // # Classes
 //

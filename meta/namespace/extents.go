@@ -93,7 +93,7 @@ func (c *change) checkBlock(id dfs.BlockID, fresh bool) (row blockRow, err error
 
 // write commits extents to a file in place of what their ranges held.
 func (c *change) write(op *wire.WriteOp) (outcome, error) {
-	n, err := c.need(dfs.Ino(op.Ino))
+	n, err := c.take(dfs.Ino(op.Ino))
 	if err != nil {
 		return outcome{}, err
 	}

@@ -67,16 +67,31 @@ func TestRowBytes(t *testing.T) {
 			"690001000000000104 0103000192000000000003000000000000000100000000000000020000000000000003ff030000010200746f"},
 		{"intent", intentKey(far), intent.append(nil),
 			"6e0002000000000009 010200000000000000050192000000000003000100000000000161"},
+		{"lock", lockKey(dentryKey(dfs.RootIno, []byte("a"))), (&lockRow{exclusive: true, holders: []holder{{3, version - 1}}}).append(nil),
+			"6b64000100000000000161 010200030192000000000002"},
+		{"lock of two", lockKey(inodeKey(dfs.RootIno)), (&lockRow{holders: []holder{{3, version - 1}, {4, 7}}}).append(nil),
+			"6b690001000000000001 01010003019200000000000200040000000000000007"},
 		{"lease", leaseKey(5, 0x102/leaseChunk), append([]byte{rowFormat}, lease[:]...),
 			"6c00000000000000050000000000000001 010400000000000000000000000000000000000000000000000000000000000080"},
 		{"mark", markKey(5), key8(rowFormat, 6),
 			"6d0000000000000005 010000000000000006"},
+		{"part", partKey(holder{3, version - 1}), message(t, &wire.TxnIntent{
+			Txn: &wire.TxnID{Group: 3, Session: 5, Seq: 6, Begun: uint64(version - 1)}, Floor: uint64(version),
+			Share: &wire.TxnShare{Steps: []*wire.TxnStep{{Step: &wire.TxnStep_Links{Links: &wire.LinksStep{Ino: uint64(file), Less: true}}}}},
+		}),
+			"7000000000000000030192000000000002 010a100803100518062082808080808080c9011083808080808080c901220e0a0c220a08828280808080401001"},
+		{"transaction", txnKey(5, 6), message(t, &wire.TxnRecord{
+			Begun: uint64(version - 1), Deadline: uint64(version), Parts: []*wire.TxnPart{{Group: 2, Floor: uint64(version)}}, Committed: uint64(version),
+		}),
+			"7400000000000000050000000000000006 010882808080808080c9011083808080808080c901220c08021883808080808080c9012883808080808080c901"},
 		{"queue", queueKey(block), []byte{rowFormat},
 			"71000000070001000000000102000000000005000000000006 01"},
 		{"reply", replyKey(5, 6), reply,
 			"7200000000000000050000000000000006 080212026e6f1883808080808080c901"},
 		{"state", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", recovered: 300, unfenced: true}).append(nil),
 			"73 010192000000000003019200000000000201850204ac020172657033"},
+		{"state with a feature level", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", level: 1, locks: 300, parts: 2, txns: 1}).append(nil),
+			"73 010192000000000003019200000000000201850204000201ac02020172657033"},
 		{"sweep", []byte{tagSweep}, []byte{rowFormat},
 			"77 01"},
 	} {
@@ -87,4 +102,13 @@ func TestRowBytes(t *testing.T) {
 			t.Errorf("%s is read back as %x, %v", c.name, again, err)
 		}
 	}
+}
+
+func message(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	row, err := protoRow(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row
 }

@@ -255,6 +255,24 @@ func recode(key, value []byte) ([]byte, error) {
 	case tag == tagChild:
 		c, err := decodeChild(key, value)
 		return c.append(nil), err
+	case tag == tagState && len(key) == 1:
+		st, err := decodeState(key, value)
+		return st.append(nil), err
+	case tag == tagLock:
+		l, err := decodeLock(key, value)
+		return l.append(nil), err
+	case tag == tagPart:
+		in, err := decodePart(key, value)
+		if err != nil {
+			return nil, err
+		}
+		return protoRow(in)
+	case tag == tagTxn:
+		rec, err := decodeTxn(key, value)
+		if err != nil {
+			return nil, err
+		}
+		return protoRow(rec)
 	case tag == tagIntent:
 		in, err := decodeIntent(key, value)
 		if err != nil {

@@ -18,10 +18,10 @@ import (
 //	its counter is below its session's mark here ──▶ garbage
 //	else ──────────────────────────────────────────▶ pending
 //
-// Extents and history are counted in the block row, and no intent names blocks.
-// Fence and mark refuse every later commit that would name the block, and they
-// are rows of the same state as the block row that is missing: so an answer
-// from a state that the group has committed holds for ever.
+// Extents and history are counted in the block row. Fence and mark refuse every
+// later commit that would name the block, that of a transaction too, which checks
+// its share once more. They are rows of the same state as the block row that is
+// missing: so an answer from a state that the group has committed holds for ever.
 
 // Verdicts says what has become of blocks of this group's inodes.
 func Verdicts(r raftgroup.Reader, ids []dfs.BlockID, opts Options) ([]dfs.Verdict, error) {

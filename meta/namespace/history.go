@@ -14,7 +14,8 @@ import (
 // file go with its last row; where they are more than the limit, that row
 // stays for the next trim. How far it came is kept: to look for the oldest row
 // from the beginning would be to walk over the marks that the store keeps of
-// all that was trimmed.
+// all that was trimmed. What another group may still commit here ends rows as
+// early as it was prepared, so no trim passes that.
 func (c *change) trim(op *wire.TrimOp) error {
 	if op.GetLimit() == 0 || op.Limit > MaxTrim {
 		return refuse(dfs.Invalid, "trim of %d rows: want 1 to %d", op.GetLimit(), MaxTrim)
@@ -25,7 +26,11 @@ func (c *change) trim(op *wire.TrimOp) error {
 	if err := c.goOnSweeping(); err != nil {
 		return err
 	}
-	before, left := dfs.Version(op.Before), int(op.Limit)
+	bound, err := settled(c.tx, c.st)
+	if err != nil {
+		return err
+	}
+	before, left := min(dfs.Version(op.Before), bound), int(op.Limit)
 	if before <= c.st.trimmed {
 		return nil
 	}
@@ -113,6 +118,16 @@ func (c *change) deleted(op *wire.DeletedOp) error {
 		}
 	}
 	return nil
+}
+
+// HistoryBound returns the version from which on no trim drops a row yet, because
+// a transaction is under way; without one it is above every version.
+func HistoryBound(r raftgroup.Reader) (dfs.Version, error) {
+	st, err := readState(r)
+	if st == nil {
+		return 0, err
+	}
+	return settled(r, st)
 }
 
 // HistoryOldest returns the version at which the oldest history row ended, 0

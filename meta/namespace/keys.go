@@ -18,13 +18,17 @@ const (
 	tagFence   = 'f' // alone: which sessions are fenced
 	tagHistory = 'h' // version at which it ended, key of the row: the value it had
 	tagInode   = 'i' // inode: attributes
+	tagLock    = 'k' // key of a row, or tagTree: the transactions that hold it
 	tagLease   = 'l' // session, local number >> 8: which of the 256 numbers are leased and unused
 	tagMark    = 'm' // session: below which block counter its blocks are committed or given up
 	tagIntent  = 'n' // inode of the child: intent of a mkdir or rmdir over a boundary
 	tagFloor   = 'o' // session: its acknowledged floor
+	tagPart    = 'p' // group of the coordinator (8), version that began it: this group's share of a transaction
 	tagQueue   = 'q' // block ID: the stores have it to delete
 	tagReply   = 'r' // session, sequence number: the encoded result
 	tagState   = 's' // alone: counters
+	tagTxn     = 't' // session, sequence number: a transaction that this group coordinates
+	tagTree    = 'T' // alone, locked only, in the root's group: the shape of the tree of directories
 	tagSweep   = 'w' // alone, empty: rows of fenced sessions are left to be swept
 )
 
@@ -67,9 +71,22 @@ func leaseKey(s dfs.SessionID, chunk uint64) []byte {
 	return key16(tagLease, uint64(s), chunk)
 }
 
+func txnKey(s dfs.SessionID, seq uint64) []byte { return key16(tagTxn, uint64(s), seq) }
+func partKey(h holder) []byte                   { return key16(tagPart, uint64(h.group), uint64(h.begun)) }
+func lockKey(row []byte) []byte                 { return append(append(make([]byte, 0, 1+len(row)), tagLock), row...) }
+
+// treeKey is what a transaction locks that gives a directory a new parent. There
+// is no such row.
+func treeKey() []byte { return []byte{tagTree} }
+
 func historyKey(ended dfs.Version, key []byte) []byte {
 	k := append(make([]byte, 0, 9+len(key)), tagHistory)
 	return append(binary.BigEndian.AppendUint64(k, uint64(ended)), key...)
+}
+
+// sessionSeq reads the key of a command's row.
+func sessionSeq(key []byte) (dfs.SessionID, uint64) {
+	return dfs.SessionID(binary.BigEndian.Uint64(key[1:])), binary.BigEndian.Uint64(key[9:])
 }
 
 // scan calls fn with the rows in [lower, upper) and returns its error as it is,

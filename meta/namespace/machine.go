@@ -34,6 +34,17 @@ const (
 	// MaxMarks is how many sessions' marks one entry raises.
 	MaxMarks = 1024
 
+	// maxGroup is the highest number of a group.
+	maxGroup = math.MaxUint16
+
+	// maxText bounds the text of a refusal that comes with an entry (bytes).
+	maxText = 4096
+
+	// NewestLevel is the feature level of this release, LevelTransactions the first
+	// one with operations over several groups.
+	NewestLevel       = 1
+	LevelTransactions = 1
+
 	// MaxLinks is the greatest link count, and MaxDepth the longest walk towards
 	// the root when a directory moves.
 	MaxLinks = 1 << 30
@@ -68,8 +79,10 @@ func New(g dfs.GroupID, opts Options) *Machine { return &Machine{group: g, opts:
 // refusal is the one kind of error that becomes a reply. All others are
 // damage or broken invariants, and stop the replica.
 type refusal struct {
-	kind dfs.Kind
-	text string
+	kind     dfs.Kind
+	text     string
+	locked   *wire.TxnID // of a key that a transaction holds: which one
+	outdated bool        // of a share: it was planned by what is not so any more
 }
 
 func (r *refusal) Error() string { return r.text }
@@ -98,7 +111,7 @@ func (m *Machine) Apply(tx raftgroup.Tx, e raftgroup.Entry) ([]byte, error) {
 }
 
 func encodeRefusal(r *refusal, version dfs.Version) ([]byte, error) {
-	return deterministic.Marshal(&wire.Result{Kind: uint32(r.kind), Text: r.text, Version: uint64(version)})
+	return deterministic.Marshal(&wire.Result{Kind: uint32(r.kind), Text: r.text, Version: uint64(version), Locked: r.locked, Outdated: r.outdated})
 }
 
 func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
@@ -137,6 +150,20 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 		err = c.marks(op.Marks)
 	case *wire.LogEntry_Resolve:
 		_, err = c.resolve(op.Resolve)
+	case *wire.LogEntry_Level:
+		err = c.raiseLevel(op.Level)
+	case *wire.LogEntry_TxnBegin:
+		return m.begin(c, op.TxnBegin)
+	case *wire.LogEntry_TxnPrepare:
+		return c.reply(c.prepare(op.TxnPrepare))
+	case *wire.LogEntry_TxnCommit:
+		return c.commit(op.TxnCommit)
+	case *wire.LogEntry_TxnAbort:
+		return c.abort(op.TxnAbort)
+	case *wire.LogEntry_TxnFinish:
+		err = c.finishPart(op.TxnFinish)
+	case *wire.LogEntry_TxnDrop:
+		err = c.dropRecords(op.TxnDrop)
 	default:
 		err = refuse(dfs.Unsupported, "log entry of an unknown kind")
 	}
@@ -161,7 +188,10 @@ func (m *Machine) init(tx raftgroup.Tx, st *state, version dfs.Version, op *wire
 	if err := checkClass(op.DefaultClass); err != nil {
 		return nil, err
 	}
-	st = &state{group: m.group, next: dfs.RootIno.Local() + 1, defaultClass: op.DefaultClass}
+	if op.Level > NewestLevel {
+		return nil, refuse(dfs.Unsupported, "feature level %d: this release knows %d", op.Level, NewestLevel)
+	}
+	st = &state{group: m.group, next: dfs.RootIno.Local() + 1, defaultClass: op.DefaultClass, level: op.Level}
 	c := newChange(tx, st, version)
 	if dfs.RootIno.Group() == m.group {
 		c.add(&inode{
@@ -174,6 +204,26 @@ func (m *Machine) init(tx raftgroup.Tx, st *state, version dfs.Version, op *wire
 		return nil, err
 	}
 	return deterministic.Marshal(&wire.Result{Version: uint64(c.version)})
+}
+
+// raiseLevel has the group do what every member of it knows by now.
+func (c *change) raiseLevel(op *wire.LevelOp) error {
+	switch {
+	case op.GetLevel() > NewestLevel:
+		return refuse(dfs.Unsupported, "feature level %d: this release knows %d", op.GetLevel(), NewestLevel)
+	case op.Level > c.st.level:
+		c.st.level, c.wrote = op.Level, true
+	}
+	return nil
+}
+
+// Level returns the feature level of a group.
+func Level(r raftgroup.Reader) (uint32, error) {
+	st, err := readState(r)
+	if st == nil {
+		return 0, err
+	}
+	return st.level, err
 }
 
 func checkClass(class string) error {

@@ -29,6 +29,9 @@ const (
 func Query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult, error) {
 	out, err := query(r, g, q)
 	var ref *refusal
+	if errors.As(err, &ref) && ref.locked != nil {
+		return nil, &LockedError{Txn: ref.locked, text: ref.text}
+	}
 	if errors.As(err, &ref) {
 		return nil, dfs.Errorf(ref.kind, "", "%s", ref.text)
 	}
@@ -37,8 +40,10 @@ func Query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 
 // view is one query's sight of a group.
 type view struct {
-	r raftgroup.Reader
-	g dfs.GroupID
+	r     raftgroup.Reader
+	g     dfs.GroupID
+	locks uint64 // rows that are locked
+	own   holder // transaction that asks; zero: none does
 }
 
 func query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult, error) {
@@ -52,7 +57,7 @@ func query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 	case st.group != g:
 		return nil, broken("the rows of group %v in place of those of %v", st.group, g)
 	}
-	v, out := view{r, g}, &wire.QueryResult{Version: uint64(st.version)}
+	v, out := view{r: r, g: g, locks: st.locks}, &wire.QueryResult{Version: uint64(st.version)}
 	switch q := q.GetQuery().(type) {
 	case *wire.Query_Walk:
 		res, err := v.walk(q.Walk)
@@ -78,6 +83,18 @@ func query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 		res, err := v.child(q.Child)
 		out.Result = &wire.QueryResult_Child{Child: res}
 		return out, err
+	case *wire.Query_Entry:
+		res, err := v.entryOf(q.Entry)
+		out.Result = &wire.QueryResult_Entry{Entry: res}
+		return out, err
+	case *wire.Query_Above:
+		res, err := v.above(q.Above, st)
+		out.Result = &wire.QueryResult_Above{Above: res}
+		return out, err
+	case *wire.Query_Txn:
+		res, err := v.txn(q.Txn, st)
+		out.Result = &wire.QueryResult_Txn{Txn: res}
+		return out, err
 	}
 	return nil, refuse(dfs.Unsupported, "query of an unknown kind")
 }
@@ -101,6 +118,14 @@ func (v view) directory(ino dfs.Ino) (*inode, error) {
 	return n, err
 }
 
+// dentry returns a directory's entry, nil when there is none.
+func (v view) dentry(dir dfs.Ino, name []byte) (*dentry, error) {
+	if err := v.pending(dentryKey(dir, name), false); err != nil {
+		return nil, err
+	}
+	return readDentry(v.r, dir, name)
+}
+
 // entry returns the inode that an entry of this group names.
 func (v view) entry(ino dfs.Ino) (*inode, error) {
 	n, err := readInode(v.r, ino)
@@ -119,17 +144,23 @@ func (v view) walk(q *wire.WalkQuery) (*wire.WalkResult, error) {
 			return nil, err
 		}
 	}
-	n, err := v.directory(dfs.Ino(q.Start))
+	n, err := v.need(dfs.Ino(q.Start))
 	if err != nil {
 		return nil, err
 	}
+	if !n.isDir() && len(q.Names) > 0 {
+		return nil, refuse(dfs.NotDir, "inode %v is not a directory", n.ino)
+	}
+	if err := v.pending(inodeKey(n.ino), len(q.Names) > 0); err != nil {
+		return nil, err
+	}
 	out := &wire.WalkResult{Start: n.wire()}
-	for _, name := range q.Names {
+	for i, name := range q.Names {
 		if !n.isDir() {
 			out.NotDir = true
 			break
 		}
-		e, err := readDentry(v.r, n.ino, name)
+		e, err := v.dentry(n.ino, name)
 		if err != nil {
 			return nil, err
 		}
@@ -138,10 +169,14 @@ func (v view) walk(q *wire.WalkQuery) (*wire.WalkResult, error) {
 			break
 		}
 		if e.ino.Group() != v.g {
-			out.Next = uint64(e.ino)
+			out.Next, out.NextType = uint64(e.ino), e.typ
 			break
 		}
 		if n, err = v.entry(e.ino); err != nil {
+			return nil, err
+		}
+		// Where a walk only leads through, what others enter does not matter.
+		if err := v.pending(inodeKey(n.ino), i < len(q.Names)-1); err != nil {
 			return nil, err
 		}
 		out.Steps = append(out.Steps, n.wire())
@@ -156,7 +191,8 @@ func (v view) walk(q *wire.WalkQuery) (*wire.WalkResult, error) {
 }
 
 // attr answers for the inodes asked, in order. It may answer for fewer when
-// the answer grows too long: the caller asks again for the others.
+// the answer grows too long, or one that is not the first hangs on a transaction:
+// the caller asks again for the others.
 func (v view) attr(q *wire.AttrQuery) (*wire.AttrResult, error) {
 	if len(q.Inos) > maxInodes {
 		return nil, refuse(dfs.TooLarge, "attributes of %d inodes: at most %d", len(q.Inos), maxInodes)
@@ -165,6 +201,12 @@ func (v view) attr(q *wire.AttrQuery) (*wire.AttrResult, error) {
 	for _, ino := range q.Inos {
 		if dfs.Ino(ino).Group() != v.g {
 			return nil, refuse(dfs.Invalid, "inode %v is not of group %v", dfs.Ino(ino), v.g)
+		}
+		if err := v.pending(inodeKey(dfs.Ino(ino)), false); err != nil {
+			if len(out.Attrs) > 0 && isLocked(err) {
+				break
+			}
+			return nil, err
 		}
 		n, err := readInode(v.r, dfs.Ino(ino))
 		if err != nil {
@@ -182,6 +224,8 @@ func (v view) attr(q *wire.AttrQuery) (*wire.AttrResult, error) {
 	return out, nil
 }
 
+// readDir lists a page of a directory. It ends before a name that hangs on a
+// transaction.
 func (v view) readDir(q *wire.ReadDirQuery) (*wire.ReadDirResult, error) {
 	dir, err := v.directory(dfs.Ino(q.Ino))
 	if err != nil {
@@ -191,9 +235,20 @@ func (v view) readDir(q *wire.ReadDirQuery) (*wire.ReadDirResult, error) {
 	if len(q.After) > 0 {
 		lower = append(lower, 0) // the first name past it
 	}
+	if err := v.pending(inodeKey(dir.ino), true); err != nil {
+		return nil, err
+	}
 	out := &wire.ReadDirResult{Dir: dir.wire()}
 	limit, size := page(q.Limit), 0
-	err = scan(v.r, lower, after(dentryKey(dir.ino, nil)), func(key, value []byte) (bool, error) {
+	upper := after(dentryKey(dir.ino, nil))
+	held, locked, err := v.firstPending(lower, upper)
+	if err != nil {
+		return nil, err
+	}
+	if held != nil {
+		upper = held
+	}
+	err = scan(v.r, lower, upper, func(key, value []byte) (bool, error) {
 		e, err := decodeDentry(key, value)
 		if err != nil {
 			return false, err
@@ -213,6 +268,12 @@ func (v view) readDir(q *wire.ReadDirQuery) (*wire.ReadDirResult, error) {
 		out.Entries = append(out.Entries, d)
 		return true, nil
 	})
+	if held != nil && !out.More {
+		if len(out.Entries) == 0 && err == nil {
+			return nil, locked
+		}
+		out.More = true
+	}
 	return out, err
 }
 
@@ -229,6 +290,9 @@ func page(limit uint32) int {
 func (v view) extents(q *wire.ExtentsQuery) (*wire.ExtentsResult, error) {
 	n, err := v.need(dfs.Ino(q.Ino))
 	if err != nil {
+		return nil, err
+	}
+	if err := v.pending(inodeKey(n.ino), false); err != nil {
 		return nil, err
 	}
 	if err := checkFile(n); err != nil {

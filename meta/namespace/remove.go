@@ -7,7 +7,7 @@ import (
 
 // needEntry returns the entry of a name that must exist.
 func (c *change) needEntry(dir *inode, name []byte) (*dentry, error) {
-	e, err := readDentry(c.tx, dir.ino, name)
+	e, err := c.entry(dir.ino, name)
 	if err == nil && e == nil {
 		err = refuse(dfs.NotExist, "%q does not exist", name)
 	}
@@ -30,7 +30,7 @@ func (c *change) unlink(op *wire.UnlinkOp) (outcome, error) {
 	if e.typ == wire.FileType_DIR {
 		return outcome{}, refuse(dfs.IsDir, "%q is a directory", op.Name)
 	}
-	n, err := c.needHere(e.ino)
+	n, err := c.victim(e, op.Name)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -70,7 +70,7 @@ func (c *change) emptyDirectory(e *dentry, name []byte) (*inode, error) {
 	case e.ino.Group() != c.st.group:
 		return nil, refuse(dfs.CrossGroup, "directory %q lives in group %v", name, e.ino.Group())
 	}
-	n, err := c.needHere(e.ino)
+	n, err := c.takeHere(e.ino)
 	if err != nil {
 		return nil, err
 	}

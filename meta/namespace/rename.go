@@ -9,7 +9,7 @@ import (
 type move struct {
 	from, to    *inode  // directories
 	entry       *dentry // what moves
-	inode       *inode  // of what moves; nil: a directory of another group
+	inode       *inode  // of what moves; nil: it is of another group
 	old         *dentry // what is replaced; nil: nothing
 	victim      *inode  // its inode
 	name, name2 []byte
@@ -46,12 +46,12 @@ func (c *change) rename(op *wire.RenameOp) (outcome, error) {
 		c.resize(m.to, -1, -subdirs)
 	}
 	switch {
-	case m.inode == nil:
+	case m.inode == nil && isDir:
 		row := childRow{parent: m.to.ino, name: m.name2}
 		if err := c.set(childKey(m.entry.ino), row.append(nil)); err != nil {
 			return outcome{}, err
 		}
-	default:
+	case m.inode != nil:
 		if isDir {
 			m.inode.parent = m.to.ino
 		}
@@ -85,11 +85,11 @@ func (c *change) readMove(op *wire.RenameOp) (*move, error) {
 		return nil, err
 	}
 	if m.entry.ino.Group() == c.st.group {
-		if m.inode, err = c.needHere(m.entry.ino); err != nil {
+		if m.inode, err = c.takeHere(m.entry.ino); err != nil {
 			return nil, err
 		}
 	}
-	m.old, err = readDentry(c.tx, m.to.ino, op.NewName)
+	m.old, err = c.entry(m.to.ino, op.NewName)
 	return m, err
 }
 
@@ -99,6 +99,9 @@ func (c *change) checkMove(m *move, noReplace bool) error {
 	if m.from != m.to && isDir {
 		if m.inode == nil {
 			return refuse(dfs.CrossGroup, "directory %q lives in group %v and would get another parent", m.name, m.entry.ino.Group())
+		}
+		if err := c.checkTree(m.name); err != nil {
+			return err
 		}
 		if err := c.checkAbove(m.inode, m.from, m.to); err != nil {
 			return err
@@ -116,9 +119,23 @@ func (c *change) checkMove(m *move, noReplace bool) error {
 	case m.old.typ == wire.FileType_DIR:
 		return refuse(dfs.IsDir, "%q is a directory", m.name2)
 	default:
-		m.victim, err = c.needHere(m.old.ino)
+		m.victim, err = c.victim(m.old, m.name2)
 	}
 	return err
+}
+
+// checkTree refuses to give a directory a new parent while a transaction may be
+// about to do so: it has walked up from there and relies on what it saw. The lock
+// is in the root's group, where one entry sees that nobody has it and makes the
+// move; elsewhere a transaction takes it.
+func (c *change) checkTree(name []byte) error {
+	switch {
+	case c.st.level < LevelTransactions:
+		return nil
+	case c.st.group != dfs.RootIno.Group():
+		return refuse(dfs.CrossGroup, "directory %q gets another parent: the tree lock is in group %v", name, dfs.RootIno.Group())
+	}
+	return c.free(treeKey(), true)
 }
 
 // checkAbove refuses to move dir from one parent to another when the new one
@@ -165,6 +182,9 @@ func (c *change) ancestors(n *inode) (path []dfs.Ino, whole bool, err error) {
 			return append(path, n.parent), false, nil
 		}
 		parent := n.parent
+		if err := c.free(inodeKey(parent), false); err != nil {
+			return nil, false, err
+		}
 		if n, err = readInode(c.tx, parent); err != nil {
 			return nil, false, err
 		}

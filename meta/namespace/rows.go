@@ -106,7 +106,19 @@ type state struct {
 	// unfenced says that the group may have lost fences: no command is taken.
 	recovered uint64
 	unfenced  bool
+
+	// level is the feature level. What follows is 0 below LevelTransactions.
+	level uint32
+	locks uint64 // rows that are locked
+	parts uint64 // shares of transactions that are prepared here
+	txns  uint64 // transactions that this group coordinates
 }
+
+// flags of the state row
+const (
+	flagUnfenced = 1
+	flagLeveled  = 2 // level and counts follow
+)
 
 func (s *state) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(append(b, rowFormat), uint64(s.version))
@@ -115,11 +127,18 @@ func (s *state) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, s.next)
 	b = binary.AppendUvarint(b, s.inodes)
 	b = binary.AppendUvarint(b, s.recovered)
-	unfenced := byte(0)
+	var flags byte
 	if s.unfenced {
-		unfenced = 1
+		flags |= flagUnfenced
 	}
-	return append(append(b, unfenced), s.defaultClass...)
+	if s.level == 0 {
+		return append(append(b, flags), s.defaultClass...)
+	}
+	b = binary.AppendUvarint(append(b, flags|flagLeveled), uint64(s.level))
+	b = binary.AppendUvarint(b, s.locks)
+	b = binary.AppendUvarint(b, s.parts)
+	b = binary.AppendUvarint(b, s.txns)
+	return append(b, s.defaultClass...)
 }
 
 // readState returns the counters, nil before the group's first entry.
@@ -129,9 +148,22 @@ func readState(r raftgroup.Reader) (*state, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
+	return decodeState(key, v)
+}
+
+func decodeState(key, v []byte) (*state, error) {
 	d := decode(v)
 	s := &state{version: dfs.Version(d.u64()), trimmed: dfs.Version(d.u64()), group: dfs.GroupID(d.uvarint()), next: d.uvarint(), inodes: d.uvarint()}
-	s.recovered, s.unfenced, s.defaultClass = d.uvarint(), d.uvarint() == 1, string(d.rest())
+	s.recovered = d.uvarint()
+	flags := d.uvarint()
+	s.unfenced = flags&flagUnfenced != 0
+	if flags&flagLeveled != 0 {
+		s.level, s.locks, s.parts, s.txns = d.u32(), d.uvarint(), d.uvarint(), d.uvarint()
+	}
+	if flags > flagUnfenced|flagLeveled || flags&flagLeveled != 0 && s.level == 0 || s.level > NewestLevel {
+		d.bad = true
+	}
+	s.defaultClass = string(d.rest())
 	return s, d.done(key)
 }
 
@@ -225,7 +257,7 @@ func readInode(r raftgroup.Reader, ino dfs.Ino) (*inode, error) {
 
 // dentry is a directory's entry.
 type dentry struct {
-	ino     dfs.Ino // of this group or, a directory, of another
+	ino     dfs.Ino // of this group or of another
 	typ     wire.FileType
 	version dfs.Version // at which it was entered
 	stored  []byte      // the row as it was read

@@ -77,6 +77,55 @@ func (FileType) EnumDescriptor() ([]byte, []int) {
 	return file_namespace_proto_rawDescGZIP(), []int{0}
 }
 
+type TxnResult_State int32
+
+const (
+	TxnResult_NONE      TxnResult_State = 0 // aborted, or never meant: the share is dropped
+	TxnResult_UNDECIDED TxnResult_State = 1
+	TxnResult_COMMITTED TxnResult_State = 2 // the share is carried out
+)
+
+// Enum value maps for TxnResult_State.
+var (
+	TxnResult_State_name = map[int32]string{
+		0: "NONE",
+		1: "UNDECIDED",
+		2: "COMMITTED",
+	}
+	TxnResult_State_value = map[string]int32{
+		"NONE":      0,
+		"UNDECIDED": 1,
+		"COMMITTED": 2,
+	}
+)
+
+func (x TxnResult_State) Enum() *TxnResult_State {
+	p := new(TxnResult_State)
+	*p = x
+	return p
+}
+
+func (x TxnResult_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TxnResult_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_namespace_proto_enumTypes[1].Descriptor()
+}
+
+func (TxnResult_State) Type() protoreflect.EnumType {
+	return &file_namespace_proto_enumTypes[1]
+}
+
+func (x TxnResult_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TxnResult_State.Descriptor instead.
+func (TxnResult_State) EnumDescriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{73, 0}
+}
+
 // Cred is the caller: recorded with each mutation.
 type Cred struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1771,6 +1820,9 @@ type Result struct {
 	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	Attr          *Attr                  `protobuf:"bytes,4,opt,name=attr,proto3" json:"attr,omitempty"` // of the inode made or changed
 	Leased        []*InoRange            `protobuf:"bytes,5,rep,name=leased,proto3" json:"leased,omitempty"`
+	Txn           *TxnID                 `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`            // to a TxnBeginOp: the transaction that is under way for this command
+	Locked        *TxnID                 `protobuf:"bytes,7,opt,name=locked,proto3" json:"locked,omitempty"`      // with Frozen: who holds what this met; absent: a mkdir or rmdir by a one-sided intent does
+	Outdated      bool                   `protobuf:"varint,8,opt,name=outdated,proto3" json:"outdated,omitempty"` // of a share: what it was planned by is not so any more; plan again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1840,6 +1892,27 @@ func (x *Result) GetLeased() []*InoRange {
 	return nil
 }
 
+func (x *Result) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *Result) GetLocked() *TxnID {
+	if x != nil {
+		return x.Locked
+	}
+	return nil
+}
+
+func (x *Result) GetOutdated() bool {
+	if x != nil {
+		return x.Outdated
+	}
+	return false
+}
+
 type InoRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
@@ -1907,6 +1980,13 @@ type LogEntry struct {
 	//	*LogEntry_Marks
 	//	*LogEntry_Recovered
 	//	*LogEntry_Acknowledge
+	//	*LogEntry_Level
+	//	*LogEntry_TxnBegin
+	//	*LogEntry_TxnPrepare
+	//	*LogEntry_TxnCommit
+	//	*LogEntry_TxnAbort
+	//	*LogEntry_TxnFinish
+	//	*LogEntry_TxnDrop
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2037,6 +2117,69 @@ func (x *LogEntry) GetAcknowledge() *NamespaceAcknowledgeOp {
 	return nil
 }
 
+func (x *LogEntry) GetLevel() *LevelOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Level); ok {
+			return x.Level
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnBegin() *TxnBeginOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnBegin); ok {
+			return x.TxnBegin
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnPrepare() *TxnPrepareOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnPrepare); ok {
+			return x.TxnPrepare
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnCommit() *TxnCommitOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnCommit); ok {
+			return x.TxnCommit
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnAbort() *TxnAbortOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnAbort); ok {
+			return x.TxnAbort
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnFinish() *TxnFinishOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnFinish); ok {
+			return x.TxnFinish
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetTxnDrop() *TxnDropOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_TxnDrop); ok {
+			return x.TxnDrop
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2077,6 +2220,34 @@ type LogEntry_Acknowledge struct {
 	Acknowledge *NamespaceAcknowledgeOp `protobuf:"bytes,24,opt,name=acknowledge,proto3,oneof"`
 }
 
+type LogEntry_Level struct {
+	Level *LevelOp `protobuf:"bytes,25,opt,name=level,proto3,oneof"`
+}
+
+type LogEntry_TxnBegin struct {
+	TxnBegin *TxnBeginOp `protobuf:"bytes,26,opt,name=txn_begin,json=txnBegin,proto3,oneof"`
+}
+
+type LogEntry_TxnPrepare struct {
+	TxnPrepare *TxnPrepareOp `protobuf:"bytes,27,opt,name=txn_prepare,json=txnPrepare,proto3,oneof"`
+}
+
+type LogEntry_TxnCommit struct {
+	TxnCommit *TxnCommitOp `protobuf:"bytes,28,opt,name=txn_commit,json=txnCommit,proto3,oneof"`
+}
+
+type LogEntry_TxnAbort struct {
+	TxnAbort *TxnAbortOp `protobuf:"bytes,29,opt,name=txn_abort,json=txnAbort,proto3,oneof"`
+}
+
+type LogEntry_TxnFinish struct {
+	TxnFinish *TxnFinishOp `protobuf:"bytes,30,opt,name=txn_finish,json=txnFinish,proto3,oneof"`
+}
+
+type LogEntry_TxnDrop struct {
+	TxnDrop *TxnDropOp `protobuf:"bytes,31,opt,name=txn_drop,json=txnDrop,proto3,oneof"`
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2095,6 +2266,1563 @@ func (*LogEntry_Recovered) isLogEntry_Entry() {}
 
 func (*LogEntry_Acknowledge) isLogEntry_Entry() {}
 
+func (*LogEntry_Level) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnBegin) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnPrepare) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnCommit) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnAbort) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnFinish) isLogEntry_Entry() {}
+
+func (*LogEntry_TxnDrop) isLogEntry_Entry() {}
+
+// LevelOp raises the feature level of a group: what every member knows by now.
+type LevelOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LevelOp) Reset() {
+	*x = LevelOp{}
+	mi := &file_namespace_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LevelOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LevelOp) ProtoMessage() {}
+
+func (x *LevelOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LevelOp.ProtoReflect.Descriptor instead.
+func (*LevelOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *LevelOp) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+// TxnID names one attempt at an operation over several groups.
+type TxnID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`     // the coordinator
+	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"` // of the client's command
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	Begun         uint64                 `protobuf:"varint,4,opt,name=begun,proto3" json:"begun,omitempty"` // version of the entry that began it; another attempt has another
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnID) Reset() {
+	*x = TxnID{}
+	mi := &file_namespace_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnID) ProtoMessage() {}
+
+func (x *TxnID) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnID.ProtoReflect.Descriptor instead.
+func (*TxnID) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TxnID) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *TxnID) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *TxnID) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TxnID) GetBegun() uint64 {
+	if x != nil {
+		return x.Begun
+	}
+	return 0
+}
+
+// TxnShare is what one group does in a transaction: all of it, in this order,
+// or nothing.
+type TxnShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*TxnStep             `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnShare) Reset() {
+	*x = TxnShare{}
+	mi := &file_namespace_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnShare) ProtoMessage() {}
+
+func (x *TxnShare) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnShare.ProtoReflect.Descriptor instead.
+func (*TxnShare) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TxnShare) GetSteps() []*TxnStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// TxnStep is one thing that a group does. Numbers that it names and that the
+// group finds otherwise make the plan outdated.
+type TxnStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*TxnStep_Leave
+	//	*TxnStep_Enter
+	//	*TxnStep_Keep
+	//	*TxnStep_Links
+	//	*TxnStep_Moved
+	//	*TxnStep_RemoveDir
+	//	*TxnStep_MakeDir
+	//	*TxnStep_Create
+	//	*TxnStep_Tree
+	Step          isTxnStep_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnStep) Reset() {
+	*x = TxnStep{}
+	mi := &file_namespace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnStep) ProtoMessage() {}
+
+func (x *TxnStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnStep.ProtoReflect.Descriptor instead.
+func (*TxnStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TxnStep) GetStep() isTxnStep_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *TxnStep) GetLeave() *LeaveStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Leave); ok {
+			return x.Leave
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetEnter() *EnterStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Enter); ok {
+			return x.Enter
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetKeep() *KeepStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Keep); ok {
+			return x.Keep
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetLinks() *LinksStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Links); ok {
+			return x.Links
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetMoved() *MovedStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Moved); ok {
+			return x.Moved
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetRemoveDir() *RemoveDirStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_RemoveDir); ok {
+			return x.RemoveDir
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetMakeDir() *MakeDirStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_MakeDir); ok {
+			return x.MakeDir
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetCreate() *CreateStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Create); ok {
+			return x.Create
+		}
+	}
+	return nil
+}
+
+func (x *TxnStep) GetTree() *TreeStep {
+	if x != nil {
+		if x, ok := x.Step.(*TxnStep_Tree); ok {
+			return x.Tree
+		}
+	}
+	return nil
+}
+
+type isTxnStep_Step interface {
+	isTxnStep_Step()
+}
+
+type TxnStep_Leave struct {
+	Leave *LeaveStep `protobuf:"bytes,1,opt,name=leave,proto3,oneof"`
+}
+
+type TxnStep_Enter struct {
+	Enter *EnterStep `protobuf:"bytes,2,opt,name=enter,proto3,oneof"`
+}
+
+type TxnStep_Keep struct {
+	Keep *KeepStep `protobuf:"bytes,3,opt,name=keep,proto3,oneof"`
+}
+
+type TxnStep_Links struct {
+	Links *LinksStep `protobuf:"bytes,4,opt,name=links,proto3,oneof"`
+}
+
+type TxnStep_Moved struct {
+	Moved *MovedStep `protobuf:"bytes,5,opt,name=moved,proto3,oneof"`
+}
+
+type TxnStep_RemoveDir struct {
+	RemoveDir *RemoveDirStep `protobuf:"bytes,6,opt,name=remove_dir,json=removeDir,proto3,oneof"`
+}
+
+type TxnStep_MakeDir struct {
+	MakeDir *MakeDirStep `protobuf:"bytes,7,opt,name=make_dir,json=makeDir,proto3,oneof"`
+}
+
+type TxnStep_Create struct {
+	Create *CreateStep `protobuf:"bytes,8,opt,name=create,proto3,oneof"`
+}
+
+type TxnStep_Tree struct {
+	Tree *TreeStep `protobuf:"bytes,9,opt,name=tree,proto3,oneof"`
+}
+
+func (*TxnStep_Leave) isTxnStep_Step() {}
+
+func (*TxnStep_Enter) isTxnStep_Step() {}
+
+func (*TxnStep_Keep) isTxnStep_Step() {}
+
+func (*TxnStep_Links) isTxnStep_Step() {}
+
+func (*TxnStep_Moved) isTxnStep_Step() {}
+
+func (*TxnStep_RemoveDir) isTxnStep_Step() {}
+
+func (*TxnStep_MakeDir) isTxnStep_Step() {}
+
+func (*TxnStep_Create) isTxnStep_Step() {}
+
+func (*TxnStep_Tree) isTxnStep_Step() {}
+
+// LeaveStep removes an entry.
+type LeaveStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"` // that it names
+	Type          FileType               `protobuf:"varint,4,opt,name=type,proto3,enum=dfsd.wire.FileType" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveStep) Reset() {
+	*x = LeaveStep{}
+	mi := &file_namespace_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveStep) ProtoMessage() {}
+
+func (x *LeaveStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveStep.ProtoReflect.Descriptor instead.
+func (*LeaveStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *LeaveStep) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *LeaveStep) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *LeaveStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LeaveStep) GetType() FileType {
+	if x != nil {
+		return x.Type
+	}
+	return FileType_NONE
+}
+
+// EnterStep makes an entry, in place of an old one.
+type EnterStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"` // that it names; 0: the directory that another group's MakeDirStep makes
+	Type          FileType               `protobuf:"varint,4,opt,name=type,proto3,enum=dfsd.wire.FileType" json:"type,omitempty"`
+	Old           uint64                 `protobuf:"varint,5,opt,name=old,proto3" json:"old,omitempty"`                              // inode that has the name; 0: none
+	NoReplace     bool                   `protobuf:"varint,6,opt,name=no_replace,json=noReplace,proto3" json:"no_replace,omitempty"` // a name that is taken is refused for good
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnterStep) Reset() {
+	*x = EnterStep{}
+	mi := &file_namespace_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnterStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnterStep) ProtoMessage() {}
+
+func (x *EnterStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnterStep.ProtoReflect.Descriptor instead.
+func (*EnterStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *EnterStep) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *EnterStep) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *EnterStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *EnterStep) GetType() FileType {
+	if x != nil {
+		return x.Type
+	}
+	return FileType_NONE
+}
+
+func (x *EnterStep) GetOld() uint64 {
+	if x != nil {
+		return x.Old
+	}
+	return 0
+}
+
+func (x *EnterStep) GetNoReplace() bool {
+	if x != nil {
+		return x.NoReplace
+	}
+	return false
+}
+
+// KeepStep changes nothing: the entry is and stays what it is.
+type KeepStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"`
+	Type          FileType               `protobuf:"varint,4,opt,name=type,proto3,enum=dfsd.wire.FileType" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepStep) Reset() {
+	*x = KeepStep{}
+	mi := &file_namespace_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepStep) ProtoMessage() {}
+
+func (x *KeepStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepStep.ProtoReflect.Descriptor instead.
+func (*KeepStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *KeepStep) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *KeepStep) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *KeepStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *KeepStep) GetType() FileType {
+	if x != nil {
+		return x.Type
+	}
+	return FileType_NONE
+}
+
+// LinksStep gives a file or symlink one name more or less, and removes it with
+// its last.
+type LinksStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Less          bool                   `protobuf:"varint,2,opt,name=less,proto3" json:"less,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinksStep) Reset() {
+	*x = LinksStep{}
+	mi := &file_namespace_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinksStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinksStep) ProtoMessage() {}
+
+func (x *LinksStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinksStep.ProtoReflect.Descriptor instead.
+func (*LinksStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *LinksStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LinksStep) GetLess() bool {
+	if x != nil {
+		return x.Less
+	}
+	return false
+}
+
+// MovedStep notes that what names an inode has moved.
+type MovedStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Parent        uint64                 `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"` // of a directory: the new one; else 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MovedStep) Reset() {
+	*x = MovedStep{}
+	mi := &file_namespace_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovedStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovedStep) ProtoMessage() {}
+
+func (x *MovedStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovedStep.ProtoReflect.Descriptor instead.
+func (*MovedStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *MovedStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *MovedStep) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+// RemoveDirStep removes an empty directory.
+type RemoveDirStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDirStep) Reset() {
+	*x = RemoveDirStep{}
+	mi := &file_namespace_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDirStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDirStep) ProtoMessage() {}
+
+func (x *RemoveDirStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDirStep.ProtoReflect.Descriptor instead.
+func (*RemoveDirStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RemoveDirStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+// MakeDirStep makes a directory for a parent in another group.
+type MakeDirStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`
+	Class         string                 `protobuf:"bytes,4,opt,name=class,proto3" json:"class,omitempty"`                              // inherited policy
+	ParentMode    uint32                 `protobuf:"varint,5,opt,name=parent_mode,json=parentMode,proto3" json:"parent_mode,omitempty"` // for the setgid rule
+	ParentGid     uint32                 `protobuf:"varint,6,opt,name=parent_gid,json=parentGid,proto3" json:"parent_gid,omitempty"`
+	Ino           uint64                 `protobuf:"varint,7,opt,name=ino,proto3" json:"ino,omitempty"` // in the group's own row: the number that it gave; else 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeDirStep) Reset() {
+	*x = MakeDirStep{}
+	mi := &file_namespace_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeDirStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeDirStep) ProtoMessage() {}
+
+func (x *MakeDirStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeDirStep.ProtoReflect.Descriptor instead.
+func (*MakeDirStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *MakeDirStep) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *MakeDirStep) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *MakeDirStep) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *MakeDirStep) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *MakeDirStep) GetParentMode() uint32 {
+	if x != nil {
+		return x.ParentMode
+	}
+	return 0
+}
+
+func (x *MakeDirStep) GetParentGid() uint32 {
+	if x != nil {
+		return x.ParentGid
+	}
+	return 0
+}
+
+func (x *MakeDirStep) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+// CreateStep makes a file or symlink in place of one whose inode is elsewhere.
+type CreateStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *CreateOp              `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Old           uint64                 `protobuf:"varint,2,opt,name=old,proto3" json:"old,omitempty"` // inode that has the name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateStep) Reset() {
+	*x = CreateStep{}
+	mi := &file_namespace_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateStep) ProtoMessage() {}
+
+func (x *CreateStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateStep.ProtoReflect.Descriptor instead.
+func (*CreateStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *CreateStep) GetOp() *CreateOp {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *CreateStep) GetOld() uint64 {
+	if x != nil {
+		return x.Old
+	}
+	return 0
+}
+
+// TreeStep holds the tree lock: no other directory gets a new parent.
+type TreeStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeStep) Reset() {
+	*x = TreeStep{}
+	mi := &file_namespace_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeStep) ProtoMessage() {}
+
+func (x *TreeStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeStep.ProtoReflect.Descriptor instead.
+func (*TreeStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{34}
+}
+
+// TxnPart is the share of one group.
+type TxnPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Share         *TxnShare              `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	Floor         uint64                 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"` // in the record of a committed one: version of the entry that prepared it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnPart) Reset() {
+	*x = TxnPart{}
+	mi := &file_namespace_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnPart) ProtoMessage() {}
+
+func (x *TxnPart) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnPart.ProtoReflect.Descriptor instead.
+func (*TxnPart) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *TxnPart) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *TxnPart) GetShare() *TxnShare {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *TxnPart) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+// TxnBeginOp, in the coordinator's group: prepares its own share and records the
+// transaction. It goes by session, sequence and floor like a command.
+type TxnBeginOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`    // whose session, sequence, floor and caller count; its operation is in the parts
+	Parts         []*TxnPart             `protobuf:"bytes,2,rep,name=parts,proto3" json:"parts,omitempty"`        // the coordinator's among them, no group twice
+	Lifetime      uint32                 `protobuf:"varint,3,opt,name=lifetime,proto3" json:"lifetime,omitempty"` // milliseconds of log time until it cannot be committed any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnBeginOp) Reset() {
+	*x = TxnBeginOp{}
+	mi := &file_namespace_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnBeginOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnBeginOp) ProtoMessage() {}
+
+func (x *TxnBeginOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnBeginOp.ProtoReflect.Descriptor instead.
+func (*TxnBeginOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *TxnBeginOp) GetCommand() *Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *TxnBeginOp) GetParts() []*TxnPart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *TxnBeginOp) GetLifetime() uint32 {
+	if x != nil {
+		return x.Lifetime
+	}
+	return 0
+}
+
+// TxnPrepareOp, in a participant's group: checks its share and locks what that touches.
+type TxnPrepareOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Cred          *Cred                  `protobuf:"bytes,2,opt,name=cred,proto3" json:"cred,omitempty"`
+	Share         *TxnShare              `protobuf:"bytes,3,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnPrepareOp) Reset() {
+	*x = TxnPrepareOp{}
+	mi := &file_namespace_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnPrepareOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnPrepareOp) ProtoMessage() {}
+
+func (x *TxnPrepareOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnPrepareOp.ProtoReflect.Descriptor instead.
+func (*TxnPrepareOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *TxnPrepareOp) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnPrepareOp) GetCred() *Cred {
+	if x != nil {
+		return x.Cred
+	}
+	return nil
+}
+
+func (x *TxnPrepareOp) GetShare() *TxnShare {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+// TxnCommitOp, in the coordinator's group: decides that it is done, with its own share.
+type TxnCommitOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Prepared      []*TxnPrepared         `protobuf:"bytes,2,rep,name=prepared,proto3" json:"prepared,omitempty"` // by every other group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnCommitOp) Reset() {
+	*x = TxnCommitOp{}
+	mi := &file_namespace_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnCommitOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnCommitOp) ProtoMessage() {}
+
+func (x *TxnCommitOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnCommitOp.ProtoReflect.Descriptor instead.
+func (*TxnCommitOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *TxnCommitOp) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnCommitOp) GetPrepared() []*TxnPrepared {
+	if x != nil {
+		return x.Prepared
+	}
+	return nil
+}
+
+// TxnPrepared is what a participant answered to TxnPrepareOp.
+type TxnPrepared struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Floor         uint64                 `protobuf:"varint,2,opt,name=floor,proto3" json:"floor,omitempty"` // Result.version
+	Attr          *Attr                  `protobuf:"bytes,3,opt,name=attr,proto3" json:"attr,omitempty"`    // Result.attr
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnPrepared) Reset() {
+	*x = TxnPrepared{}
+	mi := &file_namespace_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnPrepared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnPrepared) ProtoMessage() {}
+
+func (x *TxnPrepared) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnPrepared.ProtoReflect.Descriptor instead.
+func (*TxnPrepared) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TxnPrepared) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *TxnPrepared) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *TxnPrepared) GetAttr() *Attr {
+	if x != nil {
+		return x.Attr
+	}
+	return nil
+}
+
+// TxnAbortOp, in the coordinator's group: decides that it is not done.
+type TxnAbortOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"` // dfs.Kind: the answer to the client, which is remembered unless another attempt may succeed
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnAbortOp) Reset() {
+	*x = TxnAbortOp{}
+	mi := &file_namespace_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnAbortOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnAbortOp) ProtoMessage() {}
+
+func (x *TxnAbortOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnAbortOp.ProtoReflect.Descriptor instead.
+func (*TxnAbortOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *TxnAbortOp) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnAbortOp) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *TxnAbortOp) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// TxnFinishOp, in a participant's group: carries its share out or drops it, as
+// the coordinator has decided.
+type TxnFinishOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Floor         uint64                 `protobuf:"varint,2,opt,name=floor,proto3" json:"floor,omitempty"` // which prepare is meant
+	Commit        bool                   `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"` // of the commit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnFinishOp) Reset() {
+	*x = TxnFinishOp{}
+	mi := &file_namespace_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnFinishOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnFinishOp) ProtoMessage() {}
+
+func (x *TxnFinishOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnFinishOp.ProtoReflect.Descriptor instead.
+func (*TxnFinishOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *TxnFinishOp) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnFinishOp) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *TxnFinishOp) GetCommit() bool {
+	if x != nil {
+		return x.Commit
+	}
+	return false
+}
+
+func (x *TxnFinishOp) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// TxnDropOp, in the coordinator's group: forgets committed transactions whose
+// every participant has carried its share out.
+type TxnDropOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txns          []*TxnID               `protobuf:"bytes,1,rep,name=txns,proto3" json:"txns,omitempty"` // at most 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnDropOp) Reset() {
+	*x = TxnDropOp{}
+	mi := &file_namespace_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnDropOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnDropOp) ProtoMessage() {}
+
+func (x *TxnDropOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnDropOp.ProtoReflect.Descriptor instead.
+func (*TxnDropOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TxnDropOp) GetTxns() []*TxnID {
+	if x != nil {
+		return x.Txns
+	}
+	return nil
+}
+
+// TxnRecord is the coordinator's row of a transaction.
+type TxnRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Begun         uint64                 `protobuf:"varint,1,opt,name=begun,proto3" json:"begun,omitempty"`
+	Deadline      uint64                 `protobuf:"varint,2,opt,name=deadline,proto3" json:"deadline,omitempty"` // version: what would commit it later aborts it
+	Cred          *Cred                  `protobuf:"bytes,3,opt,name=cred,proto3" json:"cred,omitempty"`
+	Parts         []*TxnPart             `protobuf:"bytes,4,rep,name=parts,proto3" json:"parts,omitempty"`          // of the other groups
+	Committed     uint64                 `protobuf:"varint,5,opt,name=committed,proto3" json:"committed,omitempty"` // version of the commit; 0: not decided
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnRecord) Reset() {
+	*x = TxnRecord{}
+	mi := &file_namespace_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnRecord) ProtoMessage() {}
+
+func (x *TxnRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnRecord.ProtoReflect.Descriptor instead.
+func (*TxnRecord) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TxnRecord) GetBegun() uint64 {
+	if x != nil {
+		return x.Begun
+	}
+	return 0
+}
+
+func (x *TxnRecord) GetDeadline() uint64 {
+	if x != nil {
+		return x.Deadline
+	}
+	return 0
+}
+
+func (x *TxnRecord) GetCred() *Cred {
+	if x != nil {
+		return x.Cred
+	}
+	return nil
+}
+
+func (x *TxnRecord) GetParts() []*TxnPart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *TxnRecord) GetCommitted() uint64 {
+	if x != nil {
+		return x.Committed
+	}
+	return 0
+}
+
+// TxnIntent is a group's row of its own share, from prepare to the decision.
+type TxnIntent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Floor         uint64                 `protobuf:"varint,2,opt,name=floor,proto3" json:"floor,omitempty"` // version of the entry that prepared it
+	Cred          *Cred                  `protobuf:"bytes,3,opt,name=cred,proto3" json:"cred,omitempty"`
+	Share         *TxnShare              `protobuf:"bytes,4,opt,name=share,proto3" json:"share,omitempty"`
+	Attr          *Attr                  `protobuf:"bytes,5,opt,name=attr,proto3" json:"attr,omitempty"` // as it was answered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnIntent) Reset() {
+	*x = TxnIntent{}
+	mi := &file_namespace_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnIntent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnIntent) ProtoMessage() {}
+
+func (x *TxnIntent) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnIntent.ProtoReflect.Descriptor instead.
+func (*TxnIntent) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TxnIntent) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnIntent) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *TxnIntent) GetCred() *Cred {
+	if x != nil {
+		return x.Cred
+	}
+	return nil
+}
+
+func (x *TxnIntent) GetShare() *TxnShare {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *TxnIntent) GetAttr() *Attr {
+	if x != nil {
+		return x.Attr
+	}
+	return nil
+}
+
 // NamespaceRecoveredOp is the first entry of a group that has lost a majority.
 type NamespaceRecoveredOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2105,7 +3833,7 @@ type NamespaceRecoveredOp struct {
 
 func (x *NamespaceRecoveredOp) Reset() {
 	*x = NamespaceRecoveredOp{}
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +3845,7 @@ func (x *NamespaceRecoveredOp) String() string {
 func (*NamespaceRecoveredOp) ProtoMessage() {}
 
 func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +3858,7 @@ func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceRecoveredOp.ProtoReflect.Descriptor instead.
 func (*NamespaceRecoveredOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{22}
+	return file_namespace_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NamespaceRecoveredOp) GetGeneration() uint64 {
@@ -2149,7 +3877,7 @@ type NamespaceAcknowledgeOp struct {
 
 func (x *NamespaceAcknowledgeOp) Reset() {
 	*x = NamespaceAcknowledgeOp{}
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +3889,7 @@ func (x *NamespaceAcknowledgeOp) String() string {
 func (*NamespaceAcknowledgeOp) ProtoMessage() {}
 
 func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +3902,7 @@ func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceAcknowledgeOp.ProtoReflect.Descriptor instead.
 func (*NamespaceAcknowledgeOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{23}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 // InitOp gives a new group its first state; the first group makes the root.
@@ -2182,13 +3910,14 @@ type InitOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	DefaultClass  string                 `protobuf:"bytes,2,opt,name=default_class,json=defaultClass,proto3" json:"default_class,omitempty"`
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"` // feature level that it begins at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InitOp) Reset() {
 	*x = InitOp{}
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +3929,7 @@ func (x *InitOp) String() string {
 func (*InitOp) ProtoMessage() {}
 
 func (x *InitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +3942,7 @@ func (x *InitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitOp.ProtoReflect.Descriptor instead.
 func (*InitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{24}
+	return file_namespace_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *InitOp) GetGroup() uint32 {
@@ -2230,6 +3959,13 @@ func (x *InitOp) GetDefaultClass() string {
 	return ""
 }
 
+func (x *InitOp) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
 // FenceOp refuses for ever every session up to highest that is not live.
 type FenceOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2242,7 +3978,7 @@ type FenceOp struct {
 
 func (x *FenceOp) Reset() {
 	*x = FenceOp{}
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +3990,7 @@ func (x *FenceOp) String() string {
 func (*FenceOp) ProtoMessage() {}
 
 func (x *FenceOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +4003,7 @@ func (x *FenceOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceOp.ProtoReflect.Descriptor instead.
 func (*FenceOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{25}
+	return file_namespace_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FenceOp) GetHighest() uint64 {
@@ -2302,7 +4038,7 @@ type TrimOp struct {
 
 func (x *TrimOp) Reset() {
 	*x = TrimOp{}
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +4050,7 @@ func (x *TrimOp) String() string {
 func (*TrimOp) ProtoMessage() {}
 
 func (x *TrimOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +4063,7 @@ func (x *TrimOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimOp.ProtoReflect.Descriptor instead.
 func (*TrimOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{26}
+	return file_namespace_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TrimOp) GetBefore() uint64 {
@@ -2354,7 +4090,7 @@ type MarksOp struct {
 
 func (x *MarksOp) Reset() {
 	*x = MarksOp{}
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +4102,7 @@ func (x *MarksOp) String() string {
 func (*MarksOp) ProtoMessage() {}
 
 func (x *MarksOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +4115,7 @@ func (x *MarksOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksOp.ProtoReflect.Descriptor instead.
 func (*MarksOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{27}
+	return file_namespace_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MarksOp) GetMarks() []*SessionMark {
@@ -2401,7 +4137,7 @@ type SessionMark struct {
 
 func (x *SessionMark) Reset() {
 	*x = SessionMark{}
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +4149,7 @@ func (x *SessionMark) String() string {
 func (*SessionMark) ProtoMessage() {}
 
 func (x *SessionMark) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +4162,7 @@ func (x *SessionMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMark.ProtoReflect.Descriptor instead.
 func (*SessionMark) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{28}
+	return file_namespace_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SessionMark) GetSession() uint64 {
@@ -2453,7 +4189,7 @@ type DeletedOp struct {
 
 func (x *DeletedOp) Reset() {
 	*x = DeletedOp{}
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +4201,7 @@ func (x *DeletedOp) String() string {
 func (*DeletedOp) ProtoMessage() {}
 
 func (x *DeletedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +4214,7 @@ func (x *DeletedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletedOp.ProtoReflect.Descriptor instead.
 func (*DeletedOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{29}
+	return file_namespace_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeletedOp) GetBlocks() [][]byte {
@@ -2500,6 +4236,9 @@ type Query struct {
 	//	*Query_Extents
 	//	*Query_PlaceDir
 	//	*Query_Child
+	//	*Query_Entry
+	//	*Query_Above
+	//	*Query_Txn
 	Query         isQuery_Query `protobuf_oneof:"query"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2507,7 +4246,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +4258,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +4271,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{30}
+	return file_namespace_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -2603,6 +4342,33 @@ func (x *Query) GetChild() *ChildQuery {
 	return nil
 }
 
+func (x *Query) GetEntry() *EntryQuery {
+	if x != nil {
+		if x, ok := x.Query.(*Query_Entry); ok {
+			return x.Entry
+		}
+	}
+	return nil
+}
+
+func (x *Query) GetAbove() *AboveQuery {
+	if x != nil {
+		if x, ok := x.Query.(*Query_Above); ok {
+			return x.Above
+		}
+	}
+	return nil
+}
+
+func (x *Query) GetTxn() *TxnQuery {
+	if x != nil {
+		if x, ok := x.Query.(*Query_Txn); ok {
+			return x.Txn
+		}
+	}
+	return nil
+}
+
 type isQuery_Query interface {
 	isQuery_Query()
 }
@@ -2631,6 +4397,18 @@ type Query_Child struct {
 	Child *ChildQuery `protobuf:"bytes,21,opt,name=child,proto3,oneof"`
 }
 
+type Query_Entry struct {
+	Entry *EntryQuery `protobuf:"bytes,22,opt,name=entry,proto3,oneof"`
+}
+
+type Query_Above struct {
+	Above *AboveQuery `protobuf:"bytes,23,opt,name=above,proto3,oneof"`
+}
+
+type Query_Txn struct {
+	Txn *TxnQuery `protobuf:"bytes,24,opt,name=txn,proto3,oneof"`
+}
+
 func (*Query_Walk) isQuery_Query() {}
 
 func (*Query_Attr) isQuery_Query() {}
@@ -2643,6 +4421,12 @@ func (*Query_PlaceDir) isQuery_Query() {}
 
 func (*Query_Child) isQuery_Query() {}
 
+func (*Query_Entry) isQuery_Query() {}
+
+func (*Query_Above) isQuery_Query() {}
+
+func (*Query_Txn) isQuery_Query() {}
+
 type QueryResult struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // the group's last
@@ -2654,6 +4438,9 @@ type QueryResult struct {
 	//	*QueryResult_Extents
 	//	*QueryResult_PlaceDir
 	//	*QueryResult_Child
+	//	*QueryResult_Entry
+	//	*QueryResult_Above
+	//	*QueryResult_Txn
 	Result        isQueryResult_Result `protobuf_oneof:"result"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2661,7 +4448,7 @@ type QueryResult struct {
 
 func (x *QueryResult) Reset() {
 	*x = QueryResult{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +4460,7 @@ func (x *QueryResult) String() string {
 func (*QueryResult) ProtoMessage() {}
 
 func (x *QueryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +4473,7 @@ func (x *QueryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryResult.ProtoReflect.Descriptor instead.
 func (*QueryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *QueryResult) GetVersion() uint64 {
@@ -2757,6 +4544,33 @@ func (x *QueryResult) GetChild() *ChildResult {
 	return nil
 }
 
+func (x *QueryResult) GetEntry() *EntryResult {
+	if x != nil {
+		if x, ok := x.Result.(*QueryResult_Entry); ok {
+			return x.Entry
+		}
+	}
+	return nil
+}
+
+func (x *QueryResult) GetAbove() *AboveResult {
+	if x != nil {
+		if x, ok := x.Result.(*QueryResult_Above); ok {
+			return x.Above
+		}
+	}
+	return nil
+}
+
+func (x *QueryResult) GetTxn() *TxnResult {
+	if x != nil {
+		if x, ok := x.Result.(*QueryResult_Txn); ok {
+			return x.Txn
+		}
+	}
+	return nil
+}
+
 type isQueryResult_Result interface {
 	isQueryResult_Result()
 }
@@ -2785,6 +4599,18 @@ type QueryResult_Child struct {
 	Child *ChildResult `protobuf:"bytes,21,opt,name=child,proto3,oneof"`
 }
 
+type QueryResult_Entry struct {
+	Entry *EntryResult `protobuf:"bytes,22,opt,name=entry,proto3,oneof"`
+}
+
+type QueryResult_Above struct {
+	Above *AboveResult `protobuf:"bytes,23,opt,name=above,proto3,oneof"`
+}
+
+type QueryResult_Txn struct {
+	Txn *TxnResult `protobuf:"bytes,24,opt,name=txn,proto3,oneof"`
+}
+
 func (*QueryResult_Walk) isQueryResult_Result() {}
 
 func (*QueryResult_Attr) isQueryResult_Result() {}
@@ -2797,10 +4623,16 @@ func (*QueryResult_PlaceDir) isQueryResult_Result() {}
 
 func (*QueryResult_Child) isQueryResult_Result() {}
 
+func (*QueryResult_Entry) isQueryResult_Result() {}
+
+func (*QueryResult_Above) isQueryResult_Result() {}
+
+func (*QueryResult_Txn) isQueryResult_Result() {}
+
 // WalkQuery looks names up one below the other while they stay in this group.
 type WalkQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // a directory of this group
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // a directory of this group; without names anything
 	Names         [][]byte               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	Content       bool                   `protobuf:"varint,3,opt,name=content,proto3" json:"content,omitempty"` // also where the bytes are, when the walk ends at a file
 	unknownFields protoimpl.UnknownFields
@@ -2809,7 +4641,7 @@ type WalkQuery struct {
 
 func (x *WalkQuery) Reset() {
 	*x = WalkQuery{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +4653,7 @@ func (x *WalkQuery) String() string {
 func (*WalkQuery) ProtoMessage() {}
 
 func (x *WalkQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +4666,7 @@ func (x *WalkQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkQuery.ProtoReflect.Descriptor instead.
 func (*WalkQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WalkQuery) GetStart() uint64 {
@@ -2862,20 +4694,21 @@ type WalkResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One for each name found whose inode is in this group, in order. A name
 	// that is missing ends the walk: fewer steps than names, missing set. A
-	// directory of another group ends it too: its number is in next.
+	// directory of another group, or a file of one, ends it too: its number is in next.
 	Steps         []*Attr        `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
-	Missing       bool           `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"`             // the next name does not exist
-	NotDir        bool           `protobuf:"varint,3,opt,name=not_dir,json=notDir,proto3" json:"not_dir,omitempty"` // the last step is not a directory and names remain
-	Next          uint64         `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`                   // inode in another group that the next name leads to; 0: none
-	Start         *Attr          `protobuf:"bytes,5,opt,name=start,proto3" json:"start,omitempty"`                  // attributes of the start directory
-	Content       *ExtentsResult `protobuf:"bytes,6,opt,name=content,proto3" json:"content,omitempty"`              // of the last step, when that is a file and content was asked for; without attributes, and at most 64 extents
+	Missing       bool           `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"`                                           // the next name does not exist
+	NotDir        bool           `protobuf:"varint,3,opt,name=not_dir,json=notDir,proto3" json:"not_dir,omitempty"`                               // the last step is not a directory and names remain
+	Next          uint64         `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`                                                 // inode in another group that the next name leads to; 0: none
+	Start         *Attr          `protobuf:"bytes,5,opt,name=start,proto3" json:"start,omitempty"`                                                // attributes of the start directory
+	NextType      FileType       `protobuf:"varint,7,opt,name=next_type,json=nextType,proto3,enum=dfsd.wire.FileType" json:"next_type,omitempty"` // of next; NONE, from releases before: a directory
+	Content       *ExtentsResult `protobuf:"bytes,6,opt,name=content,proto3" json:"content,omitempty"`                                            // of the last step, when that is a file and content was asked for; without attributes, and at most 64 extents
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WalkResult) Reset() {
 	*x = WalkResult{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +4720,7 @@ func (x *WalkResult) String() string {
 func (*WalkResult) ProtoMessage() {}
 
 func (x *WalkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +4733,7 @@ func (x *WalkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkResult.ProtoReflect.Descriptor instead.
 func (*WalkResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WalkResult) GetSteps() []*Attr {
@@ -2938,6 +4771,13 @@ func (x *WalkResult) GetStart() *Attr {
 	return nil
 }
 
+func (x *WalkResult) GetNextType() FileType {
+	if x != nil {
+		return x.NextType
+	}
+	return FileType_NONE
+}
+
 func (x *WalkResult) GetContent() *ExtentsResult {
 	if x != nil {
 		return x.Content
@@ -2954,7 +4794,7 @@ type AttrQuery struct {
 
 func (x *AttrQuery) Reset() {
 	*x = AttrQuery{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2966,7 +4806,7 @@ func (x *AttrQuery) String() string {
 func (*AttrQuery) ProtoMessage() {}
 
 func (x *AttrQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2979,7 +4819,7 @@ func (x *AttrQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrQuery.ProtoReflect.Descriptor instead.
 func (*AttrQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AttrQuery) GetInos() []uint64 {
@@ -2998,7 +4838,7 @@ type AttrResult struct {
 
 func (x *AttrResult) Reset() {
 	*x = AttrResult{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +4850,7 @@ func (x *AttrResult) String() string {
 func (*AttrResult) ProtoMessage() {}
 
 func (x *AttrResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +4863,7 @@ func (x *AttrResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrResult.ProtoReflect.Descriptor instead.
 func (*AttrResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AttrResult) GetAttrs() []*Attr {
@@ -3045,7 +4885,7 @@ type ReadDirQuery struct {
 
 func (x *ReadDirQuery) Reset() {
 	*x = ReadDirQuery{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +4897,7 @@ func (x *ReadDirQuery) String() string {
 func (*ReadDirQuery) ProtoMessage() {}
 
 func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +4910,7 @@ func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirQuery.ProtoReflect.Descriptor instead.
 func (*ReadDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReadDirQuery) GetIno() uint64 {
@@ -3112,7 +4952,7 @@ type ReadDirResult struct {
 
 func (x *ReadDirResult) Reset() {
 	*x = ReadDirResult{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +4964,7 @@ func (x *ReadDirResult) String() string {
 func (*ReadDirResult) ProtoMessage() {}
 
 func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +4977,7 @@ func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResult.ProtoReflect.Descriptor instead.
 func (*ReadDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReadDirResult) GetEntries() []*DirEntry {
@@ -3173,7 +5013,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +5025,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +5038,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -3241,7 +5081,7 @@ type ExtentsQuery struct {
 
 func (x *ExtentsQuery) Reset() {
 	*x = ExtentsQuery{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +5093,7 @@ func (x *ExtentsQuery) String() string {
 func (*ExtentsQuery) ProtoMessage() {}
 
 func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +5106,7 @@ func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsQuery.ProtoReflect.Descriptor instead.
 func (*ExtentsQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExtentsQuery) GetIno() uint64 {
@@ -3308,7 +5148,7 @@ type ExtentsResult struct {
 
 func (x *ExtentsResult) Reset() {
 	*x = ExtentsResult{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +5160,7 @@ func (x *ExtentsResult) String() string {
 func (*ExtentsResult) ProtoMessage() {}
 
 func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +5173,7 @@ func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsResult.ProtoReflect.Descriptor instead.
 func (*ExtentsResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExtentsResult) GetAttr() *Attr {
@@ -3368,7 +5208,7 @@ type PlaceDirQuery struct {
 
 func (x *PlaceDirQuery) Reset() {
 	*x = PlaceDirQuery{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +5220,7 @@ func (x *PlaceDirQuery) String() string {
 func (*PlaceDirQuery) ProtoMessage() {}
 
 func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +5233,7 @@ func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirQuery.ProtoReflect.Descriptor instead.
 func (*PlaceDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PlaceDirQuery) GetParent() uint64 {
@@ -3421,7 +5261,7 @@ type PlaceDirResult struct {
 
 func (x *PlaceDirResult) Reset() {
 	*x = PlaceDirResult{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +5273,7 @@ func (x *PlaceDirResult) String() string {
 func (*PlaceDirResult) ProtoMessage() {}
 
 func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +5286,7 @@ func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirResult.ProtoReflect.Descriptor instead.
 func (*PlaceDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PlaceDirResult) GetGroup() uint32 {
@@ -3483,7 +5323,7 @@ type ChildQuery struct {
 
 func (x *ChildQuery) Reset() {
 	*x = ChildQuery{}
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +5335,7 @@ func (x *ChildQuery) String() string {
 func (*ChildQuery) ProtoMessage() {}
 
 func (x *ChildQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +5348,7 @@ func (x *ChildQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildQuery.ProtoReflect.Descriptor instead.
 func (*ChildQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{43}
+	return file_namespace_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChildQuery) GetChild() uint64 {
@@ -3544,7 +5384,7 @@ type ChildResult struct {
 
 func (x *ChildResult) Reset() {
 	*x = ChildResult{}
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3556,7 +5396,7 @@ func (x *ChildResult) String() string {
 func (*ChildResult) ProtoMessage() {}
 
 func (x *ChildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3569,7 +5409,7 @@ func (x *ChildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildResult.ProtoReflect.Descriptor instead.
 func (*ChildResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{44}
+	return file_namespace_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChildResult) GetLinked() bool {
@@ -3598,6 +5438,345 @@ func (x *ChildResult) GetFenced() bool {
 		return x.Fenced
 	}
 	return false
+}
+
+// EntryQuery asks what a name is: what the plan of a transaction needs.
+type EntryQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntryQuery) Reset() {
+	*x = EntryQuery{}
+	mi := &file_namespace_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntryQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntryQuery) ProtoMessage() {}
+
+func (x *EntryQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntryQuery.ProtoReflect.Descriptor instead.
+func (*EntryQuery) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *EntryQuery) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *EntryQuery) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+type EntryResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"` // 0: there is no such name
+	Type          FileType               `protobuf:"varint,2,opt,name=type,proto3,enum=dfsd.wire.FileType" json:"type,omitempty"`
+	Parent        *Attr                  `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntryResult) Reset() {
+	*x = EntryResult{}
+	mi := &file_namespace_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntryResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntryResult) ProtoMessage() {}
+
+func (x *EntryResult) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntryResult.ProtoReflect.Descriptor instead.
+func (*EntryResult) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *EntryResult) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *EntryResult) GetType() FileType {
+	if x != nil {
+		return x.Type
+	}
+	return FileType_NONE
+}
+
+func (x *EntryResult) GetParent() *Attr {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+// AboveQuery asks which directories lie above one, as far as they are of this group.
+type AboveQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Txn           *TxnID                 `protobuf:"bytes,2,opt,name=txn,proto3" json:"txn,omitempty"` // that asks: it does not meet its own locks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AboveQuery) Reset() {
+	*x = AboveQuery{}
+	mi := &file_namespace_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AboveQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AboveQuery) ProtoMessage() {}
+
+func (x *AboveQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AboveQuery.ProtoReflect.Descriptor instead.
+func (*AboveQuery) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *AboveQuery) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *AboveQuery) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+type AboveResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          []uint64               `protobuf:"varint,1,rep,packed,name=path,proto3" json:"path,omitempty"` // the directory itself and those above it
+	Next          uint64                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`        // the next one above, in another group; 0: the path ends at the root
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`      // feature level of the group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AboveResult) Reset() {
+	*x = AboveResult{}
+	mi := &file_namespace_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AboveResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AboveResult) ProtoMessage() {}
+
+func (x *AboveResult) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AboveResult.ProtoReflect.Descriptor instead.
+func (*AboveResult) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *AboveResult) GetPath() []uint64 {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *AboveResult) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *AboveResult) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+// TxnQuery asks the coordinator what it has decided.
+type TxnQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	Group         uint32                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"` // of the participant that asks
+	Floor         uint64                 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"` // version of the entry by which it prepared its share
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnQuery) Reset() {
+	*x = TxnQuery{}
+	mi := &file_namespace_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnQuery) ProtoMessage() {}
+
+func (x *TxnQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnQuery.ProtoReflect.Descriptor instead.
+func (*TxnQuery) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *TxnQuery) GetTxn() *TxnID {
+	if x != nil {
+		return x.Txn
+	}
+	return nil
+}
+
+func (x *TxnQuery) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *TxnQuery) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+type TxnResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         TxnResult_State        `protobuf:"varint,1,opt,name=state,proto3,enum=dfsd.wire.TxnResult_State" json:"state,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // of the commit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TxnResult) Reset() {
+	*x = TxnResult{}
+	mi := &file_namespace_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TxnResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TxnResult) ProtoMessage() {}
+
+func (x *TxnResult) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TxnResult.ProtoReflect.Descriptor instead.
+func (*TxnResult) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *TxnResult) GetState() TxnResult_State {
+	if x != nil {
+		return x.State
+	}
+	return TxnResult_NONE
+}
+
+func (x *TxnResult) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 var File_namespace_proto protoreflect.FileDescriptor
@@ -3746,16 +5925,19 @@ const file_namespace_proto_rawDesc = "" +
 	"\tResolveOp\x12\x14\n" +
 	"\x05child\x18\x01 \x01(\x04R\x05child\x12\x16\n" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\x12\x16\n" +
-	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\x9c\x01\n" +
+	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\x86\x02\n" +
 	"\x06Result\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12#\n" +
 	"\x04attr\x18\x04 \x01(\v2\x0f.dfsd.wire.AttrR\x04attr\x12+\n" +
-	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\"6\n" +
+	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\x12\"\n" +
+	"\x03txn\x18\x06 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12(\n" +
+	"\x06locked\x18\a \x01(\v2\x10.dfsd.wire.TxnIDR\x06locked\x12\x1a\n" +
+	"\boutdated\x18\b \x01(\bR\boutdated\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xf3\x03\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xec\x06\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
@@ -3766,16 +5948,134 @@ const file_namespace_proto_rawDesc = "" +
 	"\aresolve\x18\x15 \x01(\v2\x14.dfsd.wire.ResolveOpH\x00R\aresolve\x12*\n" +
 	"\x05marks\x18\x16 \x01(\v2\x12.dfsd.wire.MarksOpH\x00R\x05marks\x12?\n" +
 	"\trecovered\x18\x17 \x01(\v2\x1f.dfsd.wire.NamespaceRecoveredOpH\x00R\trecovered\x12E\n" +
-	"\vacknowledge\x18\x18 \x01(\v2!.dfsd.wire.NamespaceAcknowledgeOpH\x00R\vacknowledgeB\a\n" +
-	"\x05entry\"6\n" +
+	"\vacknowledge\x18\x18 \x01(\v2!.dfsd.wire.NamespaceAcknowledgeOpH\x00R\vacknowledge\x12*\n" +
+	"\x05level\x18\x19 \x01(\v2\x12.dfsd.wire.LevelOpH\x00R\x05level\x124\n" +
+	"\ttxn_begin\x18\x1a \x01(\v2\x15.dfsd.wire.TxnBeginOpH\x00R\btxnBegin\x12:\n" +
+	"\vtxn_prepare\x18\x1b \x01(\v2\x17.dfsd.wire.TxnPrepareOpH\x00R\n" +
+	"txnPrepare\x127\n" +
+	"\n" +
+	"txn_commit\x18\x1c \x01(\v2\x16.dfsd.wire.TxnCommitOpH\x00R\ttxnCommit\x124\n" +
+	"\ttxn_abort\x18\x1d \x01(\v2\x15.dfsd.wire.TxnAbortOpH\x00R\btxnAbort\x127\n" +
+	"\n" +
+	"txn_finish\x18\x1e \x01(\v2\x16.dfsd.wire.TxnFinishOpH\x00R\ttxnFinish\x121\n" +
+	"\btxn_drop\x18\x1f \x01(\v2\x14.dfsd.wire.TxnDropOpH\x00R\atxnDropB\a\n" +
+	"\x05entry\"\x1f\n" +
+	"\aLevelOp\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"_\n" +
+	"\x05TxnID\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05begun\x18\x04 \x01(\x04R\x05begun\"4\n" +
+	"\bTxnShare\x12(\n" +
+	"\x05steps\x18\x01 \x03(\v2\x12.dfsd.wire.TxnStepR\x05steps\"\xc0\x03\n" +
+	"\aTxnStep\x12,\n" +
+	"\x05leave\x18\x01 \x01(\v2\x14.dfsd.wire.LeaveStepH\x00R\x05leave\x12,\n" +
+	"\x05enter\x18\x02 \x01(\v2\x14.dfsd.wire.EnterStepH\x00R\x05enter\x12)\n" +
+	"\x04keep\x18\x03 \x01(\v2\x13.dfsd.wire.KeepStepH\x00R\x04keep\x12,\n" +
+	"\x05links\x18\x04 \x01(\v2\x14.dfsd.wire.LinksStepH\x00R\x05links\x12,\n" +
+	"\x05moved\x18\x05 \x01(\v2\x14.dfsd.wire.MovedStepH\x00R\x05moved\x129\n" +
+	"\n" +
+	"remove_dir\x18\x06 \x01(\v2\x18.dfsd.wire.RemoveDirStepH\x00R\tremoveDir\x123\n" +
+	"\bmake_dir\x18\a \x01(\v2\x16.dfsd.wire.MakeDirStepH\x00R\amakeDir\x12/\n" +
+	"\x06create\x18\b \x01(\v2\x15.dfsd.wire.CreateStepH\x00R\x06create\x12)\n" +
+	"\x04tree\x18\t \x01(\v2\x13.dfsd.wire.TreeStepH\x00R\x04treeB\x06\n" +
+	"\x04step\"r\n" +
+	"\tLeaveStep\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12'\n" +
+	"\x04type\x18\x04 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\"\xa3\x01\n" +
+	"\tEnterStep\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12'\n" +
+	"\x04type\x18\x04 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\x12\x10\n" +
+	"\x03old\x18\x05 \x01(\x04R\x03old\x12\x1d\n" +
+	"\n" +
+	"no_replace\x18\x06 \x01(\bR\tnoReplace\"q\n" +
+	"\bKeepStep\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12'\n" +
+	"\x04type\x18\x04 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\"1\n" +
+	"\tLinksStep\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04less\x18\x02 \x01(\bR\x04less\"5\n" +
+	"\tMovedStep\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\x04R\x06parent\"!\n" +
+	"\rRemoveDirStep\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\xb7\x01\n" +
+	"\vMakeDirStep\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\x12\x14\n" +
+	"\x05class\x18\x04 \x01(\tR\x05class\x12\x1f\n" +
+	"\vparent_mode\x18\x05 \x01(\rR\n" +
+	"parentMode\x12\x1d\n" +
+	"\n" +
+	"parent_gid\x18\x06 \x01(\rR\tparentGid\x12\x10\n" +
+	"\x03ino\x18\a \x01(\x04R\x03ino\"C\n" +
+	"\n" +
+	"CreateStep\x12#\n" +
+	"\x02op\x18\x01 \x01(\v2\x13.dfsd.wire.CreateOpR\x02op\x12\x10\n" +
+	"\x03old\x18\x02 \x01(\x04R\x03old\"\n" +
+	"\n" +
+	"\bTreeStep\"`\n" +
+	"\aTxnPart\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12)\n" +
+	"\x05share\x18\x02 \x01(\v2\x13.dfsd.wire.TxnShareR\x05share\x12\x14\n" +
+	"\x05floor\x18\x03 \x01(\x04R\x05floor\"\x80\x01\n" +
+	"\n" +
+	"TxnBeginOp\x12,\n" +
+	"\acommand\x18\x01 \x01(\v2\x12.dfsd.wire.CommandR\acommand\x12(\n" +
+	"\x05parts\x18\x02 \x03(\v2\x12.dfsd.wire.TxnPartR\x05parts\x12\x1a\n" +
+	"\blifetime\x18\x03 \x01(\rR\blifetime\"\x82\x01\n" +
+	"\fTxnPrepareOp\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12#\n" +
+	"\x04cred\x18\x02 \x01(\v2\x0f.dfsd.wire.CredR\x04cred\x12)\n" +
+	"\x05share\x18\x03 \x01(\v2\x13.dfsd.wire.TxnShareR\x05share\"e\n" +
+	"\vTxnCommitOp\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x122\n" +
+	"\bprepared\x18\x02 \x03(\v2\x16.dfsd.wire.TxnPreparedR\bprepared\"^\n" +
+	"\vTxnPrepared\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
+	"\x05floor\x18\x02 \x01(\x04R\x05floor\x12#\n" +
+	"\x04attr\x18\x03 \x01(\v2\x0f.dfsd.wire.AttrR\x04attr\"X\n" +
+	"\n" +
+	"TxnAbortOp\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"y\n" +
+	"\vTxnFinishOp\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12\x14\n" +
+	"\x05floor\x18\x02 \x01(\x04R\x05floor\x12\x16\n" +
+	"\x06commit\x18\x03 \x01(\bR\x06commit\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"1\n" +
+	"\tTxnDropOp\x12$\n" +
+	"\x04txns\x18\x01 \x03(\v2\x10.dfsd.wire.TxnIDR\x04txns\"\xaa\x01\n" +
+	"\tTxnRecord\x12\x14\n" +
+	"\x05begun\x18\x01 \x01(\x04R\x05begun\x12\x1a\n" +
+	"\bdeadline\x18\x02 \x01(\x04R\bdeadline\x12#\n" +
+	"\x04cred\x18\x03 \x01(\v2\x0f.dfsd.wire.CredR\x04cred\x12(\n" +
+	"\x05parts\x18\x04 \x03(\v2\x12.dfsd.wire.TxnPartR\x05parts\x12\x1c\n" +
+	"\tcommitted\x18\x05 \x01(\x04R\tcommitted\"\xba\x01\n" +
+	"\tTxnIntent\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12\x14\n" +
+	"\x05floor\x18\x02 \x01(\x04R\x05floor\x12#\n" +
+	"\x04cred\x18\x03 \x01(\v2\x0f.dfsd.wire.CredR\x04cred\x12)\n" +
+	"\x05share\x18\x04 \x01(\v2\x13.dfsd.wire.TxnShareR\x05share\x12#\n" +
+	"\x04attr\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x04attr\"6\n" +
 	"\x14NamespaceRecoveredOp\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\"\x18\n" +
-	"\x16NamespaceAcknowledgeOp\"C\n" +
+	"\x16NamespaceAcknowledgeOp\"Y\n" +
 	"\x06InitOp\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12#\n" +
-	"\rdefault_class\x18\x02 \x01(\tR\fdefaultClass\"b\n" +
+	"\rdefault_class\x18\x02 \x01(\tR\fdefaultClass\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\"b\n" +
 	"\aFenceOp\x12\x18\n" +
 	"\ahighest\x18\x01 \x01(\x04R\ahighest\x12'\n" +
 	"\x04live\x18\x02 \x03(\v2\x13.dfsd.wire.InoRangeR\x04live\x12\x14\n" +
@@ -3789,7 +6089,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05below\x18\x02 \x01(\x04R\x05below\"#\n" +
 	"\tDeletedOp\x12\x16\n" +
-	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"\xe0\x02\n" +
+	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"\xe7\x03\n" +
 	"\x05Query\x12#\n" +
 	"\x04cred\x18\x01 \x01(\v2\x0f.dfsd.wire.CredR\x04cred\x12*\n" +
 	"\x04walk\x18\x10 \x01(\v2\x14.dfsd.wire.WalkQueryH\x00R\x04walk\x12*\n" +
@@ -3797,8 +6097,11 @@ const file_namespace_proto_rawDesc = "" +
 	"\bread_dir\x18\x12 \x01(\v2\x17.dfsd.wire.ReadDirQueryH\x00R\areadDir\x123\n" +
 	"\aextents\x18\x13 \x01(\v2\x17.dfsd.wire.ExtentsQueryH\x00R\aextents\x127\n" +
 	"\tplace_dir\x18\x14 \x01(\v2\x18.dfsd.wire.PlaceDirQueryH\x00R\bplaceDir\x12-\n" +
-	"\x05child\x18\x15 \x01(\v2\x15.dfsd.wire.ChildQueryH\x00R\x05childB\a\n" +
-	"\x05query\"\xe2\x02\n" +
+	"\x05child\x18\x15 \x01(\v2\x15.dfsd.wire.ChildQueryH\x00R\x05child\x12-\n" +
+	"\x05entry\x18\x16 \x01(\v2\x15.dfsd.wire.EntryQueryH\x00R\x05entry\x12-\n" +
+	"\x05above\x18\x17 \x01(\v2\x15.dfsd.wire.AboveQueryH\x00R\x05above\x12'\n" +
+	"\x03txn\x18\x18 \x01(\v2\x13.dfsd.wire.TxnQueryH\x00R\x03txnB\a\n" +
+	"\x05query\"\xec\x03\n" +
 	"\vQueryResult\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12+\n" +
 	"\x04walk\x18\x10 \x01(\v2\x15.dfsd.wire.WalkResultH\x00R\x04walk\x12+\n" +
@@ -3806,19 +6109,23 @@ const file_namespace_proto_rawDesc = "" +
 	"\bread_dir\x18\x12 \x01(\v2\x18.dfsd.wire.ReadDirResultH\x00R\areadDir\x124\n" +
 	"\aextents\x18\x13 \x01(\v2\x18.dfsd.wire.ExtentsResultH\x00R\aextents\x128\n" +
 	"\tplace_dir\x18\x14 \x01(\v2\x19.dfsd.wire.PlaceDirResultH\x00R\bplaceDir\x12.\n" +
-	"\x05child\x18\x15 \x01(\v2\x16.dfsd.wire.ChildResultH\x00R\x05childB\b\n" +
+	"\x05child\x18\x15 \x01(\v2\x16.dfsd.wire.ChildResultH\x00R\x05child\x12.\n" +
+	"\x05entry\x18\x16 \x01(\v2\x16.dfsd.wire.EntryResultH\x00R\x05entry\x12.\n" +
+	"\x05above\x18\x17 \x01(\v2\x16.dfsd.wire.AboveResultH\x00R\x05above\x12(\n" +
+	"\x03txn\x18\x18 \x01(\v2\x14.dfsd.wire.TxnResultH\x00R\x03txnB\b\n" +
 	"\x06result\"Q\n" +
 	"\tWalkQuery\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\fR\x05names\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\bR\acontent\"\xd5\x01\n" +
+	"\acontent\x18\x03 \x01(\bR\acontent\"\x87\x02\n" +
 	"\n" +
 	"WalkResult\x12%\n" +
 	"\x05steps\x18\x01 \x03(\v2\x0f.dfsd.wire.AttrR\x05steps\x12\x18\n" +
 	"\amissing\x18\x02 \x01(\bR\amissing\x12\x17\n" +
 	"\anot_dir\x18\x03 \x01(\bR\x06notDir\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\x04R\x04next\x12%\n" +
-	"\x05start\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x05start\x122\n" +
+	"\x05start\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x05start\x120\n" +
+	"\tnext_type\x18\a \x01(\x0e2\x13.dfsd.wire.FileTypeR\bnextType\x122\n" +
 	"\acontent\x18\x06 \x01(\v2\x18.dfsd.wire.ExtentsResultR\acontent\"\x1f\n" +
 	"\tAttrQuery\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\"3\n" +
@@ -3864,7 +6171,34 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06linked\x18\x01 \x01(\bR\x06linked\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x16\n" +
 	"\x06parent\x18\x03 \x01(\x04R\x06parent\x12\x16\n" +
-	"\x06fenced\x18\x04 \x01(\bR\x06fenced*4\n" +
+	"\x06fenced\x18\x04 \x01(\bR\x06fenced\"8\n" +
+	"\n" +
+	"EntryQuery\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\"q\n" +
+	"\vEntryResult\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12'\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\x12'\n" +
+	"\x06parent\x18\x03 \x01(\v2\x0f.dfsd.wire.AttrR\x06parent\"B\n" +
+	"\n" +
+	"AboveQuery\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\"\n" +
+	"\x03txn\x18\x02 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\"K\n" +
+	"\vAboveResult\x12\x12\n" +
+	"\x04path\x18\x01 \x03(\x04R\x04path\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x04R\x04next\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\"Z\n" +
+	"\bTxnQuery\x12\"\n" +
+	"\x03txn\x18\x01 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x14\n" +
+	"\x05floor\x18\x03 \x01(\x04R\x05floor\"\x88\x01\n" +
+	"\tTxnResult\x120\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1a.dfsd.wire.TxnResult.StateR\x05state\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"/\n" +
+	"\x05State\x12\b\n" +
+	"\x04NONE\x10\x00\x12\r\n" +
+	"\tUNDECIDED\x10\x01\x12\r\n" +
+	"\tCOMMITTED\x10\x02*4\n" +
 	"\bFileType\x12\b\n" +
 	"\x04NONE\x10\x00\x12\b\n" +
 	"\x04FILE\x10\x01\x12\a\n" +
@@ -3883,119 +6217,202 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_namespace_proto_goTypes = []any{
 	(FileType)(0),                  // 0: dfsd.wire.FileType
-	(*Cred)(nil),                   // 1: dfsd.wire.Cred
-	(*Attr)(nil),                   // 2: dfsd.wire.Attr
-	(*Extent)(nil),                 // 3: dfsd.wire.Extent
-	(*Command)(nil),                // 4: dfsd.wire.Command
-	(*CreateOp)(nil),               // 5: dfsd.wire.CreateOp
-	(*MkdirOp)(nil),                // 6: dfsd.wire.MkdirOp
-	(*UnlinkOp)(nil),               // 7: dfsd.wire.UnlinkOp
-	(*RmdirOp)(nil),                // 8: dfsd.wire.RmdirOp
-	(*RenameOp)(nil),               // 9: dfsd.wire.RenameOp
-	(*LinkOp)(nil),                 // 10: dfsd.wire.LinkOp
-	(*SetAttrOp)(nil),              // 11: dfsd.wire.SetAttrOp
-	(*WriteOp)(nil),                // 12: dfsd.wire.WriteOp
-	(*LeaseInosOp)(nil),            // 13: dfsd.wire.LeaseInosOp
-	(*SetPolicyOp)(nil),            // 14: dfsd.wire.SetPolicyOp
-	(*MkdirPrepareOp)(nil),         // 15: dfsd.wire.MkdirPrepareOp
-	(*MkdirCommitOp)(nil),          // 16: dfsd.wire.MkdirCommitOp
-	(*RmdirFreezeOp)(nil),          // 17: dfsd.wire.RmdirFreezeOp
-	(*RmdirCommitOp)(nil),          // 18: dfsd.wire.RmdirCommitOp
-	(*ResolveOp)(nil),              // 19: dfsd.wire.ResolveOp
-	(*Result)(nil),                 // 20: dfsd.wire.Result
-	(*InoRange)(nil),               // 21: dfsd.wire.InoRange
-	(*LogEntry)(nil),               // 22: dfsd.wire.LogEntry
-	(*NamespaceRecoveredOp)(nil),   // 23: dfsd.wire.NamespaceRecoveredOp
-	(*NamespaceAcknowledgeOp)(nil), // 24: dfsd.wire.NamespaceAcknowledgeOp
-	(*InitOp)(nil),                 // 25: dfsd.wire.InitOp
-	(*FenceOp)(nil),                // 26: dfsd.wire.FenceOp
-	(*TrimOp)(nil),                 // 27: dfsd.wire.TrimOp
-	(*MarksOp)(nil),                // 28: dfsd.wire.MarksOp
-	(*SessionMark)(nil),            // 29: dfsd.wire.SessionMark
-	(*DeletedOp)(nil),              // 30: dfsd.wire.DeletedOp
-	(*Query)(nil),                  // 31: dfsd.wire.Query
-	(*QueryResult)(nil),            // 32: dfsd.wire.QueryResult
-	(*WalkQuery)(nil),              // 33: dfsd.wire.WalkQuery
-	(*WalkResult)(nil),             // 34: dfsd.wire.WalkResult
-	(*AttrQuery)(nil),              // 35: dfsd.wire.AttrQuery
-	(*AttrResult)(nil),             // 36: dfsd.wire.AttrResult
-	(*ReadDirQuery)(nil),           // 37: dfsd.wire.ReadDirQuery
-	(*ReadDirResult)(nil),          // 38: dfsd.wire.ReadDirResult
-	(*DirEntry)(nil),               // 39: dfsd.wire.DirEntry
-	(*ExtentsQuery)(nil),           // 40: dfsd.wire.ExtentsQuery
-	(*ExtentsResult)(nil),          // 41: dfsd.wire.ExtentsResult
-	(*PlaceDirQuery)(nil),          // 42: dfsd.wire.PlaceDirQuery
-	(*PlaceDirResult)(nil),         // 43: dfsd.wire.PlaceDirResult
-	(*ChildQuery)(nil),             // 44: dfsd.wire.ChildQuery
-	(*ChildResult)(nil),            // 45: dfsd.wire.ChildResult
+	(TxnResult_State)(0),           // 1: dfsd.wire.TxnResult.State
+	(*Cred)(nil),                   // 2: dfsd.wire.Cred
+	(*Attr)(nil),                   // 3: dfsd.wire.Attr
+	(*Extent)(nil),                 // 4: dfsd.wire.Extent
+	(*Command)(nil),                // 5: dfsd.wire.Command
+	(*CreateOp)(nil),               // 6: dfsd.wire.CreateOp
+	(*MkdirOp)(nil),                // 7: dfsd.wire.MkdirOp
+	(*UnlinkOp)(nil),               // 8: dfsd.wire.UnlinkOp
+	(*RmdirOp)(nil),                // 9: dfsd.wire.RmdirOp
+	(*RenameOp)(nil),               // 10: dfsd.wire.RenameOp
+	(*LinkOp)(nil),                 // 11: dfsd.wire.LinkOp
+	(*SetAttrOp)(nil),              // 12: dfsd.wire.SetAttrOp
+	(*WriteOp)(nil),                // 13: dfsd.wire.WriteOp
+	(*LeaseInosOp)(nil),            // 14: dfsd.wire.LeaseInosOp
+	(*SetPolicyOp)(nil),            // 15: dfsd.wire.SetPolicyOp
+	(*MkdirPrepareOp)(nil),         // 16: dfsd.wire.MkdirPrepareOp
+	(*MkdirCommitOp)(nil),          // 17: dfsd.wire.MkdirCommitOp
+	(*RmdirFreezeOp)(nil),          // 18: dfsd.wire.RmdirFreezeOp
+	(*RmdirCommitOp)(nil),          // 19: dfsd.wire.RmdirCommitOp
+	(*ResolveOp)(nil),              // 20: dfsd.wire.ResolveOp
+	(*Result)(nil),                 // 21: dfsd.wire.Result
+	(*InoRange)(nil),               // 22: dfsd.wire.InoRange
+	(*LogEntry)(nil),               // 23: dfsd.wire.LogEntry
+	(*LevelOp)(nil),                // 24: dfsd.wire.LevelOp
+	(*TxnID)(nil),                  // 25: dfsd.wire.TxnID
+	(*TxnShare)(nil),               // 26: dfsd.wire.TxnShare
+	(*TxnStep)(nil),                // 27: dfsd.wire.TxnStep
+	(*LeaveStep)(nil),              // 28: dfsd.wire.LeaveStep
+	(*EnterStep)(nil),              // 29: dfsd.wire.EnterStep
+	(*KeepStep)(nil),               // 30: dfsd.wire.KeepStep
+	(*LinksStep)(nil),              // 31: dfsd.wire.LinksStep
+	(*MovedStep)(nil),              // 32: dfsd.wire.MovedStep
+	(*RemoveDirStep)(nil),          // 33: dfsd.wire.RemoveDirStep
+	(*MakeDirStep)(nil),            // 34: dfsd.wire.MakeDirStep
+	(*CreateStep)(nil),             // 35: dfsd.wire.CreateStep
+	(*TreeStep)(nil),               // 36: dfsd.wire.TreeStep
+	(*TxnPart)(nil),                // 37: dfsd.wire.TxnPart
+	(*TxnBeginOp)(nil),             // 38: dfsd.wire.TxnBeginOp
+	(*TxnPrepareOp)(nil),           // 39: dfsd.wire.TxnPrepareOp
+	(*TxnCommitOp)(nil),            // 40: dfsd.wire.TxnCommitOp
+	(*TxnPrepared)(nil),            // 41: dfsd.wire.TxnPrepared
+	(*TxnAbortOp)(nil),             // 42: dfsd.wire.TxnAbortOp
+	(*TxnFinishOp)(nil),            // 43: dfsd.wire.TxnFinishOp
+	(*TxnDropOp)(nil),              // 44: dfsd.wire.TxnDropOp
+	(*TxnRecord)(nil),              // 45: dfsd.wire.TxnRecord
+	(*TxnIntent)(nil),              // 46: dfsd.wire.TxnIntent
+	(*NamespaceRecoveredOp)(nil),   // 47: dfsd.wire.NamespaceRecoveredOp
+	(*NamespaceAcknowledgeOp)(nil), // 48: dfsd.wire.NamespaceAcknowledgeOp
+	(*InitOp)(nil),                 // 49: dfsd.wire.InitOp
+	(*FenceOp)(nil),                // 50: dfsd.wire.FenceOp
+	(*TrimOp)(nil),                 // 51: dfsd.wire.TrimOp
+	(*MarksOp)(nil),                // 52: dfsd.wire.MarksOp
+	(*SessionMark)(nil),            // 53: dfsd.wire.SessionMark
+	(*DeletedOp)(nil),              // 54: dfsd.wire.DeletedOp
+	(*Query)(nil),                  // 55: dfsd.wire.Query
+	(*QueryResult)(nil),            // 56: dfsd.wire.QueryResult
+	(*WalkQuery)(nil),              // 57: dfsd.wire.WalkQuery
+	(*WalkResult)(nil),             // 58: dfsd.wire.WalkResult
+	(*AttrQuery)(nil),              // 59: dfsd.wire.AttrQuery
+	(*AttrResult)(nil),             // 60: dfsd.wire.AttrResult
+	(*ReadDirQuery)(nil),           // 61: dfsd.wire.ReadDirQuery
+	(*ReadDirResult)(nil),          // 62: dfsd.wire.ReadDirResult
+	(*DirEntry)(nil),               // 63: dfsd.wire.DirEntry
+	(*ExtentsQuery)(nil),           // 64: dfsd.wire.ExtentsQuery
+	(*ExtentsResult)(nil),          // 65: dfsd.wire.ExtentsResult
+	(*PlaceDirQuery)(nil),          // 66: dfsd.wire.PlaceDirQuery
+	(*PlaceDirResult)(nil),         // 67: dfsd.wire.PlaceDirResult
+	(*ChildQuery)(nil),             // 68: dfsd.wire.ChildQuery
+	(*ChildResult)(nil),            // 69: dfsd.wire.ChildResult
+	(*EntryQuery)(nil),             // 70: dfsd.wire.EntryQuery
+	(*EntryResult)(nil),            // 71: dfsd.wire.EntryResult
+	(*AboveQuery)(nil),             // 72: dfsd.wire.AboveQuery
+	(*AboveResult)(nil),            // 73: dfsd.wire.AboveResult
+	(*TxnQuery)(nil),               // 74: dfsd.wire.TxnQuery
+	(*TxnResult)(nil),              // 75: dfsd.wire.TxnResult
 }
 var file_namespace_proto_depIdxs = []int32{
-	0,  // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
-	1,  // 1: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
-	5,  // 2: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
-	6,  // 3: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
-	7,  // 4: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
-	8,  // 5: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
-	9,  // 6: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
-	10, // 7: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
-	11, // 8: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
-	12, // 9: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
-	13, // 10: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
-	14, // 11: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
-	15, // 12: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
-	16, // 13: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
-	17, // 14: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
-	18, // 15: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
-	19, // 16: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
-	0,  // 17: dfsd.wire.CreateOp.type:type_name -> dfsd.wire.FileType
-	3,  // 18: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
-	3,  // 19: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
-	2,  // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
-	21, // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
-	4,  // 22: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
-	26, // 23: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
-	27, // 24: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
-	30, // 25: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
-	25, // 26: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
-	19, // 27: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
-	28, // 28: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
-	23, // 29: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
-	24, // 30: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
-	21, // 31: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	29, // 32: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
-	1,  // 33: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	33, // 34: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	35, // 35: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	37, // 36: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	40, // 37: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	42, // 38: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	44, // 39: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	34, // 40: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	36, // 41: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	38, // 42: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	41, // 43: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	43, // 44: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	45, // 45: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	2,  // 46: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	2,  // 47: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	41, // 48: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
-	2,  // 49: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	39, // 50: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	2,  // 51: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,  // 52: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	2,  // 53: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	2,  // 54: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	3,  // 55: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	2,  // 56: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	0,   // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
+	2,   // 1: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
+	6,   // 2: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
+	7,   // 3: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
+	8,   // 4: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
+	9,   // 5: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
+	10,  // 6: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
+	11,  // 7: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
+	12,  // 8: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
+	13,  // 9: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
+	14,  // 10: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
+	15,  // 11: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
+	16,  // 12: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
+	17,  // 13: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
+	18,  // 14: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
+	19,  // 15: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
+	20,  // 16: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
+	0,   // 17: dfsd.wire.CreateOp.type:type_name -> dfsd.wire.FileType
+	4,   // 18: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
+	4,   // 19: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
+	3,   // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
+	22,  // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
+	25,  // 22: dfsd.wire.Result.txn:type_name -> dfsd.wire.TxnID
+	25,  // 23: dfsd.wire.Result.locked:type_name -> dfsd.wire.TxnID
+	5,   // 24: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
+	50,  // 25: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
+	51,  // 26: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
+	54,  // 27: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
+	49,  // 28: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
+	20,  // 29: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
+	52,  // 30: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
+	47,  // 31: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
+	48,  // 32: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
+	24,  // 33: dfsd.wire.LogEntry.level:type_name -> dfsd.wire.LevelOp
+	38,  // 34: dfsd.wire.LogEntry.txn_begin:type_name -> dfsd.wire.TxnBeginOp
+	39,  // 35: dfsd.wire.LogEntry.txn_prepare:type_name -> dfsd.wire.TxnPrepareOp
+	40,  // 36: dfsd.wire.LogEntry.txn_commit:type_name -> dfsd.wire.TxnCommitOp
+	42,  // 37: dfsd.wire.LogEntry.txn_abort:type_name -> dfsd.wire.TxnAbortOp
+	43,  // 38: dfsd.wire.LogEntry.txn_finish:type_name -> dfsd.wire.TxnFinishOp
+	44,  // 39: dfsd.wire.LogEntry.txn_drop:type_name -> dfsd.wire.TxnDropOp
+	27,  // 40: dfsd.wire.TxnShare.steps:type_name -> dfsd.wire.TxnStep
+	28,  // 41: dfsd.wire.TxnStep.leave:type_name -> dfsd.wire.LeaveStep
+	29,  // 42: dfsd.wire.TxnStep.enter:type_name -> dfsd.wire.EnterStep
+	30,  // 43: dfsd.wire.TxnStep.keep:type_name -> dfsd.wire.KeepStep
+	31,  // 44: dfsd.wire.TxnStep.links:type_name -> dfsd.wire.LinksStep
+	32,  // 45: dfsd.wire.TxnStep.moved:type_name -> dfsd.wire.MovedStep
+	33,  // 46: dfsd.wire.TxnStep.remove_dir:type_name -> dfsd.wire.RemoveDirStep
+	34,  // 47: dfsd.wire.TxnStep.make_dir:type_name -> dfsd.wire.MakeDirStep
+	35,  // 48: dfsd.wire.TxnStep.create:type_name -> dfsd.wire.CreateStep
+	36,  // 49: dfsd.wire.TxnStep.tree:type_name -> dfsd.wire.TreeStep
+	0,   // 50: dfsd.wire.LeaveStep.type:type_name -> dfsd.wire.FileType
+	0,   // 51: dfsd.wire.EnterStep.type:type_name -> dfsd.wire.FileType
+	0,   // 52: dfsd.wire.KeepStep.type:type_name -> dfsd.wire.FileType
+	6,   // 53: dfsd.wire.CreateStep.op:type_name -> dfsd.wire.CreateOp
+	26,  // 54: dfsd.wire.TxnPart.share:type_name -> dfsd.wire.TxnShare
+	5,   // 55: dfsd.wire.TxnBeginOp.command:type_name -> dfsd.wire.Command
+	37,  // 56: dfsd.wire.TxnBeginOp.parts:type_name -> dfsd.wire.TxnPart
+	25,  // 57: dfsd.wire.TxnPrepareOp.txn:type_name -> dfsd.wire.TxnID
+	2,   // 58: dfsd.wire.TxnPrepareOp.cred:type_name -> dfsd.wire.Cred
+	26,  // 59: dfsd.wire.TxnPrepareOp.share:type_name -> dfsd.wire.TxnShare
+	25,  // 60: dfsd.wire.TxnCommitOp.txn:type_name -> dfsd.wire.TxnID
+	41,  // 61: dfsd.wire.TxnCommitOp.prepared:type_name -> dfsd.wire.TxnPrepared
+	3,   // 62: dfsd.wire.TxnPrepared.attr:type_name -> dfsd.wire.Attr
+	25,  // 63: dfsd.wire.TxnAbortOp.txn:type_name -> dfsd.wire.TxnID
+	25,  // 64: dfsd.wire.TxnFinishOp.txn:type_name -> dfsd.wire.TxnID
+	25,  // 65: dfsd.wire.TxnDropOp.txns:type_name -> dfsd.wire.TxnID
+	2,   // 66: dfsd.wire.TxnRecord.cred:type_name -> dfsd.wire.Cred
+	37,  // 67: dfsd.wire.TxnRecord.parts:type_name -> dfsd.wire.TxnPart
+	25,  // 68: dfsd.wire.TxnIntent.txn:type_name -> dfsd.wire.TxnID
+	2,   // 69: dfsd.wire.TxnIntent.cred:type_name -> dfsd.wire.Cred
+	26,  // 70: dfsd.wire.TxnIntent.share:type_name -> dfsd.wire.TxnShare
+	3,   // 71: dfsd.wire.TxnIntent.attr:type_name -> dfsd.wire.Attr
+	22,  // 72: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	53,  // 73: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
+	2,   // 74: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	57,  // 75: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	59,  // 76: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	61,  // 77: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	64,  // 78: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	66,  // 79: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	68,  // 80: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	70,  // 81: dfsd.wire.Query.entry:type_name -> dfsd.wire.EntryQuery
+	72,  // 82: dfsd.wire.Query.above:type_name -> dfsd.wire.AboveQuery
+	74,  // 83: dfsd.wire.Query.txn:type_name -> dfsd.wire.TxnQuery
+	58,  // 84: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	60,  // 85: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	62,  // 86: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	65,  // 87: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	67,  // 88: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	69,  // 89: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	71,  // 90: dfsd.wire.QueryResult.entry:type_name -> dfsd.wire.EntryResult
+	73,  // 91: dfsd.wire.QueryResult.above:type_name -> dfsd.wire.AboveResult
+	75,  // 92: dfsd.wire.QueryResult.txn:type_name -> dfsd.wire.TxnResult
+	3,   // 93: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	3,   // 94: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	0,   // 95: dfsd.wire.WalkResult.next_type:type_name -> dfsd.wire.FileType
+	65,  // 96: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	3,   // 97: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	63,  // 98: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	3,   // 99: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,   // 100: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	3,   // 101: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	3,   // 102: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	4,   // 103: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	3,   // 104: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	0,   // 105: dfsd.wire.EntryResult.type:type_name -> dfsd.wire.FileType
+	3,   // 106: dfsd.wire.EntryResult.parent:type_name -> dfsd.wire.Attr
+	25,  // 107: dfsd.wire.AboveQuery.txn:type_name -> dfsd.wire.TxnID
+	25,  // 108: dfsd.wire.TxnQuery.txn:type_name -> dfsd.wire.TxnID
+	1,   // 109: dfsd.wire.TxnResult.state:type_name -> dfsd.wire.TxnResult.State
+	110, // [110:110] is the sub-list for method output_type
+	110, // [110:110] is the sub-list for method input_type
+	110, // [110:110] is the sub-list for extension type_name
+	110, // [110:110] is the sub-list for extension extendee
+	0,   // [0:110] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -4032,30 +6449,54 @@ func file_namespace_proto_init() {
 		(*LogEntry_Marks)(nil),
 		(*LogEntry_Recovered)(nil),
 		(*LogEntry_Acknowledge)(nil),
+		(*LogEntry_Level)(nil),
+		(*LogEntry_TxnBegin)(nil),
+		(*LogEntry_TxnPrepare)(nil),
+		(*LogEntry_TxnCommit)(nil),
+		(*LogEntry_TxnAbort)(nil),
+		(*LogEntry_TxnFinish)(nil),
+		(*LogEntry_TxnDrop)(nil),
 	}
-	file_namespace_proto_msgTypes[30].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[25].OneofWrappers = []any{
+		(*TxnStep_Leave)(nil),
+		(*TxnStep_Enter)(nil),
+		(*TxnStep_Keep)(nil),
+		(*TxnStep_Links)(nil),
+		(*TxnStep_Moved)(nil),
+		(*TxnStep_RemoveDir)(nil),
+		(*TxnStep_MakeDir)(nil),
+		(*TxnStep_Create)(nil),
+		(*TxnStep_Tree)(nil),
+	}
+	file_namespace_proto_msgTypes[53].OneofWrappers = []any{
 		(*Query_Walk)(nil),
 		(*Query_Attr)(nil),
 		(*Query_ReadDir)(nil),
 		(*Query_Extents)(nil),
 		(*Query_PlaceDir)(nil),
 		(*Query_Child)(nil),
+		(*Query_Entry)(nil),
+		(*Query_Above)(nil),
+		(*Query_Txn)(nil),
 	}
-	file_namespace_proto_msgTypes[31].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[54].OneofWrappers = []any{
 		(*QueryResult_Walk)(nil),
 		(*QueryResult_Attr)(nil),
 		(*QueryResult_ReadDir)(nil),
 		(*QueryResult_Extents)(nil),
 		(*QueryResult_PlaceDir)(nil),
 		(*QueryResult_Child)(nil),
+		(*QueryResult_Entry)(nil),
+		(*QueryResult_Above)(nil),
+		(*QueryResult_Txn)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   45,
+			NumEnums:      2,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
