@@ -33,7 +33,7 @@ type Options struct {
 	Rounds  int           // of each figure, MinRounds to 99; MinRounds
 	Dir     string        // where the disk is that is measured; /var/tmp, which outlives a restart and so is on one
 	Binary  string        // this program, for the processes of a cluster; the running one
-	Inodes  int           // that the figures of meta-large load; 10 million
+	Inodes  int           // that the figures of meta-large load, a tenth of them into one directory; 10 million
 
 	Out io.Writer // the figures; required
 	Log io.Writer // what is going on; required
@@ -107,7 +107,7 @@ type pair struct {
 
 // figures lists all figures, in the order in which they are measured.
 func figures() []figure {
-	return slices.Concat(engineFigures(), engineValues(), clientFigures(), metaFigures(), metaValues(), idleFigures())
+	return slices.Concat(engineFigures(), engineValues(), clientFigures(), metaFigures(), metaValues(), growthFigures(), idleFigures())
 }
 
 // selected returns the figures that any of the patterns names.
@@ -143,6 +143,7 @@ type env struct {
 	data   []byte   // random bytes, which no codec shrinks
 	shared *cluster // the one that was asked for last
 	loaded *loaded  // of the figures meta-large
+	full   *fullDir // likewise
 }
 
 // dataSize is how many random bytes there are: more than one write of any

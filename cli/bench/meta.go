@@ -97,28 +97,8 @@ func openMeta(ctx context.Context, e *env, r *metaRig, fn func(context.Context, 
 			r.closeClients()
 		}
 	}()
-	above := path.Join("/", r.name)
-	if !r.spread {
-		above = path.Join(above, "one") // so deep that what is below stays in its group
-	}
-	if _, err := r.cluster.client.MkdirAll(ctx, above, 0o777); err != nil {
+	if err := r.furnish(ctx, e); err != nil {
 		return nil, err
-	}
-	mode := uint32(0o777) // whatever the umask of the cluster's defaults
-	if _, err := r.cluster.client.SetAttr(ctx, above, client.SetAttr{Mode: &mode}); err != nil {
-		return nil, err
-	}
-	for i := range r.workers {
-		if i%metaWorkers == 0 {
-			c, done, err := r.cluster.connectClient(ctx, e, client.Options{Cred: r.cred, SpreadReads: r.any})
-			if err != nil {
-				return nil, err
-			}
-			r.clients = append(r.clients, done)
-			if err := r.populate(ctx, c, above, i, min(metaWorkers, r.workers-i)); err != nil {
-				return nil, err
-			}
-		}
 	}
 	p, err := fn(ctx, e, r)
 	if err != nil {
@@ -134,6 +114,34 @@ func openMeta(ctx context.Context, e *env, r *metaRig, fn func(context.Context, 
 		return nil
 	}
 	return p, nil
+}
+
+// furnish makes the workers' directories with a file in each, and clients for them.
+func (r *metaRig) furnish(ctx context.Context, e *env) error {
+	above := path.Join("/", r.name)
+	if !r.spread {
+		above = path.Join(above, "one") // so deep that what is below stays in its group
+	}
+	if _, err := r.cluster.client.MkdirAll(ctx, above, 0o777); err != nil {
+		return err
+	}
+	mode := uint32(0o777) // whatever the umask of the cluster's defaults
+	if _, err := r.cluster.client.SetAttr(ctx, above, client.SetAttr{Mode: &mode}); err != nil {
+		return err
+	}
+	for i := range r.workers {
+		if i%metaWorkers == 0 {
+			c, done, err := r.cluster.connectClient(ctx, e, client.Options{Cred: r.cred, SpreadReads: r.any})
+			if err != nil {
+				return err
+			}
+			r.clients = append(r.clients, done)
+			if err := r.populate(ctx, c, above, i, min(metaWorkers, r.workers-i)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (r *metaRig) closeClients() {
