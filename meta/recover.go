@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
+	"dfsd/meta/control"
 	"dfsd/meta/namespace"
 	"dfsd/raftgroup"
 	"dfsd/transport/wire"
@@ -93,6 +94,13 @@ func (s *Service) Recover(_ context.Context, req *wire.RecoverRequest) (*wire.Re
 		return nil, dfs.Errorf(dfs.Invalid, op, "there is no group %d", req.Group)
 	case req.Generation == 0 && req.Step != wire.RecoverRequest_TAKE_BACK:
 		return nil, dfs.Errorf(dfs.Invalid, op, "no generation is given")
+	}
+	if m := s.maps.current(); m != nil {
+		for _, n := range wire.IDs[dfs.NodeID](req.Lost) {
+			if err := control.CheckLost(m, n); err != nil { // before anything is written
+				return nil, err
+			}
+		}
 	}
 	g := dfs.GroupID(req.Group)
 	s.log.Warn("an operator recovers a group", "group", req.Group, "step", req.Step.String(), "generation", req.Generation, "lost", req.Lost)

@@ -31,7 +31,9 @@ const (
 //     nothing is ever destroyed.
 //   - All sessions end: one that was opened since is not known here, and one that is
 //     known may have been fenced since. Clients open another.
-//   - The lost nodes are given up, and deletes wait until somebody has looked.
+//   - The lost nodes are given up, and deletes wait until somebody has looked. A name that
+//     cannot be given up is passed over: it was refused when the step was asked for, and the
+//     group must not begin without all the rest of this.
 func (ev *entry) recovered(op *wire.RecoveredOp) error {
 	known := dfs.Epoch(ev.st.Epoch)
 	ev.st.Epoch += epochJump
@@ -49,7 +51,7 @@ func (ev *entry) recovered(op *wire.RecoveredOp) error {
 			ev.setPG(repair.Propose(p, ev.epoch(), acting))
 		}
 	}
-	return ev.giveUp(&wire.GiveUpOp{Generation: op.Generation, Lost: op.Lost})
+	return ev.loseNodes(op.Generation, slices.DeleteFunc(slices.Clone(op.Lost), func(n uint32) bool { return ev.checkLost(n) != nil }))
 }
 
 // trusted lists the acting members of a placement group that are up and were not left out by
@@ -119,10 +121,47 @@ func (ev *entry) jumpSessions() error {
 	return nil
 }
 
-// giveUp takes nodes that are lost for good out of every list: the planner fills the
-// places. Their directories are refused when they come back.
+// giveUp gives nodes up after groups were recovered without them.
 func (ev *entry) giveUp(op *wire.GiveUpOp) error {
-	lost := wire.IDs[dfs.NodeID](op.Lost)
+	if len(op.Lost) == 0 {
+		return dfs.Errorf(dfs.Invalid, giveUpNodes, "no node is named")
+	}
+	for _, n := range op.Lost {
+		if err := ev.checkLost(n); err != nil {
+			return err
+		}
+	}
+	return ev.loseNodes(op.Generation, op.Lost)
+}
+
+const giveUpNodes = "give nodes up"
+
+// checkLost refuses to give up what is no meta node, see CheckLost. A number that was
+// given out and is not in the map is one that only lost nodes knew of.
+func (ev *entry) checkLost(n uint32) error {
+	if n > ev.st.LastNode {
+		return dfs.Errorf(dfs.NotExist, giveUpNodes, "%v is no node of this cluster", dfs.NodeID(n))
+	}
+	return CheckLost(ev.m, dfs.NodeID(n))
+}
+
+// CheckLost refuses a node that cannot be given up as a lost meta node, as far as a map
+// has it: one without the role has no replica of any group, and loses its blocks by
+// another way.
+func CheckLost(m *dfs.Map, id dfs.NodeID) error {
+	if id == 0 {
+		return dfs.Errorf(dfs.NotExist, giveUpNodes, "%v is no node of this cluster", id)
+	}
+	if n := m.Node(id); n != nil && !n.Roles.Has(dfs.RoleMeta) {
+		return dfs.Errorf(dfs.Invalid, giveUpNodes, "%s (%v) is no meta node: its roles are %v", n.Name, id, n.Roles)
+	}
+	return nil
+}
+
+// loseNodes takes nodes that are lost for good out of every list: the planner fills the
+// places. Their directories are refused when they come back.
+func (ev *entry) loseNodes(generation uint64, nodes []uint32) error {
+	lost := wire.IDs[dfs.NodeID](nodes)
 	for _, id := range lost {
 		if n := ev.m.Node(id); n != nil && !n.Replaced {
 			ev.node(id).Replaced = true
@@ -135,11 +174,12 @@ func (ev *entry) giveUp(op *wire.GiveUpOp) error {
 			ev.changed = true
 		}
 	}
-	r := &wire.Recovery{Generation: op.Generation, Lost: op.Lost}
+	r := &wire.Recovery{Generation: generation, Lost: nodes}
 	if old := ev.st.Recovery; old != nil {
 		r.Generation = max(r.Generation, old.Generation)
-		r.Lost = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(old.Lost), op.Lost...))))
+		r.Lost = append(slices.Clone(old.Lost), nodes...)
 	}
+	r.Lost = slices.Compact(slices.Sorted(slices.Values(r.Lost)))
 	ev.st.Recovery = r
 	ev.sessions = true // so that every group is told anew which sessions have ended
 	return nil
