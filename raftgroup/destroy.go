@@ -33,8 +33,10 @@ import (
 // confirmed by a majority that it leads; or it says that the group is dissolved,
 // of which no replica counts any more. Nothing is destroyed when it returns an
 // error, which is returned, or when a leader of a group that is not dissolved has
-// spoken to the replica since it was called: Busy. Unavailable: the replica is
-// quarantined, or ctx ended first, in which case what was begun goes on without the caller.
+// spoken to the replica since it was called: Busy. A replica that has ended, in quarantine
+// or set aside for a recovery, is destroyed likewise: it hears no leader, but promises
+// nothing either. Unavailable: another takes its place, or ctx ended first, in which case
+// what was begun goes on without the caller.
 func (h *Host) DestroyReplica(ctx context.Context, g dfs.GroupID, confirm func(context.Context) (dissolved bool, err error)) error {
 	const op = "destroy replica"
 	r, err := h.find(g)
@@ -103,6 +105,9 @@ func (h *Host) beginDying(ctx context.Context, r *replica, dissolved bool, burie
 		return err
 	}
 	defer h.disown(r.id)
+	if h.replica(r.id) != r {
+		return dfs.Errorf(dfs.Unavailable, "destroy replica", "%v: another replica has taken its place", r.id)
+	}
 	if err := r.bury(dissolved, buried); err != nil {
 		return err
 	}
@@ -153,15 +158,28 @@ func (r *replica) bury(dissolved bool, buried chan struct{}) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case r.fault != nil:
+	case r.fault != nil && r.ill == nil && !r.aside:
 		return unavailable(op, r.fault)
-	case !dissolved && (!r.leaving || r.role == raft.StateLeader):
+	case r.fault == nil && !dissolved && (!r.leaving || r.role == raft.StateLeader):
 		return dfs.Errorf(dfs.Busy, op, "%v: a leader has spoken to the replica", r.id)
 	}
-	term := r.raw.BasicStatus().GetTerm()
+	term, err := r.termLocked()
+	if err != nil {
+		return err
+	}
 	r.endLocked(dfs.Errorf(dfs.Unavailable, op, "%v: the replica on node %v is destroyed", r.id, r.h.opts.Node))
 	r.h.writer.push(&logWrite{r: r, tombstone: term + 1, buried: buried, sync: true})
 	return nil
+}
+
+// termLocked is the last term in which the replica may have promised anything. The library
+// of one that has ended is not asked: it may be what is broken.
+func (r *replica) termLocked() (uint64, error) {
+	if r.fault == nil {
+		return r.raw.BasicStatus().GetTerm(), nil
+	}
+	hard, err := r.l.hardState()
+	return max(hard.GetTerm(), r.logTerm), err
 }
 
 // stageBurial is step 1.

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -62,4 +63,62 @@ func TestQuarantineOutlivesARecovery(t *testing.T) {
 		c.growFrom(g, 2)
 		c.converge(2, 3)
 	})
+}
+
+// TestDestroyEndedReplica: a replica whose group has moved on is destroyed though it takes
+// no part any more, set aside or in quarantine, and its node may have another one, in a
+// later term than the old one ever knew.
+func TestDestroyEndedReplica(t *testing.T) {
+	const g = 1
+	for _, tc := range []struct {
+		name string
+		end  func(t *testing.T, c *cluster)
+	}{
+		{"set aside", func(t *testing.T, c *cluster) {
+			c.isolate(3, true)
+			c.retry("set aside", func() error { return c.setAside(3, g, 7) })
+			c.isolate(3, false)
+		}},
+		{"in quarantine", func(t *testing.T, c *cluster) {
+			c.h(3).replica(g).quarantine(dfs.Errorf(dfs.Internal, "test", "broken"))
+		}},
+		{"both", func(t *testing.T, c *cluster) {
+			c.h(3).replica(g).quarantine(dfs.Errorf(dfs.Internal, "test", "broken"))
+			if err := c.setAside(3, g, 7); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newCluster(t, 1, 4, g)
+				defer c.stop()
+				swapped(t, c, g, false)
+				tc.end(t, c)
+				old := c.survivor(3, g)
+				notConfirmed := func(context.Context) (bool, error) { return false, dfs.Errorf(dfs.Unavailable, "confirm", "no") }
+				wantKind(t, c.h(3).DestroyReplica(t.Context(), g, notConfirmed), dfs.Unavailable)
+				if _, ok := c.h(3).Leader(g); !ok {
+					t.Fatal("it was destroyed without a word of the leader")
+				}
+				if err := c.h(3).DestroyReplica(t.Context(), g, c.confirm(g, 3)); err != nil {
+					t.Fatal(err)
+				}
+				wantKind(t, c.h(3).DestroyReplica(t.Context(), g, c.confirm(g, 3)), dfs.NotExist)
+				if log, state := rowsOf(t, c.h(3), g); log+state != 0 {
+					t.Errorf("%d rows of the log and %d of the state are left", log, state)
+				}
+				c.crash(3, 0)
+				if err := c.h(3).JoinGroup(g); err != nil {
+					t.Fatal(err)
+				}
+				if st, _ := c.h(3).Status(g); st.Term <= old.Term {
+					t.Errorf("it begins in term %d, the old one was in %d", st.Term, old.Term)
+				}
+				c.grow(g, 3)
+				c.propose(g, "put k1 again")
+				c.converge(1, 2, 3, 4)
+			})
+		})
+	}
 }

@@ -83,6 +83,7 @@ func (h *Host) loadGeneration(r *replica) (aside uint64, err error) {
 
 // setAsideLocked ends a replica whose log and state stay.
 func (r *replica) setAsideLocked(generation uint64) {
+	r.aside = true
 	r.endLocked(dfs.Errorf(dfs.Unavailable, "serve", "%v: this replica is set aside for the recovery of the group as generation %d: dfsd group recover", r.id, generation))
 }
 

@@ -24,7 +24,7 @@ const maxRound = 16
 //	 │   ▲                                                    ▲
 //	 │   └── state installed ── needs state ──────────────────┘
 //	 ├── leader says: removed ──▶ passive ── leader's append ──▶ serving
-//	 ├── no member, as a leader confirms ──▶ destroyed, see DestroyReplica
+//	 ├── no member, as a leader confirms, ended or not ──▶ destroyed, see DestroyReplica
 //	 └── set aside for a recovery, recovered, overtaken by one: see recover.go
 //
 // Locks are taken in the order state.gate, mu, any other; nothing that waits
@@ -63,6 +63,7 @@ type replica struct {
 
 	fault     error         // why the replica does and answers nothing any more; nil while it does
 	ill       error         // the fault that put it into quarantine, for the life of this host; nil: none
+	aside     bool          // it was set aside for a recovery
 	overtaken bool          // a later generation of the group takes its place
 	passive   bool          // a leader said that this node is no longer a member
 	leaving   bool          // about to be destroyed, and no leader has spoken since: see DestroyReplica
