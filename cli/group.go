@@ -92,7 +92,7 @@ func (s *status) replicas(ctx context.Context, c *client.Client, g *groupStatus)
 			continue
 		}
 		r := replicaStatus{
-			Node: n.Name, Role: "none", Term: reply.GetTerm(), Applied: reply.GetApplied(), Log: reply.GetLogBytes(), Match: p.GetMatch(),
+			Node: s.memberName(n.ID), Role: "none", Term: reply.GetTerm(), Applied: reply.GetApplied(), Log: reply.GetLogBytes(), Match: p.GetMatch(),
 			Snapshot: p.GetSnapshot() || reply.GetNeedState(), Fault: reply.GetFault(),
 		}
 		switch {

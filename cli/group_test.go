@@ -59,6 +59,9 @@ func TestRecoverVerb(t *testing.T) {
 	c.no(2, "stand alone", "group", "recover", "--acknowledge", "--all")
 	c.no(2, "is no number of a group", "group", "recover", "--lost", "extra", "--group", "first")
 	c.no(1, "extra (n2) is not lost: it answers at extra:7400", "group", "recover", "--lost", "extra", "--all")
+	if out := c.ok("group", "recover", "--acknowledge"); !strings.Contains(out, "nothing to acknowledge") { // and nobody is asked
+		t.Errorf("without a recovery: %s", out)
+	}
 	c.ok("mkdir", "/d")
 	end()
 	c.no(1, "nobody is no meta node", "group", "recover", "--lost", "nobody,n2", "--all")
@@ -77,9 +80,24 @@ func TestRecoverVerb(t *testing.T) {
 	if out := c.ok("status"); !strings.Contains(out, "deletes are held") || !strings.Contains(out, "degraded") {
 		t.Errorf("the status says %s", out)
 	}
-	c.ok("group", "recover", "--acknowledge", "--yes")
+	nothingLeft := func() {
+		t.Helper()
+		code, stdout, stderr := c.run("group", "recover", "--lost", "extra", "--all") // nobody is asked
+		if code != 0 || stdout != "there is nothing to recover: every group has its majority, and extra (n2) was given up before\n" || stderr != "" {
+			t.Errorf("a second recovery: exit code %d: %s%s", code, stdout, stderr)
+		}
+	}
+	nothingLeft()
+	c.no(2, "say --yes", "group", "recover", "--acknowledge")
+	if out := c.ok("group", "recover", "--acknowledge", "--yes"); out != "acknowledged: deletes go on\n" {
+		t.Errorf("the acknowledgement: %s", out)
+	}
+	nothingLeft()
 	if out := c.ok("status"); strings.Contains(out, "deletes are held") {
 		t.Errorf("the status says %s", out)
+	}
+	if out := c.ok("group", "recover", "--acknowledge", "--json"); !strings.Contains(out, `"acknowledged":false`) {
+		t.Errorf("a second acknowledgement: %s", out)
 	}
 	c.ok("group", "recover", "--take-back", "--yes")
 }

@@ -93,12 +93,19 @@ func (a *app) recoverGroups(ctx context.Context, f *recoverFlags) error {
 		if err != nil {
 			return failed(recoverVerb, "", err)
 		}
-		if len(plan.Groups) == 0 {
-			fmt.Fprintln(a.proc.Err, "Every group has its majority without the lost nodes. They are given up.")
-		} else if err := printPlan(a.proc.Err, plan); err != nil {
-			return err
+		warning := "There is no way back from this, and none to what only the lost nodes had."
+		switch {
+		case plan.Done:
+			return a.nothingToRecover(plan, f)
+		case len(plan.Groups) == 0:
+			fmt.Fprintf(a.proc.Err, "Every group has its majority: none is recovered. Given up for good: %s.\n", recoveryNames(plan.Lost))
+			warning = "There is no way back from this: their directories are refused from then on."
+		default:
+			if err := printPlan(a.proc.Err, plan); err != nil {
+				return err
+			}
 		}
-		if err := a.ask(recoverVerb, "There is no way back from this, and none to what only the lost nodes had.", &f.groupFlags); err != nil {
+		if err := a.ask(recoverVerb, warning, &f.groupFlags); err != nil {
 			return err
 		}
 		err = c.Recover(ctx, plan, func(step string) { fmt.Fprintln(a.proc.Err, step) })
@@ -108,30 +115,67 @@ func (a *app) recoverGroups(ctx context.Context, f *recoverFlags) error {
 		if f.json {
 			return printJSON(a.proc.Out, recoveredJSON(plan))
 		}
-		_, err = fmt.Fprintf(a.proc.Out, `recovered %d groups as generation %d. Next:
+		what := fmt.Sprintf("recovered %s as generation %d", plural(len(plan.Groups), "group"), plan.Generation)
+		if len(plan.Groups) == 0 {
+			what = "given up: " + recoveryNames(plan.Lost)
+		}
+		_, err = fmt.Fprintf(a.proc.Out, `%s. Next:
   1. start fresh meta nodes, with empty data directories, in the place of the lost ones; never their old disks
   2. wait for dfsd group ls to show as many voters as before
   3. look at your files, and at dfsd status
   4. dfsd group recover --acknowledge: nothing is deleted before
-`, len(plan.Groups), plan.Generation)
+`, what)
 		return err
 	})
 }
 
-func (a *app) acknowledge(ctx context.Context, c *client.Client, f *recoverFlags) error {
-	if err := a.ask(recoverVerb, "Deletes go on in all groups: what files do not name any more is gone then.", &f.groupFlags); err != nil {
-		return err
+// nothingToRecover says so: it is no fault, and nothing was done.
+func (a *app) nothingToRecover(p *client.RecoveryPlan, f *recoverFlags) error {
+	if f.json {
+		return printJSON(a.proc.Out, recoveredJSON(p))
 	}
-	if err := c.Acknowledge(ctx); err != nil {
+	_, err := fmt.Fprintf(a.proc.Out, "there is nothing to recover: every group has its majority, and %s given up before\n", areText(p.Lost))
+	return err
+}
+
+// areText names nodes with their verb.
+func areText(ns []client.RecoveryNode) string {
+	if len(ns) == 1 {
+		return recoveryNames(ns) + " was"
+	}
+	return recoveryNames(ns) + " were"
+}
+
+func recoveryNames(ns []client.RecoveryNode) string {
+	var out []string
+	for _, n := range ns {
+		out = append(out, n.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func (a *app) acknowledge(ctx context.Context, c *client.Client, f *recoverFlags) error {
+	held, err := c.Acknowledge(ctx, true)
+	if err == nil && held {
+		if err := a.ask(recoverVerb, "Deletes go on in all groups: what files do not name any more is gone then.", &f.groupFlags); err != nil {
+			return err
+		}
+		_, err = c.Acknowledge(ctx, false)
+	}
+	if err != nil {
 		return failed(recoverVerb, "", err)
 	}
 	if f.json {
 		return printJSON(a.proc.Out, struct {
 			Version      int  `json:"version"`
 			Acknowledged bool `json:"acknowledged"`
-		}{jsonVersion, true})
+		}{jsonVersion, held})
 	}
-	_, err := fmt.Fprintln(a.proc.Out, "acknowledged: deletes go on")
+	text := "acknowledged: deletes go on"
+	if !held {
+		text = "there is nothing to acknowledge: no recovery holds deletes back"
+	}
+	_, err = fmt.Fprintln(a.proc.Out, text)
 	return err
 }
 
@@ -158,14 +202,7 @@ func (a *app) takeBack(ctx context.Context, c *client.Client, f *recoverFlags) e
 
 // printPlan shows what is going to be done, group by group.
 func printPlan(w io.Writer, p *client.RecoveryPlan) error {
-	names := func(ns []client.RecoveryNode) string {
-		var out []string
-		for _, n := range ns {
-			out = append(out, n.String())
-		}
-		return strings.Join(out, ", ")
-	}
-	fmt.Fprintf(w, "Given up for good: %s. Answering: %s.\n\n", names(p.Lost), names(p.Nodes))
+	fmt.Fprintf(w, "Given up for good: %s. Answering: %s.\n\n", recoveryNames(p.Lost), recoveryNames(p.Nodes))
 	for i := range p.Groups {
 		g := &p.Groups[i]
 		fmt.Fprintf(w, "Group %d, voters %v, goes on from %v:\n", g.Group, g.Voters, g.Nodes[g.Chosen])

@@ -172,6 +172,13 @@ func (s *status) nodeName(id dfs.NodeID) string {
 	return id.String()
 }
 
+func (s *status) memberName(id dfs.NodeID) string {
+	if n := s.m.Node(id); n != nil && n.Replaced {
+		return fmt.Sprintf("%s(%v)", n.Name, id)
+	}
+	return s.nodeName(id)
+}
+
 func (s *status) addStores(r *wire.StatusReply) {
 	acts := map[dfs.StoreID]int{}
 	for _, pg := range s.m.PGs {
@@ -317,7 +324,7 @@ func (s *status) addGroups(r *wire.StatusReply) {
 		away, _ := s.awayFrom(r, row)
 		out.Away = s.names(wire.Ints(away))
 		if g.GetLeader() != 0 {
-			out.Leader = s.nodeName(dfs.NodeID(g.GetLeader()))
+			out.Leader = s.memberName(dfs.NodeID(g.GetLeader()))
 		}
 		s.Groups = append(s.Groups, out)
 	}
@@ -429,10 +436,12 @@ func (s *status) replicaReasons(r *wire.StatusReply) (out []string) {
 	return out
 }
 
+// names names members of a group. One that was replaced or given up has its number behind
+// its name: another may have that name by now.
 func (s *status) names(ids []uint32) []string {
 	out := []string{}
 	for _, id := range ids {
-		out = append(out, s.nodeName(dfs.NodeID(id)))
+		out = append(out, s.memberName(dfs.NodeID(id)))
 	}
 	slices.Sort(out)
 	return out

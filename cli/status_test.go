@@ -210,3 +210,25 @@ func TestThinGroups(t *testing.T) {
 		t.Errorf("%q lacks %q", s.Repair.Why, want)
 	}
 }
+
+// TestReplacedMembersAreTold: a node that was replaced or given up is not taken for the one
+// that has its name now.
+func TestReplacedMembersAreTold(t *testing.T) {
+	r := healthy()
+	m, err := r.Map.ToDFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Nodes[1].Name = "meta1"
+	m.Groups[1].Replicas = []dfs.NodeID{1, 2}
+	r.Groups[1].Voters, r.Groups[1].Learners, r.Groups[1].Leader = []uint32{2}, []uint32{1}, 2
+	r.Map = wire.FromMap(m)
+	s, err := toStatus(r, statusAt())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := s.Groups[1]
+	if fmt.Sprintf("%v %v %v %v %v", g.Target, g.Members, g.Learners, g.Leader, g.Away) != "[meta1 meta1(n2)] [meta1(n2)] [meta1] meta1(n2) [meta1(n2)]" {
+		t.Errorf("group 1 is %+v", g)
+	}
+}

@@ -23,6 +23,10 @@ type RecoveryPlan struct {
 	Groups     []GroupRecovery // to be recovered, the control group first
 	Whole      []dfs.GroupID   // that have their majority without the lost nodes, and are left alone
 	Nodes      []RecoveryNode  // that answer
+
+	// Done says that nothing is left to do: no group has lost its majority, the lost nodes
+	// were given up before, and all groups have heard of it.
+	Done bool
 }
 
 // RecoveryNode is a meta node of a plan.
@@ -213,6 +217,7 @@ func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 	if len(p.Nodes) == 0 {
 		return nil, noRecovery("no meta node answers")
 	}
+	given := !slices.ContainsFunc(p.Lost, func(n RecoveryNode) bool { x := in.m.Node(n.ID); return x == nil || !x.Replaced })
 	wanted := in.groups
 	if len(wanted) == 0 {
 		for _, g := range in.m.Groups {
@@ -234,7 +239,13 @@ func (in *recoveryInput) plan() (*RecoveryPlan, error) {
 			p.Whole = append(p.Whole, g)
 		}
 	}
+	p.Done = given && len(p.Groups) == 0 && !slices.ContainsFunc(in.answers, survivorAnswer.unfenced)
 	return p, in.checkControl(row(dfs.ControlGroup))
+}
+
+// unfenced reports whether some group has not heard yet that it was recovered.
+func (a survivorAnswer) unfenced() bool {
+	return slices.ContainsFunc(a.reply.GetGroups(), func(sv *wire.Survivor) bool { return sv.Unfenced })
 }
 
 // checkControl refuses to leave the control group behind: without it no other goes far.
@@ -371,8 +382,12 @@ func (in *recoveryInput) losses(rec *GroupRecovery) []string {
 }
 
 // Recover takes the steps of a plan; progress is told of each. It may be repeated with a
-// new plan after any error: what is done is found done.
+// new plan after any error: what is done is found done. Where nothing is left nothing is
+// asked for, which would hold deletes once more.
 func (c *Client) Recover(ctx context.Context, p *RecoveryPlan, progress func(string)) error {
+	if p.Done {
+		return nil
+	}
 	_, err := run(ctx, c, "recover", "", func(ctx context.Context) (struct{}, error) { return struct{}{}, c.recover(ctx, p, progress) })
 	return err
 }
@@ -521,22 +536,24 @@ func asideOf(answers []survivorAnswer) (out []asideStep) {
 	return out
 }
 
-// Acknowledge ends what a recovery holds back, in every group.
-func (c *Client) Acknowledge(ctx context.Context) error {
-	return opErr(ctx, c, "acknowledge recovery", "", func(ctx context.Context) error {
+// Acknowledge ends what a recovery holds back, in every group. It reports whether anything
+// was held back; with look it does no more.
+func (c *Client) Acknowledge(ctx context.Context, look bool) (held bool, err error) {
+	return run(ctx, c, "acknowledge recovery", "", func(ctx context.Context) (held bool, err error) {
 		m, err := c.getMap(ctx, &wire.GetMapRequest{Linearizable: true})
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, g := range append(m.Namespace(), dfs.ControlGroup) { // the control group last: it says so until all is done
 			err := c.book.Call(ctx, g, true, func(ctx context.Context, s wire.DRPCMetaClient) error {
-				_, err := s.Acknowledge(ctx, &wire.AcknowledgeRequest{Group: uint32(g)})
+				reply, err := s.Acknowledge(ctx, &wire.AcknowledgeRequest{Group: uint32(g), Look: look})
+				held = held || reply.GetHeld()
 				return err
 			})
 			if err != nil {
-				return dfs.Wrap("acknowledge recovery", g.String(), err)
+				return false, dfs.Wrap("acknowledge recovery", g.String(), err)
 			}
 		}
-		return nil
+		return held, nil
 	})
 }

@@ -155,3 +155,34 @@ func TestAsideOfRecoveredGroupsStays(t *testing.T) {
 		t.Errorf("taken back are %v (group, node), want %v", got, want)
 	}
 }
+
+// TestDonePlans: a plan is done only when the lost nodes were given up and all groups have
+// heard of it.
+func TestDonePlans(t *testing.T) {
+	for _, c := range []struct {
+		name               string
+		replaced, unfenced bool
+		voters             []uint32
+		want               bool
+	}{
+		{"done", true, false, []uint32{1}, true},
+		{"not given up yet", false, false, []uint32{1}, false},
+		{"not told all groups yet", true, true, []uint32{1}, false},
+		{"a group is left to recover", true, false, []uint32{1, 2}, false},
+	} {
+		m := &dfs.Map{Nodes: []*dfs.Node{{ID: 1, Name: "a", Roles: dfs.RoleMeta}, {ID: 2, Name: "b", Roles: dfs.RoleMeta, Replaced: c.replaced}}}
+		in := recoveryInput{m: m, now: 100, answers: []survivorAnswer{{
+			addr: "a:1", probe: &wire.ProbeReply{Cluster: make([]byte, 16), Node: 1}, reply: &wire.SurvivorsReply{Name: "a", Node: 1, Groups: []*wire.Survivor{
+				{Group: 0, Last: 9, LastTerm: 2, Voters: c.voters}, {Group: 1, Last: 9, LastTerm: 2, Voters: c.voters, Unfenced: c.unfenced},
+			}},
+		}}}
+		var err error
+		if in.lost, err = in.find([]string{"b"}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := in.plan()
+		if err != nil || p.Done != c.want {
+			t.Errorf("%s: %+v, %v", c.name, p, err)
+		}
+	}
+}

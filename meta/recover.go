@@ -40,7 +40,7 @@ func (s *Service) Survivors(context.Context, *wire.SurvivorsRequest) (*wire.Surv
 		}
 		out := survivorOf(&sv)
 		if sv.Unreadable == nil {
-			out.Begun = s.begun(h, g)
+			out.Begun, out.Unfenced = s.begun(h, g)
 		} else {
 			s.log.Warn("a replica cannot be read for a recovery", "group", uint16(g), "cause", sv.Unreadable)
 		}
@@ -64,17 +64,20 @@ func survivorOf(sv *raftgroup.Survivor) *wire.Survivor {
 	return out
 }
 
-// begun reports whether a namespace group has its first state here. A replica that is
-// set aside answers no question; what it has counts all the same.
-func (s *Service) begun(h *raftgroup.Host, g dfs.GroupID) (begun bool) {
+// begun reports whether a namespace group has its first state here, and whether it is
+// unfenced after a recovery. A replica that is set aside answers no question; what it has
+// counts all the same.
+func (s *Service) begun(h *raftgroup.Host, g dfs.GroupID) (begun, unfenced bool) {
 	if g == dfs.ControlGroup {
-		return false
+		return false, false
 	}
 	err := h.ReadRemnant(g, func(r raftgroup.Reader) (err error) {
-		begun, err = namespace.Begun(r)
+		if begun, err = namespace.Begun(r); err == nil {
+			unfenced, err = namespace.Unfenced(r)
+		}
 		return err
 	})
-	return err == nil && begun
+	return err == nil && begun, err == nil && unfenced
 }
 
 // Recover implements the meta service. Every step may be repeated.
@@ -198,28 +201,44 @@ func (s *Service) heardAmong(h *raftgroup.Host, m *dfs.Map, nodes []dfs.NodeID) 
 // Acknowledge implements the meta service.
 func (s *Service) Acknowledge(ctx context.Context, req *wire.AcknowledgeRequest) (*wire.AcknowledgeReply, error) {
 	if req.Group == 0 {
-		if _, err := s.controlLeader(); err != nil {
-			return nil, err
-		}
-		_, err := s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Acknowledge{Acknowledge: &wire.AcknowledgeOp{}}})
-		if err != nil {
-			return nil, err
-		}
-		s.log.Info("the recovery is acknowledged: deletes go on", "group", 0)
-		return &wire.AcknowledgeReply{}, nil
+		return s.acknowledgeControl(ctx, req.Look)
 	}
 	g, h, err := s.namespaceLeader(req.Group)
 	if err != nil {
 		return nil, err
 	}
-	if held, err := s.heldNow(ctx, h, g); err != nil || !held && s.maps.recovery() == 0 {
-		return &wire.AcknowledgeReply{}, err
+	held, err := s.heldNow(ctx, h, g)
+	if err != nil || !held || req.Look {
+		return &wire.AcknowledgeReply{Held: held}, err
 	}
 	res, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Acknowledge{Acknowledge: &wire.NamespaceAcknowledgeOp{}}})
 	if err != nil {
 		return nil, err
 	}
-	return &wire.AcknowledgeReply{}, res.ToError("acknowledge recovery", g.String())
+	return &wire.AcknowledgeReply{Held: true}, res.ToError("acknowledge recovery", g.String())
+}
+
+// acknowledgeControl ends what the control group holds back, in all groups.
+func (s *Service) acknowledgeControl(ctx context.Context, look bool) (*wire.AcknowledgeReply, error) {
+	h, err := s.controlLeader()
+	if err != nil {
+		return nil, err
+	}
+	held := false
+	err = h.Read(ctx, dfs.ControlGroup, func(r raftgroup.Reader) error {
+		st, err := control.ReadState(r)
+		held = st.GetRecovery() != nil
+		return err
+	})
+	if err != nil || !held || look {
+		return &wire.AcknowledgeReply{Held: held}, err
+	}
+	_, err = s.proposeControl(ctx, &wire.ControlEntry{Entry: &wire.ControlEntry_Acknowledge{Acknowledge: &wire.AcknowledgeOp{}}})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("the recovery is acknowledged: deletes go on", "group", 0)
+	return &wire.AcknowledgeReply{Held: true}, nil
 }
 
 // held reports whether nothing of a group is deleted since a recovery, of this or any other

@@ -142,8 +142,8 @@ func TestRecoverLostMajority(t *testing.T) {
 		if kept, trashed, tombstones := statesOf(t, c, p, blocks); kept == 0 || trashed+tombstones > 0 {
 			t.Errorf("while deletes are held: %d copies kept, %d in the trash, %d tombstones", kept, trashed, tombstones)
 		}
-		if err := p.Acknowledge(t.Context()); err != nil {
-			t.Fatal(err)
+		if held, err := p.Acknowledge(t.Context(), false); err != nil || !held {
+			t.Fatalf("held %v, %v", held, err)
 		}
 		await(t, 5*time.Minute, func() string {
 			if kept, _, _ := statesOf(t, c, p, blocks); kept > 0 {
@@ -183,8 +183,8 @@ func TestRecoverHoldsQueuedDeletes(t *testing.T) {
 		if kept, trashed, tombstones := statesOf(t, c, p, blocks); kept != 3*len(blocks) || trashed+tombstones > 0 {
 			t.Errorf("while deletes are held: of %d blocks %d copies kept, %d in the trash, %d tombstones", len(blocks), kept, trashed, tombstones)
 		}
-		if err := p.Acknowledge(t.Context()); err != nil {
-			t.Fatal(err)
+		if held, err := p.Acknowledge(t.Context(), false); err != nil || !held {
+			t.Fatalf("held %v, %v", held, err)
 		}
 		await(t, 5*time.Minute, func() string {
 			if kept, _, _ := statesOf(t, c, p, blocks); kept > 0 {
@@ -253,8 +253,8 @@ func TestRecoverOneGroup(t *testing.T) {
 			start(t, c, i)
 			refusedForGood(t, c, i)
 		}
-		if err := p.Acknowledge(t.Context()); err != nil {
-			t.Fatal(err)
+		if held, err := p.Acknowledge(t.Context(), false); err != nil || !held {
+			t.Fatalf("held %v, %v", held, err)
 		}
 		c.Crash(down...)
 		unchanged(t, p, kept)

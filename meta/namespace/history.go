@@ -211,6 +211,13 @@ func Begun(r raftgroup.Reader) (bool, error) {
 	return st != nil, err
 }
 
+// Unfenced reports whether the group was recovered and takes no command yet: the control
+// group has not said since which sessions have ended.
+func Unfenced(r raftgroup.Reader) (bool, error) {
+	st, err := readState(r)
+	return st != nil && st.unfenced, err
+}
+
 // Fence returns up to which session the group fences those that are not live,
 // and the index of the control group's state that it was told so from.
 func Fence(r raftgroup.Reader) (highest dfs.SessionID, index uint64, err error) {

@@ -4069,6 +4069,7 @@ type Survivor struct {
 	Leader        uint32                 `protobuf:"varint,15,opt,name=leader,proto3" json:"leader,omitempty"`        // 0: it follows nobody
 	Unfit         string                 `protobuf:"bytes,16,opt,name=unfit,proto3" json:"unfit,omitempty"`           // why nothing can be recovered from it; empty: it can
 	Begun         bool                   `protobuf:"varint,17,opt,name=begun,proto3" json:"begun,omitempty"`          // the group has its first state here
+	Unfenced      bool                   `protobuf:"varint,19,opt,name=unfenced,proto3" json:"unfenced,omitempty"`    // it was recovered, and waits to be told once more which sessions have ended
 	Unreadable    string                 `protobuf:"bytes,18,opt,name=unreadable,proto3" json:"unreadable,omitempty"` // why what it has cannot be read: nothing else is known of it; empty: it can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4219,6 +4220,13 @@ func (x *Survivor) GetUnfit() string {
 func (x *Survivor) GetBegun() bool {
 	if x != nil {
 		return x.Begun
+	}
+	return false
+}
+
+func (x *Survivor) GetUnfenced() bool {
+	if x != nil {
+		return x.Unfenced
 	}
 	return false
 }
@@ -4482,6 +4490,7 @@ func (*GiveUpReply) Descriptor() ([]byte, []int) {
 type AcknowledgeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Look          bool                   `protobuf:"varint,2,opt,name=look,proto3" json:"look,omitempty"` // only say whether anything is held back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4523,8 +4532,16 @@ func (x *AcknowledgeRequest) GetGroup() uint32 {
 	return 0
 }
 
+func (x *AcknowledgeRequest) GetLook() bool {
+	if x != nil {
+		return x.Look
+	}
+	return false
+}
+
 type AcknowledgeReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Held          bool                   `protobuf:"varint,1,opt,name=held,proto3" json:"held,omitempty"` // something was held back, or with look is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4557,6 +4574,13 @@ func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
 func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *AcknowledgeReply) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
 }
 
 type StatusRequest struct {
@@ -5278,7 +5302,7 @@ const file_meta_proto_rawDesc = "" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\rR\x04node\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12+\n" +
-	"\x06groups\x18\x05 \x03(\v2\x13.dfsd.wire.SurvivorR\x06groups\"\xbf\x03\n" +
+	"\x06groups\x18\x05 \x03(\v2\x13.dfsd.wire.SurvivorR\x06groups\"\xdb\x03\n" +
 	"\bSurvivor\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1e\n" +
 	"\n" +
@@ -5299,7 +5323,8 @@ const file_meta_proto_rawDesc = "" +
 	"\blearners\x18\x0e \x03(\rR\blearners\x12\x16\n" +
 	"\x06leader\x18\x0f \x01(\rR\x06leader\x12\x14\n" +
 	"\x05unfit\x18\x10 \x01(\tR\x05unfit\x12\x14\n" +
-	"\x05begun\x18\x11 \x01(\bR\x05begun\x12\x1e\n" +
+	"\x05begun\x18\x11 \x01(\bR\x05begun\x12\x1a\n" +
+	"\bunfenced\x18\x13 \x01(\bR\bunfenced\x12\x1e\n" +
 	"\n" +
 	"unreadable\x18\x12 \x01(\tR\n" +
 	"unreadable\"\xf5\x02\n" +
@@ -5329,10 +5354,12 @@ const file_meta_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x12\n" +
 	"\x04lost\x18\x02 \x03(\rR\x04lost\"\r\n" +
-	"\vGiveUpReply\"*\n" +
+	"\vGiveUpReply\">\n" +
 	"\x12AcknowledgeRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\rR\x05group\"\x12\n" +
-	"\x10AcknowledgeReply\"\x0f\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
+	"\x04look\x18\x02 \x01(\bR\x04look\"&\n" +
+	"\x10AcknowledgeReply\x12\x12\n" +
+	"\x04held\x18\x01 \x01(\bR\x04held\"\x0f\n" +
 	"\rStatusRequest\"\xc3\x03\n" +
 	"\vStatusReply\x12'\n" +
 	"\x03map\x18\x01 \x01(\v2\x15.dfsd.wire.ClusterMapR\x03map\x12\x16\n" +
