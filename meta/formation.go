@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,35 +41,50 @@ func (s *Service) enter() error {
 			return s.ctx.Err()
 		}
 	}
-	h, err := s.open()
+	h, err := s.openHosted()
 	if err != nil {
-		return err
-	}
-	s.host.Store(h) // from here on Close closes it
-	ms := id.Membership()
-	if err := s.joinGroup(h, dfs.ControlGroup); err != nil {
 		return err
 	}
 	s.publish()
 	s.wg.Go(s.publishLoop)
-	if !ms.Founding && !s.awaitMap() {
-		return s.ctx.Err()
-	}
-	if ms.Founding {
-		for g := range s.opts.Groups {
-			if err := s.joinGroup(h, dfs.GroupID(g+1)); err != nil {
-				return err
-			}
+	ms := id.Membership()
+	if !ms.Founding {
+		if !s.awaitMap() {
+			return s.ctx.Err()
 		}
-		if err := s.found(h); err != nil {
+		return nil
+	}
+	for g := range s.opts.Groups {
+		if err := s.joinGroup(h, dfs.GroupID(g+1)); err != nil {
 			return err
 		}
 	}
-	if ms.Hosted && !ms.Founding {
-		return nil
+	if err := s.found(h); err != nil {
+		return err
 	}
-	ms.Hosted, ms.Founding = true, false
+	ms.Founding = false
 	return id.SaveMembership(ms)
+}
+
+// openHosted opens the host with a replica of the control group, and notes that there is one
+// before the replica hears or says anything: stores that are missing after that are lost,
+// whatever else goes wrong.
+func (s *Service) openHosted() (*raftgroup.Host, error) {
+	h, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	err = s.joinGroup(h, dfs.ControlGroup)
+	if err == nil {
+		ms := s.opts.Identity.Membership()
+		ms.Hosted = true
+		err = s.opts.Identity.SaveMembership(ms)
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	s.host.Store(h) // from here on Close closes it
+	return h, nil
 }
 
 // seekCluster asks every listed peer once. It reports whether the identity is

@@ -226,18 +226,11 @@ func (s *Service) reopen(why error) error {
 			return err
 		}
 	}
-	h, err := s.open()
-	if err != nil {
-		return err
-	}
-	s.host.Store(h) // from here on Close closes it
-	if err := s.joinGroup(h, dfs.ControlGroup); err != nil {
+	if _, err := s.openHosted(); err != nil {
 		return err
 	}
 	s.publish()
-	ms := s.opts.Identity.Membership()
-	ms.Hosted = true
-	return s.opts.Identity.SaveMembership(ms)
+	return nil
 }
 
 // asideLoop removes the damaged stores once this node votes in every group again.
