@@ -56,6 +56,9 @@ func (c *change) readCreation(op *wire.CreateOp) (*creation, error) {
 		return nil, err
 	}
 	if k.ino != 0 {
+		if err := c.free(inodeKey(k.ino), true); err != nil {
+			return nil, err
+		}
 		k.lease, err = c.leased(k.ino)
 	} else {
 		k.ino, err = c.pick()

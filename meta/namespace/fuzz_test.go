@@ -261,18 +261,12 @@ func recode(key, value []byte) ([]byte, error) {
 	case tag == tagLock:
 		l, err := decodeLock(key, value)
 		return l.append(nil), err
-	case tag == tagPart:
-		in, err := decodePart(key, value)
-		if err != nil {
-			return nil, err
-		}
-		return protoRow(in)
+	case tag == tagPart: // messages can be written in many ways
+		_, err := decodePart(key, value)
+		return value, err
 	case tag == tagTxn:
-		rec, err := decodeTxn(key, value)
-		if err != nil {
-			return nil, err
-		}
-		return protoRow(rec)
+		_, err := decodeTxn(key, value)
+		return value, err
 	case tag == tagIntent:
 		in, err := decodeIntent(key, value)
 		if err != nil {

@@ -84,6 +84,9 @@ func historyKey(ended dfs.Version, key []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(k, uint64(ended)), key...)
 }
 
+// keyGroup reads the coordinator in the key of a share.
+func keyGroup(key []byte) dfs.GroupID { return dfs.GroupID(binary.BigEndian.Uint64(key[1:])) }
+
 // sessionSeq reads the key of a command's row.
 func sessionSeq(key []byte) (dfs.SessionID, uint64) {
 	return dfs.SessionID(binary.BigEndian.Uint64(key[1:])), binary.BigEndian.Uint64(key[9:])

@@ -476,7 +476,7 @@ func (v view) txn(q *wire.TxnQuery, st *state) (*wire.TxnResult, error) {
 		return &wire.TxnResult{State: wire.TxnResult_UNDECIDED}, nil
 	}
 	for _, p := range rec.Parts {
-		if p.Group == q.Group && p.Floor == q.Floor {
+		if q.Floor == 0 || p.Group == q.Group && p.Floor == q.Floor {
 			return &wire.TxnResult{State: wire.TxnResult_COMMITTED, Version: rec.Committed}, nil
 		}
 	}

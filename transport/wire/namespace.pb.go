@@ -5671,7 +5671,7 @@ type TxnQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Txn           *TxnID                 `protobuf:"bytes,1,opt,name=txn,proto3" json:"txn,omitempty"`
 	Group         uint32                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"` // of the participant that asks
-	Floor         uint64                 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"` // version of the entry by which it prepared its share
+	Floor         uint64                 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"` // version of the entry by which it prepared its share; 0: of what a reader met, its share is not asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
