@@ -99,10 +99,8 @@ func (c *change) need(ino dfs.Ino) (*inode, error) {
 
 // take is need for an inode that the entry changes, or removes: nobody else may hold it.
 func (c *change) take(ino dfs.Ino) (*inode, error) {
-	if ino.Group() == c.st.group {
-		if err := c.free(inodeKey(ino), true); err != nil {
-			return nil, err
-		}
+	if err := c.free(inodeKey(ino), true); err != nil {
+		return nil, err
 	}
 	return c.need(ino)
 }
@@ -148,6 +146,9 @@ func (c *change) directory(ino dfs.Ino) (*inode, error) {
 // openDirectory returns a directory of this group whose entries may change:
 // those that hold entries of it do not mind.
 func (c *change) openDirectory(ino dfs.Ino) (*inode, error) {
+	if err := c.free(inodeKey(ino), false); err != nil {
+		return nil, err
+	}
 	n, err := c.directory(ino)
 	if err != nil {
 		return nil, err
@@ -155,7 +156,7 @@ func (c *change) openDirectory(ino dfs.Ino) (*inode, error) {
 	if n.frozen || n.unlinked {
 		return nil, refuse(dfs.Frozen, "directory %v is being made or removed", ino)
 	}
-	return n, c.free(inodeKey(ino), false)
+	return n, nil
 }
 
 // at returns the version that an inode gets by this entry. That of a transaction

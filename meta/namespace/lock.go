@@ -16,7 +16,7 @@ import (
 // the decision, by the key of the row:
 //
 //	exclusive   an entry that is made, removed or kept; an inode that gets another
-//	            link count or parent, or is removed; the tree lock
+//	            link count or parent, or is made or removed; the tree lock
 //	shared      a directory in which an entry is locked: others may make and
 //	            remove entries of it, and it stays
 //
@@ -170,6 +170,10 @@ func locksOf(share *wire.TxnShare) []held {
 			hold(inodeKey(dfs.Ino(s.Moved.GetIno())), true)
 		case *wire.TxnStep_RemoveDir:
 			hold(inodeKey(dfs.Ino(s.RemoveDir.GetIno())), true)
+		case *wire.TxnStep_MakeDir: // an entry elsewhere may name it before it is made here
+			if ino := s.MakeDir.GetIno(); ino != 0 {
+				hold(inodeKey(dfs.Ino(ino)), true)
+			}
 		case *wire.TxnStep_Create:
 			op := s.Create.GetOp()
 			entry(op.GetParent(), op.GetName())

@@ -224,9 +224,6 @@ func (v view) entryOf(q *wire.EntryQuery) (*wire.EntryResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := v.pending(inodeKey(dir.ino), true); err != nil {
-		return nil, err
-	}
 	e, err := v.dentry(dir.ino, q.Name)
 	if err != nil {
 		return nil, err
@@ -249,9 +246,6 @@ func (v view) above(q *wire.AboveQuery, st *state) (*wire.AboveResult, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := v.pending(inodeKey(n.ino), true); err != nil {
-			return nil, err
-		}
 		out.Path = append(out.Path, uint64(n.ino))
 		switch {
 		case n.ino == dfs.RootIno:
@@ -260,7 +254,7 @@ func (v view) above(q *wire.AboveQuery, st *state) (*wire.AboveResult, error) {
 			out.Next = uint64(n.parent)
 			return out, nil
 		}
-		n, err = v.entry(n.parent)
+		n, err = v.need(n.parent)
 	}
 	return nil, refuse(dfs.TooLarge, "more than %d directories lie above", MaxDepth)
 }

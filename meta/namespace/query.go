@@ -99,9 +99,13 @@ func query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 	return nil, refuse(dfs.Unsupported, "query of an unknown kind")
 }
 
+// need returns an inode that must exist, and that nobody else decides about.
 func (v view) need(ino dfs.Ino) (*inode, error) {
 	if ino.Group() != v.g {
 		return nil, refuse(dfs.Invalid, "inode %v is not of group %v", ino, v.g)
+	}
+	if err := v.pending(inodeKey(ino), true); err != nil {
+		return nil, err
 	}
 	n, err := readInode(v.r, ino)
 	if err == nil && n == nil {
@@ -151,8 +155,10 @@ func (v view) walk(q *wire.WalkQuery) (*wire.WalkResult, error) {
 	if !n.isDir() && len(q.Names) > 0 {
 		return nil, refuse(dfs.NotDir, "inode %v is not a directory", n.ino)
 	}
-	if err := v.pending(inodeKey(n.ino), len(q.Names) > 0); err != nil {
-		return nil, err
+	if len(q.Names) == 0 {
+		if err := v.pending(inodeKey(n.ino), false); err != nil {
+			return nil, err
+		}
 	}
 	out := &wire.WalkResult{Start: n.wire()}
 	for i, name := range q.Names {
@@ -235,9 +241,6 @@ func (v view) readDir(q *wire.ReadDirQuery) (*wire.ReadDirResult, error) {
 	if len(q.After) > 0 {
 		lower = append(lower, 0) // the first name past it
 	}
-	if err := v.pending(inodeKey(dir.ino), true); err != nil {
-		return nil, err
-	}
 	out := &wire.ReadDirResult{Dir: dir.wire()}
 	limit, size := page(q.Limit), 0
 	upper := after(dentryKey(dir.ino, nil))
@@ -290,9 +293,6 @@ func page(limit uint32) int {
 func (v view) extents(q *wire.ExtentsQuery) (*wire.ExtentsResult, error) {
 	n, err := v.need(dfs.Ino(q.Ino))
 	if err != nil {
-		return nil, err
-	}
-	if err := v.pending(inodeKey(n.ino), false); err != nil {
 		return nil, err
 	}
 	if err := checkFile(n); err != nil {

@@ -327,4 +327,3 @@ func (c *change) carryOutShare(p *prepared) (outcome, error) {
 	}
 	return p.out, nil
 }
-

@@ -30,9 +30,10 @@ var errCrash = errors.New("the driver crashed")
 // coordinator's group does. It can be stopped before any entry of a transaction.
 type driver struct {
 	w     *world
-	crash int // entries of transactions that it may still propose; negative: any number
+	crash int // entries that it may still propose; negative: any number
 	place dfs.GroupID
 	life  uint32
+	apply func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) // nil: applied at once
 }
 
 func newDriver(w *world) *driver { return &driver{w: w, crash: -1, life: 10_000} }
@@ -42,7 +43,14 @@ func (d *driver) propose(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error)
 		return nil, errCrash
 	}
 	d.crash--
+	if d.apply != nil {
+		return d.apply(g, le)
+	}
 	return d.w.apply(g, le), nil
+}
+
+func (d *driver) command(g dfs.GroupID, cmd *wire.Command) (*wire.Result, error) {
+	return d.propose(g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
 }
 
 func (d *driver) entry(parent uint64, name []byte) (Entry, *wire.Attr, error) {
@@ -87,9 +95,9 @@ func (d *driver) facts(cmd *wire.Command) (f Facts, err error) {
 func (d *driver) do(cmd *wire.Command) (*wire.Result, error) {
 	g := Coordinator(cmd)
 	if cmd.GetMkdir() == nil || d.place == 0 || d.place == g {
-		res := d.w.command(g, cmd)
-		if dfs.Kind(res.Kind) != dfs.CrossGroup && (dfs.Kind(res.Kind) != dfs.Busy) {
-			return res, nil
+		res, err := d.command(g, cmd)
+		if err != nil || dfs.Kind(res.Kind) != dfs.CrossGroup && dfs.Kind(res.Kind) != dfs.Busy {
+			return res, err
 		}
 	}
 	for range 10 {
@@ -99,14 +107,14 @@ func (d *driver) do(cmd *wire.Command) (*wire.Result, error) {
 		}
 		plan := MakePlan(cmd, f)
 		if plan == nil {
-			return d.w.command(g, cmd), nil
+			return d.command(g, cmd)
 		}
 		res, err := d.transact(g, cmd, plan)
 		if err != nil || !res.Outdated {
 			return res, err
 		}
 	}
-	return nil, errors.New("every plan is outdated")
+	return &wire.Result{Kind: uint32(dfs.Busy), Text: "every plan is outdated"}, nil
 }
 
 // transact begins a transaction and brings it to its end.
@@ -122,13 +130,16 @@ func (d *driver) transact(g dfs.GroupID, cmd *wire.Command, plan *Plan) (*wire.R
 // run brings a transaction that has begun to its end.
 func (d *driver) run(id *wire.TxnID) (*wire.Result, error) {
 	txn, err := FindTransaction(d.w.reader(dfs.GroupID(id.Group)), dfs.SessionID(id.Session), id.Seq)
-	if err != nil || txn == nil {
-		return nil, fmt.Errorf("transaction %v: %v, %w", id, txn, err)
+	if err != nil {
+		return nil, err
+	}
+	if txn == nil { // somebody else has brought it to its end
+		return &wire.Result{Kind: uint32(dfs.Unavailable), Text: "it is over"}, nil
 	}
 	if txn.Commit == 0 {
 		return d.decide(txn)
 	}
-	return nil, d.finish(txn)
+	return &wire.Result{Kind: uint32(dfs.Unavailable), Text: "it is done: ask again"}, d.finish(txn)
 }
 
 func (d *driver) decide(txn *Transaction) (*wire.Result, error) {
@@ -184,8 +195,8 @@ func (d *driver) decide(txn *Transaction) (*wire.Result, error) {
 		return res, d.drop(txn)
 	}
 	txn, err = FindTransaction(d.w.reader(dfs.GroupID(txn.ID.Group)), dfs.SessionID(txn.ID.Session), txn.ID.Seq)
-	if err != nil {
-		return nil, err
+	if err != nil || txn == nil || txn.Commit == 0 {
+		return res, err
 	}
 	return res, d.finish(txn)
 }
