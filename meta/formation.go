@@ -28,11 +28,18 @@ const formationPause = 500 * time.Millisecond
 //	                 │ this one is first by name: found ────────────┘
 //	                 └ else: wait, and say for whom
 //
+// A directory that was empty asks for a name that another one has for emptyGrace first, and
+// looks meanwhile whether the disk that it should be on was mounted: then this start ends,
+// and the next one finds the right one.
+//
 // A directory that was a member before and whose Raft stores are lost or damaged
 // joins anew under another number: it may have voted. See rejoin.go.
 func (s *Service) enter() error {
 	id := s.opts.Identity
 	for id.Membership().Node == 0 {
+		if err := id.InPlace(); err != nil {
+			return err
+		}
 		done, err := s.seekCluster()
 		if err != nil {
 			return err

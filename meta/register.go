@@ -13,9 +13,16 @@ import (
 // a time. When there are more all are forgotten, and wait a little longer.
 const maxClaims = 64
 
-// claim is made by a start that wants to take the place of one at another address.
+// emptyGrace is how long a directory that was empty asks for the name of a meta node that is
+// on record with another one. A disk that is not mounted looks just like that, and the name,
+// once taken over, does not go back: the node on the disk is refused for ever. It is more than
+// the 90 s that systemd waits for a device.
+const emptyGrace = 2 * time.Minute
+
+// claim is made by a start that wants to take the place of one at another address, or of one
+// with another directory.
 type claim struct {
-	start uint64 // the first of its directory's since the one on record: it stays over restarts
+	start uint64 // the first of its directory's since the one on record, or the directory's mark: it stays over restarts
 	term  uint64 // of the control leader that hears it: an earlier leader listened to others
 }
 
@@ -55,7 +62,7 @@ func (s *Service) checkRegister(ctx context.Context, m *dfs.Map, req *wire.Regis
 		return s.checkReached(ctx, m, req)
 	}
 	term, _ := s.leads(dfs.ControlGroup)
-	if err := s.beats.admit(m, req, s.plan.ledFor(term)); err != nil {
+	if err := s.beats.admit(m, req, term, s.plan.ledFor(term)); err != nil {
 		return err
 	}
 	if err := s.checkHolder(ctx, m, req); err != nil {
@@ -90,8 +97,9 @@ func (s *Service) mayReturn(m *dfs.Map, req *wire.RegisterRequest) error {
 
 // admit refuses, for now, a meta node that takes over the name of one that was
 // heard lately: two data directories claim one name. A leader that has not
-// listened for as long does not know.
-func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest, led time.Duration) error {
+// listened for as long does not know. One that does not say which node it was has to wait
+// for emptyGrace, in which somebody may find out that it is not what was meant to start.
+func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest, term uint64, led time.Duration) error {
 	if m == nil || req.Node != 0 {
 		return nil
 	}
@@ -107,8 +115,32 @@ func (r *registry) admit(m *dfs.Map, req *wire.RegisterRequest, led time.Duratio
 		if led < voteFresh {
 			return dfs.Errorf(dfs.Unavailable, "register "+req.Name, "whether the node of this name at %s is up is not known yet", n.Addr)
 		}
+		if req.Replaces != 0 {
+			continue
+		}
+		first, again := r.claimLocked(claim{req.Incarnation.GetMark(), term})
+		if !again {
+			r.s.log.Warn("a meta node with an empty data directory asks for the name of another one: is a disk not mounted there?", "name", req.Name, "addr", req.Addr, "node", uint32(n.ID), "wait", emptyGrace)
+		}
+		if time.Since(first) < emptyGrace {
+			return dfs.Errorf(dfs.Unavailable, "register "+req.Name, "node %v has this name, in another data directory than this one, which was empty: if that is on a disk that is not mounted, stop this process, "+
+				"mount it, and start again; otherwise this one takes the place of node %v after %v", n.ID, n.ID, emptyGrace)
+		}
 	}
 	return nil
+}
+
+// claimLocked returns when a claim was first made, and whether that was before.
+func (r *registry) claimLocked(c claim) (first time.Time, again bool) {
+	if first, again = r.claims[c]; again {
+		return first, true
+	}
+	if len(r.claims) >= maxClaims {
+		clear(r.claims)
+	}
+	first = time.Now()
+	r.claims[c] = first
+	return first, false
 }
 
 // checkHolder refuses, for now, a start at another address until the start on
@@ -149,14 +181,7 @@ func (r *registry) judge(c claim, holder *dfs.Node) (free, proven bool) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	first, ok := r.claims[c]
-	if !ok {
-		if len(r.claims) >= maxClaims {
-			clear(r.claims)
-		}
-		first = now
-		r.claims[c] = now
-	}
+	first, _ := r.claimLocked(c)
 	last := r.words[holder.ID]
 	if holder.ID == r.s.opts.Identity.Membership().Node {
 		last = word{r.s.opts.Identity.Incarnation(), now}

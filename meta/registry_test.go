@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
@@ -23,11 +24,17 @@ func TestNamesAreTakenOver(t *testing.T) {
 		mark  uint64
 		heard time.Duration // of node 7, ago
 		led   time.Duration
+		asked time.Duration // ago, for the first time of this leader
+		from  uint64        // mark of the directory that it says it was
 		want  dfs.Kind
 	}{
-		{what: "it is up", name: "m7", mark: 71, heard: 0, led: long, want: dfs.Exist},
-		{what: "it was silent for long enough", name: "m7", mark: 71, heard: 2 * voteFresh, led: long},
-		{what: "nobody has listened for long enough", name: "m7", mark: 71, heard: long, led: voteFresh - 1, want: dfs.Unavailable},
+		{what: "it is up", name: "m7", mark: 71, heard: 0, led: long, asked: long, want: dfs.Exist},
+		{what: "it was silent for long enough", name: "m7", mark: 71, heard: 2 * voteFresh, led: long, asked: emptyGrace},
+		{what: "it may be on a disk that is not mounted", name: "m7", mark: 71, heard: long, led: long, asked: emptyGrace - time.Second, want: dfs.Unavailable},
+		{what: "it may be, and asks for the first time", name: "m7", mark: 71, heard: long, led: long, want: dfs.Unavailable},
+		{what: "it joins anew", name: "m7", mark: 71, from: 70, heard: long, led: long},
+		{what: "it joins anew, and was heard", name: "m7", mark: 71, from: 70, heard: 0, led: long, want: dfs.Exist},
+		{what: "nobody has listened for long enough", name: "m7", mark: 71, heard: long, led: voteFresh - 1, asked: long, want: dfs.Unavailable},
 		{what: "a leader just elected", name: "m7", mark: 71, heard: long, want: dfs.Unavailable},
 		{what: "just elected, and it was heard", name: "m7", mark: 71, heard: 0, want: dfs.Exist},
 		{what: "the leader's own", name: "m1", mark: 11, led: long, want: dfs.Exist},
@@ -35,9 +42,13 @@ func TestNamesAreTakenOver(t *testing.T) {
 		{what: "one that has a number", name: "m7", node: 7, mark: 70, heard: 0},
 		{what: "a new name", name: "m8", mark: 80, heard: 0},
 	} {
-		r := &registry{s: &Service{opts: Options{Identity: stranger{}}}, votes: map[dfs.NodeID]vote{7: {at: time.Now().Add(-c.heard)}}}
-		req := &wire.RegisterRequest{Name: c.name, Node: c.node, Incarnation: &wire.Incarnation{Mark: c.mark}}
-		if err := r.admit(m, req, c.led); dfs.KindOf(err) != c.want || (err == nil) != (c.want == 0) {
+		r := &registry{s: &Service{opts: Options{Identity: stranger{}}, log: slog.New(slog.DiscardHandler)}, claims: map[claim]time.Time{}, votes: map[dfs.NodeID]vote{7: {at: time.Now().Add(-c.heard)}}}
+		if c.asked > 0 {
+			r.claims[claim{c.mark, 5}] = time.Now().Add(-c.asked)
+		}
+		r.claims[claim{c.mark, 4}] = time.Now().Add(-long) // of an earlier leader
+		req := &wire.RegisterRequest{Name: c.name, Node: c.node, Incarnation: &wire.Incarnation{Mark: c.mark}, Replaces: c.from}
+		if err := r.admit(m, req, 5, c.led); dfs.KindOf(err) != c.want || (err == nil) != (c.want == 0) {
 			t.Errorf("%s: %v, want %v", c.what, err, c.want)
 		}
 	}

@@ -52,6 +52,10 @@ type Identity interface {
 	// Accept notes, durably, that this start is on record since a map epoch.
 	Accept(since dfs.Epoch) error
 
+	// InPlace returns an error when the data directory is another one by now than at the
+	// start, such as after its disk was mounted.
+	InPlace() error
+
 	Membership() Membership
 	// SaveMembership stores what the node learnt, durably.
 	SaveMembership(Membership) error

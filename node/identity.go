@@ -193,6 +193,20 @@ func (id *Identity) Incarnation() dfs.Incarnation {
 	return dfs.Incarnation{Mark: uint64(id.doc.Mark), Start: id.start}
 }
 
+// InPlace implements meta.Identity.
+func (id *Identity) InPlace() error {
+	raw, err := readFile(id.fs, id.fs.PathJoin(id.dir, identityFile))
+	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return dfs.Wrap("look at data directory", id.dir, err)
+	}
+	line, _, _ := strings.Cut(string(raw), "\n")
+	var there identityDoc
+	if err == nil && json.Unmarshal([]byte(line), &there) == nil && uint64(there.Mark) == id.Incarnation().Mark {
+		return nil
+	}
+	return dfs.Errorf(dfs.Stale, "look at data directory", "%s is another directory by now than the one that this process was started in: its disk was mounted, or it was replaced; start again", id.dir)
+}
+
 // Lineage implements meta.Identity.
 func (id *Identity) Lineage() (dfs.Lineage, dfs.Epoch) {
 	id.mu.Lock()

@@ -208,3 +208,28 @@ func TestRenewal(t *testing.T) {
 		return nil
 	})
 }
+
+// TestInPlace: a disk that is mounted over the directory in which a process was started, a
+// new one too, is found out; what the process itself writes there is not.
+func TestInPlace(t *testing.T) {
+	fs := vfs.NewMem()
+	id, err := OpenIdentity(fs, "d", "meta1", 42, numbers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer id.Close()
+	if err := errors.Join(id.InPlace(), id.Offer(), id.InPlace()); err != nil {
+		t.Error(err)
+	}
+	for _, mount := range []func() error{
+		func() error { return writeSynced(fs, "d/node.json", identityBytes) },
+		func() error { return fs.Remove("d/node.json") },
+	} {
+		if err := mount(); err != nil {
+			t.Fatal(err)
+		}
+		if err := id.InPlace(); dfs.KindOf(err) != dfs.Stale {
+			t.Errorf("after another disk was mounted: %v", err)
+		}
+	}
+}

@@ -436,7 +436,7 @@ func TestWipedMetaWhileAnotherIsDown(t *testing.T) {
 			start(t, c, down)
 			awaitReady(t, p)
 			var m *dfs.Map
-			took := await(t, 2*time.Minute, func() string {
+			took := await(t, 4*time.Minute, func() string {
 				id := membershipOf(t, c.nodes[wiped]).Node
 				if id == 0 {
 					return "the wiped node has not joined"
