@@ -90,18 +90,19 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestStatusFailed: status does not send its user to dfsd status.
-func TestStatusFailed(t *testing.T) {
+// TestLookFailed: a look at the cluster does not send its user to dfsd status.
+func TestLookFailed(t *testing.T) {
 	for _, c := range []struct {
+		verb string
 		err  error
 		line string
 	}{
-		{dfs.Errorf(dfs.Unavailable, "call", "not the leader"), "dfsd: status: not the leader; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
-		{dfs.Errorf(dfs.Deadline, "call", "too late"), "dfsd: status: too late; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
-		{dfs.Errorf(dfs.Busy, "call", "too many"), "dfsd: status: too many"},
-		{dfs.Errorf(dfs.Permission, "call", "no"), "dfsd: status: no"},
+		{"status", dfs.Errorf(dfs.Unavailable, "call", "not the leader"), "dfsd: status: not the leader; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
+		{"status", dfs.Errorf(dfs.Deadline, "call", "too late"), "dfsd: status: too late; no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"},
+		{"status", dfs.Errorf(dfs.Busy, "call", "too many"), "dfsd: status: too many"},
+		{"group ls", dfs.Errorf(dfs.Permission, "call", "no"), "dfsd: group ls: no"},
 	} {
-		if got := errorLine(statusFailed(c.err)); got != c.line {
+		if got := errorLine(lookFailed(c.verb, c.err)); got != c.line {
 			t.Errorf("printed %q, want %q", got, c.line)
 		}
 	}

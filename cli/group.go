@@ -53,7 +53,7 @@ func printGroupRow(w io.Writer, g *groupStatus) {
 // group's leader have it.
 type replicaStatus struct {
 	Node      string `json:"node"`
-	Role      string `json:"role"` // of raftgroup; "none": it has no replica; "silent": it does not answer
+	Role      string `json:"role"` // of raftgroup; "none": it has no replica; "silent": it does not answer; "replaced"
 	Term      uint64 `json:"term"`
 	Applied   uint64 `json:"applied"`
 	Log       uint64 `json:"log_bytes"`
@@ -116,12 +116,17 @@ func newGroupShow(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show GROUP", Short: "Show one Raft group and each of its replicas", Args: checked(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			const verb = "group show"
+			id, err := parseGroup(verb, args[0])
+			if err != nil {
+				return err
+			}
 			return a.withLook(cmd.Context(), func(c *client.Client) error {
-				s, err := lookAt(cmd.Context(), c)
+				s, err := lookAt(cmd.Context(), c, verb)
 				if err != nil {
 					return err
 				}
-				g, err := s.group("group show", args[0])
+				g, err := s.group(verb, id)
 				if err != nil {
 					return err
 				}
@@ -152,13 +157,22 @@ func newGroupShow(a *app) *cobra.Command {
 	return cmd
 }
 
-func (s *status) group(verb, name string) (groupStatus, error) {
+// parseGroup reads 7 or g7.
+func parseGroup(verb, name string) (dfs.GroupID, error) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(name, "g"), 10, 16)
+	if err != nil {
+		return 0, usagef("%s: %s is no number of a group: dfsd group ls lists them", verb, quote(name))
+	}
+	return dfs.GroupID(n), nil
+}
+
+func (s *status) group(verb string, id dfs.GroupID) (groupStatus, error) {
 	for _, g := range s.Groups {
-		if name == strconv.Itoa(int(g.Group)) || name == dfs.GroupID(g.Group).String() {
+		if g.Group == uint32(id) {
 			return g, nil
 		}
 	}
-	return groupStatus{}, withHint(failed(verb, name, dfs.NotExist), "see dfsd group ls")
+	return groupStatus{}, withHint(failed(verb, strconv.Itoa(int(id)), dfs.NotExist), "see dfsd group ls")
 }
 
 // metaNode finds a meta node by its name or number.
@@ -262,16 +276,16 @@ func (f *groupFlags) done(ctx context.Context, a *app, c *client.Client, verb st
 			ctx, cancel = context.WithTimeoutCause(ctx, cfg.Timeout, fmt.Errorf("it is decided, and was not done within %v: see dfsd group show %d", cfg.Timeout, id))
 			defer cancel()
 		}
-		look := func(ctx context.Context) (*status, error) { return lookAt(ctx, c) }
+		look := func(ctx context.Context) (*status, error) { return lookAt(ctx, c, verb) }
 		if g, err = a.awaitGroup(ctx, look, verb, id); err != nil {
 			return err
 		}
 	} else {
-		s, err := lookAt(ctx, c)
+		s, err := lookAt(ctx, c, verb)
 		if err != nil {
 			return err
 		}
-		if g, err = s.group(verb, strconv.Itoa(int(id))); err != nil {
+		if g, err = s.group(verb, dfs.GroupID(id)); err != nil {
 			return err
 		}
 	}
@@ -299,7 +313,7 @@ Without --replicas the cluster chooses the meta nodes that have the fewest.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				s, err := lookAt(cmd.Context(), c)
+				s, err := lookAt(cmd.Context(), c, verb)
 				if err != nil {
 					return err
 				}
@@ -331,15 +345,15 @@ Without --replicas the cluster chooses the meta nodes that have the fewest.`,
 	return f.add(cmd, true)
 }
 
-// groupAndNode finds what the two arguments of a verb name.
-func groupAndNode(ctx context.Context, c *client.Client, verb string, args []string) (s *status, g groupStatus, n *dfs.Node, err error) {
-	if s, err = lookAt(ctx, c); err != nil {
+// groupAndNode finds a group and the node that a verb names beside it.
+func groupAndNode(ctx context.Context, c *client.Client, verb string, id dfs.GroupID, node string) (s *status, g groupStatus, n *dfs.Node, err error) {
+	if s, err = lookAt(ctx, c, verb); err != nil {
 		return nil, g, nil, err
 	}
-	if g, err = s.group(verb, args[0]); err != nil {
+	if g, err = s.group(verb, id); err != nil {
 		return nil, g, nil, err
 	}
-	n, err = s.metaNode(verb, args[1])
+	n, err = s.metaNode(verb, node)
 	return s, g, n, err
 }
 
@@ -349,8 +363,12 @@ func (a *app) changeReplicas(verb, use, short, long string, do func(g *groupStat
 	return f.add(&cobra.Command{
 		Use: use, Short: short, Long: long, Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := parseGroup(verb, args[0])
+			if err != nil {
+				return err
+			}
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				s, g, n, err := groupAndNode(cmd.Context(), c, verb, args)
+				s, g, n, err := groupAndNode(cmd.Context(), c, verb, id, args[1])
 				if err != nil {
 					return err
 				}
@@ -408,8 +426,12 @@ func newGroupMove(a *app) *cobra.Command {
 more than its share hands one over again.`,
 		Args: checked(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := parseGroup(verb, args[0])
+			if err != nil {
+				return err
+			}
 			return a.withClient(cmd.Context(), func(c *client.Client) error {
-				_, g, n, err := groupAndNode(cmd.Context(), c, verb, args)
+				_, g, n, err := groupAndNode(cmd.Context(), c, verb, id, args[1])
 				if err != nil {
 					return err
 				}

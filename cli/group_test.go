@@ -176,6 +176,9 @@ func TestGroupVerbs(t *testing.T) {
 		t.Error(out)
 	}
 	c.no(1, "see dfsd group ls", "group", "move-leader", "77", "solo")
+	for _, args := range [][]string{{"show", "x"}, {"show", "70000"}, {"move-leader", "-", "solo"}, {"add-replica", "1.5", "solo", "--yes"}, {"remove-replica", "g", "solo", "--yes"}} {
+		c.no(2, "dfsd: group "+args[0]+": "+args[1]+" is no number of a group", append([]string{"group"}, args...)...)
+	}
 }
 
 // TestAwaitGroup waits for groups that are given up meanwhile: the next ones have

@@ -22,7 +22,7 @@ func (a *app) look(use, short string, args cobra.PositionalArgs, text func(io.Wr
 		Use: use, Short: short, Args: checked(args),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLook(cmd.Context(), func(c *client.Client) error {
-				s, err := lookAt(cmd.Context(), c)
+				s, err := lookAt(cmd.Context(), c, verbName(cmd))
 				if err != nil {
 					return err
 				}

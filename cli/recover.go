@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -76,11 +75,11 @@ func (a *app) recoverGroups(ctx context.Context, f *recoverFlags) error {
 	}
 	var groups []dfs.GroupID
 	for _, name := range f.groups {
-		n, err := strconv.ParseUint(strings.TrimPrefix(name, "g"), 10, 16)
+		id, err := parseGroup(recoverVerb, name)
 		if err != nil {
-			return usagef("%s: %q is no number of a group: dfsd group ls lists them", recoverVerb, name)
+			return err
 		}
-		groups = append(groups, dfs.GroupID(n))
+		groups = append(groups, id)
 	}
 	return a.withClient(ctx, func(c *client.Client) error {
 		switch {

@@ -82,38 +82,40 @@ under the current map, none is suspected, and no meta node that a group lists is
 	return cmd
 }
 
-// lookAt asks the control leader.
-func lookAt(ctx context.Context, c *client.Client) (*status, error) {
+const statusVerb = "status"
+
+// lookAt asks the control leader, for a verb.
+func lookAt(ctx context.Context, c *client.Client, verb string) (*status, error) {
 	reply, err := c.Status(ctx)
 	if err != nil {
-		return nil, statusFailed(err)
+		return nil, lookFailed(verb, err)
 	}
 	s, err := toStatus(reply, time.Now())
 	if err != nil {
-		return nil, statusFailed(err)
+		return nil, lookFailed(verb, err)
 	}
 	return s, nil
 }
 
-// statusFailed is failed for status, whose user needs another next step than
-// dfsd status.
-func statusFailed(err error) error {
+// lookFailed is failed for a look at the cluster, whose user needs another next step
+// than dfsd status.
+func lookFailed(verb string, err error) error {
 	hint := ""
 	switch dfs.KindOf(err) {
 	case dfs.Unavailable, dfs.Deadline:
 		hint = "no meta node that leads the control group answers: start meta nodes, for a majority is needed, or wait for an election; if the disks of a majority are gone for good see dfsd group recover --help"
 	}
-	return &verbError{err: fmt.Errorf("status: %w", cause(err)), hint: hint}
+	return &verbError{err: fmt.Errorf("%s: %w", verb, cause(err)), hint: hint}
 }
 
 // status looks once; for people twice, when repair goes on, to know how fast.
 func (a *app) status(ctx context.Context, c *client.Client, f *statusFlags) error {
-	s, err := lookAt(ctx, c)
+	s, err := lookAt(ctx, c, statusVerb)
 	if err != nil {
 		return err
 	}
 	if s.Repair.Active && !f.json && pause(ctx, rateInterval) {
-		if again, err := lookAt(ctx, c); err == nil {
+		if again, err := lookAt(ctx, c, statusVerb); err == nil {
 			again.progress(s, rateInterval)
 			s = again
 		}
@@ -175,7 +177,7 @@ func (p *poll) next(ctx context.Context) (*status, error) {
 			return nil, err
 		}
 	}
-	s, err := lookAt(ctx, p.c)
+	s, err := lookAt(ctx, p.c, statusVerb)
 	if err != nil {
 		return nil, err
 	}

@@ -16,14 +16,20 @@ import (
 	"dfsd/engine"
 )
 
-// MinRounds is the least number of rounds of which a median is one.
-const MinRounds = 5
+// MinRounds is the least number of rounds of which a median is one, and maxRounds as
+// many as anybody waits for.
+const (
+	MinRounds = 5
+	maxRounds = 99
+)
 
 // Bounds of a round: shorter ones measure their own beginning and end, longer
 // ones drift with the machine.
 const (
 	minRound = 10 * time.Millisecond
 	maxRound = time.Minute
+
+	defaultRound = time.Second
 )
 
 // Options say what is measured and how. The zero value measures everything.
@@ -44,7 +50,7 @@ type Options struct {
 // setDefaults fills in what is zero.
 func (o *Options) setDefaults() (err error) {
 	if o.Round == 0 {
-		o.Round = time.Second
+		o.Round = defaultRound
 	}
 	if o.Rounds == 0 {
 		o.Rounds = MinRounds
@@ -64,15 +70,24 @@ func (o *Options) setDefaults() (err error) {
 	return err
 }
 
-// Validate names the first option that cannot be used.
+// Validate names the first option that cannot be used. Zero values mean the defaults.
 func (o *Options) Validate() error {
+	full := *o
+	if err := full.setDefaults(); err != nil {
+		return err
+	}
+	return full.check()
+}
+
+// check is Validate of options that are all given, such as those of a command line.
+func (o *Options) check() error {
 	switch {
-	case o.Round != 0 && (o.Round < minRound || o.Round > maxRound):
+	case o.Round < minRound || o.Round > maxRound:
 		return fmt.Errorf("--round %v: want %v to %v", o.Round, minRound, maxRound)
-	case o.Inodes != 0 && (o.Inodes < minInodes || o.Inodes > maxInodes):
+	case o.Inodes < minInodes || o.Inodes > maxInodes:
 		return fmt.Errorf("--inodes %d: want %d to %d", o.Inodes, minInodes, maxInodes)
-	case o.Rounds != 0 && (o.Rounds < MinRounds || o.Rounds > 99):
-		return fmt.Errorf("--rounds %d: want %d to 99", o.Rounds, MinRounds)
+	case o.Rounds < MinRounds || o.Rounds > maxRounds:
+		return fmt.Errorf("--rounds %d: want %d to %d", o.Rounds, MinRounds, maxRounds)
 	}
 	_, err := selected(o.Figures)
 	return err

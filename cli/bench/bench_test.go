@@ -242,7 +242,7 @@ func TestBaselineErrors(t *testing.T) {
 
 func TestOptionsAndCommandLine(t *testing.T) {
 	usage := errors.New("usage")
-	for _, args := range []string{"s3", "--rounds 4", "--rounds 100", "--round 1ms", "--round 2m", "--inodes 10"} {
+	for _, args := range []string{"s3", "--rounds 0", "--rounds 4", "--rounds -1", "--rounds 100", "--round 0s", "--round 1ms", "--round 2m", "--inodes 0", "--inodes 10"} {
 		cmd := Command(func(format string, args ...any) error {
 			return fmt.Errorf("%w: "+format, append([]any{usage}, args...)...)
 		})
@@ -251,7 +251,7 @@ func TestOptionsAndCommandLine(t *testing.T) {
 		cmd.SetOut(&out)
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		cmd.SetErr(&out)
-		if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, usage) || out.Len() > 0 {
+		if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, usage) || out.Len() > 0 || args != "s3" && !strings.Contains(err.Error(), "want ") {
 			t.Errorf("%s: %v, printed %q", args, err, out.String())
 		}
 	}

@@ -26,7 +26,7 @@ their data in a directory below --dir that is removed at the end. All of it take
 The sets engine-large and meta-large take longer, and are measured only when they are named.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Figures, o.Out, o.Log = args, cmd.OutOrStdout(), cmd.ErrOrStderr()
-			if err := o.Validate(); err != nil {
+			if err := o.check(); err != nil {
 				return usagef("bench: %v", err)
 			}
 			run := func() error { return Run(cmd.Context(), o) }
@@ -39,7 +39,7 @@ The sets engine-large and meta-large take longer, and are measured only when the
 			return nil
 		},
 	}
-	cmd.Flags().DurationVar(&o.Round, "round", 0, "length of a round (default 1s)")
+	cmd.Flags().DurationVar(&o.Round, "round", defaultRound, "length of a round")
 	cmd.Flags().IntVar(&o.Rounds, "rounds", MinRounds, "rounds of each figure, of which the median counts")
 	cmd.Flags().IntVar(&o.Inodes, "inodes", largeInodes, "inodes that the figures of meta-large load")
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory on the disk to measure (default /var/tmp)")
