@@ -1,10 +1,14 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"dfsd/dfs"
 )
@@ -19,18 +23,38 @@ type Network interface {
 	Dial(ctx context.Context, addr string) (net.Conn, error)
 }
 
-// A peer that vanished without a word is noticed by keep-alive probes after
-// about keepAliveIdle + keepAliveCount × keepAliveInterval.
+// A peer that vanished without a word is noticed by keep-alive probes, the first
+// after keepAliveIdle, at the first that fails once unacknowledged is over: after
+// about keepAliveIdle + keepAliveInterval.
 const (
 	keepAliveIdle     = 15 * time.Second
 	keepAliveInterval = 5 * time.Second
 	keepAliveCount    = 3
 )
 
+// unacknowledged is how long what was sent may remain without TCP's acknowledgement,
+// or wait for a peer that takes nothing, before the connection ends. No probe is
+// sent meanwhile, and TCP repeats ever more seldom what it has sent, every two
+// minutes in the end. So without this, when a cut has been mended, streams of
+// before would be silent for as long again, and with them Raft.
+const unacknowledged = 10 * time.Second
+
 // TCP returns the network of the host.
 func TCP() Network {
 	alive := net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount}
-	return &tcp{dialer: net.Dialer{KeepAliveConfig: alive}, listener: net.ListenConfig{KeepAliveConfig: alive}}
+	return &tcp{
+		dialer:   net.Dialer{KeepAliveConfig: alive, Control: endUnacknowledged},
+		listener: net.ListenConfig{KeepAliveConfig: alive, Control: endUnacknowledged},
+	}
+}
+
+// endUnacknowledged sets that bound for a socket, and for what a listener accepts.
+func endUnacknowledged(_, _ string, raw syscall.RawConn) error {
+	var fault error
+	err := raw.Control(func(fd uintptr) {
+		fault = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
+	})
+	return cmp.Or(err, fault)
 }
 
 type tcp struct {
