@@ -417,6 +417,12 @@ that answers.`,
 		})
 }
 
+// withoutVote says that a node does not vote in the group; without a leader nobody
+// knows who does.
+func (g *groupStatus) withoutVote(node string) bool {
+	return len(g.Members) > 0 && !slices.Contains(g.Members, node)
+}
+
 func newGroupMove(a *app) *cobra.Command {
 	const verb = "group move-leader"
 	var f groupFlags
@@ -435,7 +441,7 @@ more than its share hands one over again.`,
 				if err != nil {
 					return err
 				}
-				if !slices.Contains(g.Members, n.Name) {
+				if g.withoutVote(n.Name) {
 					return withHint(failedf(verb, args[0], "%s (%v) does not vote in it: %s do", n.Name, n.ID, strings.Join(g.Members, ", ")), fmt.Sprintf("dfsd group add-replica %d %s", g.Group, n.Name))
 				}
 				if err := c.MoveLeader(cmd.Context(), dfs.GroupID(g.Group), n.ID); err != nil {

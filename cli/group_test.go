@@ -117,6 +117,18 @@ func (c *cluster) group(args ...string) (out groupAnswer) {
 	return out
 }
 
+// TestVotersOfAGroupWithoutLeader: of a group that has no leader it is not known who votes.
+func TestVotersOfAGroupWithoutLeader(t *testing.T) {
+	for _, c := range []struct {
+		members []string
+		want    bool
+	}{{nil, false}, {[]string{"a", "b"}, false}, {[]string{"b"}, true}} {
+		if g := (&groupStatus{Members: c.members}); g.withoutVote("a") != c.want {
+			t.Errorf("%v: without a vote: %v", c.members, !c.want)
+		}
+	}
+}
+
 // TestGroupVerbs has a cluster of one meta node, which keeps one replica of each
 // group, and one that joined it.
 func TestGroupVerbs(t *testing.T) {

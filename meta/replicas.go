@@ -381,11 +381,14 @@ func (s *Service) MoveLeader(ctx context.Context, req *wire.MoveLeaderRequest) (
 	}
 	g, to, me := dfs.GroupID(req.Group), dfs.NodeID(req.Node), s.opts.Identity.Membership().Node
 	m := s.maps.current()
+	_, behind := s.controlLeader()
 	switch {
-	case m == nil || req.Group > maxGroup || m.Group(g) == nil:
+	case req.Group > maxGroup || behind == nil && m != nil && m.Group(g) == nil: // others may not know of it yet
 		return nil, dfs.Errorf(dfs.NotExist, "move leader", "there is no group %d: dfsd group ls lists them", req.Group)
 	case s.leaderOf(h, g) != me:
 		return nil, &dfs.Error{Kind: dfs.NotLeader, Op: "move leader", Object: g.String(), LeaderHint: s.leaderOf(h, g)}
+	case m == nil:
+		return nil, dfs.Errorf(dfs.Unavailable, "move leader", "this node has no map yet")
 	case to == me:
 		return &wire.MoveLeaderReply{}, nil
 	case s.space.full()[to] != nil:

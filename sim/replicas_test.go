@@ -373,6 +373,37 @@ func TestLeaderIsNotMovedToTheDead(t *testing.T) {
 	})
 }
 
+// TestNodeBehindDeniesNoGroup: a meta node that does not know of a new group yet does
+// not say that there is none. Who leads the control group knows.
+func TestNodeBehindDeniesNoGroup(t *testing.T) {
+	inBubble(t, Config{Seed: 1, Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		metas := spared(t, c, p, 1)
+		m := awaitSpread(t, c, p, metas, 5*time.Minute)
+		var behind *simNode
+		for _, i := range metas {
+			if !m.Group(0).Has(idOf(t, p, c.nodes[i].name)) {
+				behind = c.nodes[i]
+			}
+		}
+		c.net.Isolate(behind.name)
+		g, err := p.CreateGroup(t.Context(), m.Group(0).Replicas)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := m.Group(0).Replicas[0]
+		_, err = behind.node.Meta().MoveLeader(t.Context(), &wire.MoveLeaderRequest{Group: uint32(g), Node: uint32(to)})
+		if dfs.KindOf(err) != dfs.NotLeader && dfs.KindOf(err) != dfs.Unavailable {
+			t.Errorf("a node that is behind: %v", err)
+		}
+		c.net.Heal()
+		if err := p.MoveLeader(t.Context(), g+1, to); dfs.KindOf(err) != dfs.NotExist {
+			t.Errorf("a group that there is not: %v", err)
+		}
+	})
+}
+
 // TestOnlyLeadersSpeakForGroups: what is asked of a group's leader alone is never
 // answered with nothing. Who is not among the members then destroys what it has.
 func TestOnlyLeadersSpeakForGroups(t *testing.T) {
