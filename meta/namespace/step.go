@@ -1,6 +1,8 @@
 package namespace
 
 import (
+	"errors"
+
 	"dfsd/dfs"
 	"dfsd/transport/wire"
 )
@@ -44,10 +46,19 @@ func checkShare(share *wire.TxnShare, own bool) error {
 
 // evaluate reads and checks all steps of a share: what they find is what was
 // before any of them.
-func (c *change) evaluate(share *wire.TxnShare) (*prepared, error) {
+func (c *change) evaluate(share *wire.TxnShare) (*prepared, error) { return c.evaluateBut(share, nil) }
+
+// evaluateBut leaves steps out that some rows are locked for.
+func (c *change) evaluateBut(share *wire.TxnShare, later map[dfs.Ino]bool) (*prepared, error) {
 	p := &prepared{}
 	for _, s := range share.GetSteps() {
 		var err error
+		if ino := victimOf(s); later[ino] {
+			if err = c.free(inodeKey(ino), true); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		switch s := s.GetStep().(type) {
 		case *wire.TxnStep_Leave:
 			err = c.leaveStep(p, s.Leave)
@@ -75,6 +86,34 @@ func (c *change) evaluate(share *wire.TxnShare) (*prepared, error) {
 		}
 	}
 	return p, nil
+}
+
+// victimOf returns the inode that loses a name by a step, 0 for none.
+func victimOf(s *wire.TxnStep) dfs.Ino {
+	if op := s.GetRemoveDir(); op != nil {
+		return dfs.Ino(op.Ino)
+	}
+	if op := s.GetLinks(); op.GetLess() {
+		return dfs.Ino(op.Ino)
+	}
+	return 0
+}
+
+// unnamed lists the inodes that lose a name which is an entry of another group:
+// until that is prepared too, nobody knows whether they have it.
+func unnamed(share *wire.TxnShare) map[dfs.Ino]bool {
+	out := map[dfs.Ino]bool{}
+	for _, s := range share.GetSteps() {
+		if ino := victimOf(s); ino != 0 {
+			out[ino] = true
+		}
+	}
+	for _, s := range share.GetSteps() {
+		delete(out, dfs.Ino(s.GetLeave().GetIno()))
+		delete(out, dfs.Ino(s.GetEnter().GetOld()))
+		delete(out, dfs.Ino(s.GetCreate().GetOld()))
+	}
+	return out
 }
 
 // namedEntry returns a directory and an entry of it that must name an inode.
@@ -180,6 +219,10 @@ func (c *change) enterStep(p *prepared, op *wire.EnterStep) error {
 
 func (c *change) keepStep(op *wire.KeepStep) error {
 	_, _, err := c.namedEntry(op.GetParent(), op.GetName(), op.GetIno(), op.GetType())
+	var r *refusal
+	if errors.As(err, &r) && r.kind == dfs.NotExist {
+		err = outdated("%q does not exist any more", op.Name)
+	}
 	return err
 }
 

@@ -52,7 +52,7 @@ func TestStorms(t *testing.T) {
 	}
 	for _, what := range []string{
 		"commit mkdir", "commit rmdir", "commit create", "commit unlink", "commit link", "commit rename", "alone mkdir", "alone rmdir", "alone create",
-		"alone unlink", "alone link", "alone rename", "refused", "refused loop", "crash", "late", "late begin", "late share", "resolve abort", "resolve finish", "ask",
+		"alone unlink", "alone link", "alone rename", "refused", "refused loop", "refused by a participant", "refused at the commit", "crash", "late", "late begin", "late share", "resolve abort", "resolve finish", "ask",
 		"fence", "fenced", "commit refused", "locked read", "read", "locked", "outdated", "trim", "directory moved",
 	} {
 		if did[what] == 0 {
@@ -211,10 +211,6 @@ func (s *storm) observe(g dfs.GroupID, le *wire.LogEntry, res *wire.Result) {
 		if kind != 0 || res.Txn == nil {
 			s.answered(g, of, res, "begin", kind != 0)
 		}
-	case *wire.LogEntry_TxnPrepare:
-		if kind != 0 && !kind.Retryable() && kind != dfs.Fenced && s.undecided(e.TxnPrepare.Txn) {
-			s.wantFault(commandOf(e.TxnPrepare.Txn), kind, res.Text)
-		}
 	case *wire.LogEntry_TxnAbort:
 		if kind == dfs.Invalid && e.TxnAbort.Kind == res.Kind {
 			s.wantFault(commandOf(e.TxnAbort.Txn), kind, res.Text)
@@ -230,20 +226,29 @@ func (s *storm) observe(g dfs.GroupID, le *wire.LogEntry, res *wire.Result) {
 			s.answered(g, of, res, "commit", true)
 		case kind != dfs.NotExist:
 			s.did["commit refused"]++
-			if kind == dfs.Fenced != s.fenced[g][of.session] && kind == dfs.Fenced {
+			if kind == dfs.Fenced && !s.fenced[g][of.session] {
 				s.fatalf("commit of %v in %v: %v", of, g, res)
+			}
+			if !kind.Retryable() && kind != dfs.Fenced && s.refused[of] == 0 {
+				s.wantFault(of, kind, res.Text)
+				s.refused[of] = kind
+				s.did["refused at the commit"]++
 			}
 		}
 	}
 }
 
-// undecided reports whether somebody may go by what a participant says.
-func (s *storm) undecided(id *wire.TxnID) bool {
+// refusedBy takes in that a participant refuses its share, all others before it
+// being prepared; unless the transaction has been aborted, that is how it stands.
+func (s *storm) refusedBy(id *wire.TxnID, kind dfs.Kind, text string) {
 	res, err := s.w.query(dfs.GroupID(id.Group), &wire.Query{Query: &wire.Query_Txn{Txn: &wire.TxnQuery{Txn: id}}})
 	if err != nil {
 		s.fatalf("%v", err)
 	}
-	return res.GetTxn().State == wire.TxnResult_UNDECIDED
+	if res.GetTxn().State == wire.TxnResult_UNDECIDED && !kind.Retryable() && kind != dfs.Fenced {
+		s.wantFault(commandOf(id), kind, text)
+		s.did["refused by a participant"]++
+	}
 }
 
 // wantFault demands that a final refusal is right at this moment. What was done
@@ -409,13 +414,14 @@ func (s *storm) fly(cmd *wire.Command, place int) {
 	s.commands[of] = cmd
 	f := &flight{of: of}
 	f.next, f.stop = iter.Pull(func(yield func(struct{}) bool) {
-		d := &driver{w: s.w, crash: -1, place: dfs.GroupID(place), life: uint32(200 + s.rng.IntN(10_000))}
+		d := &driver{w: s.w, crash: -1, rng: s.rng, place: dfs.GroupID(place), life: uint32(200 + s.rng.IntN(10_000))}
 		d.apply = func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) {
 			if !yield(struct{}{}) {
 				return nil, errCrash
 			}
 			return s.apply(g, le), nil
 		}
+		d.refused = s.refusedBy
 		res, err := d.do(cmd)
 		var locked *LockedError
 		if err != nil && !errors.Is(err, errCrash) && !errors.As(err, &locked) && dfs.KindOf(err) != dfs.NotExist && dfs.KindOf(err) != dfs.NotDir {
@@ -478,6 +484,7 @@ func (s *storm) sendLate() {
 // resolver is a driver of a leader that has just taken over.
 func (s *storm) resolver() *driver {
 	d := newDriver(s.w)
+	d.rng, d.refused = s.rng, s.refusedBy
 	d.apply = func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) { return s.apply(g, le), nil }
 	return d
 }

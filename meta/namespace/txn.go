@@ -78,7 +78,7 @@ func (m *Machine) begin(c *change, op *wire.TxnBeginOp) ([]byte, error) {
 			return nil, false, refuse(dfs.Busy, "group %v coordinates %d operations", c.st.group, MaxTxns)
 		}
 		c.txn = holderOf(id)
-		if _, err := c.evaluate(own.Share); err != nil {
+		if _, err := c.evaluateBut(own.Share, unnamed(own.Share)); err != nil {
 			return c.refused(err)
 		}
 		if err := c.leavePart(&wire.TxnIntent{Txn: id, Floor: uint64(c.version), Cred: c.cred, Share: own.Share}); err != nil {
@@ -132,7 +132,10 @@ func (c *change) checkBegin(op *wire.TxnBeginOp) (own *wire.TxnPart, err error) 
 }
 
 // commit decides that a transaction is done, and carries the coordinator's share
-// out. What cannot be committed is aborted: too late, by a session that is fenced
+// out. All of it is checked here, once every other group has prepared: what loses
+// a name of another group is checked here for the first time.
+//
+// What cannot be committed is aborted: too late, by a session that is fenced
 // by now, or what its share relies on is not so any more.
 func (c *change) commit(op *wire.TxnCommitOp) ([]byte, error) {
 	rec, in, err := c.undecided(op.GetTxn())

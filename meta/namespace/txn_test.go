@@ -3,6 +3,7 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -29,11 +30,13 @@ var errCrash = errors.New("the driver crashed")
 // driver carries commands out over several groups, as the leader of the
 // coordinator's group does. It can be stopped before any entry of a transaction.
 type driver struct {
-	w     *world
-	crash int // entries that it may still propose; negative: any number
-	place dfs.GroupID
-	life  uint32
-	apply func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) // nil: applied at once
+	w       *world
+	crash   int // entries that it may still propose; negative: any number
+	place   dfs.GroupID
+	life    uint32
+	rng     *rand.Rand                                                   // nil: shares are prepared in order
+	refused func(id *wire.TxnID, kind dfs.Kind, text string)             // told of a refusal that counts; may be nil
+	apply   func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) // nil: applied at once
 }
 
 func newDriver(w *world) *driver { return &driver{w: w, crash: -1, life: 10_000} }
@@ -143,23 +146,48 @@ func (d *driver) run(id *wire.TxnID) (*wire.Result, error) {
 }
 
 func (d *driver) decide(txn *Transaction) (*wire.Result, error) {
-	// The tree lock first: what is walked up must not change any more.
-	slices.SortStableFunc(txn.Parts, func(a, b *wire.TxnPart) int {
-		first := func(p *wire.TxnPart) int {
-			if dfs.GroupID(p.Group) == dfs.RootIno.Group() {
-				return 0
+	commit := &wire.TxnCommitOp{Txn: txn.ID, Prepared: make([]*wire.TxnPrepared, len(txn.Parts))}
+	prepare := func(i int) (*wire.Result, error) {
+		p := txn.Parts[i]
+		res, err := d.propose(dfs.GroupID(p.Group), &wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: txn.ID, Cred: txn.Cred, Share: p.Share}}})
+		if err == nil && res.Kind == 0 {
+			commit.Prepared[i] = &wire.TxnPrepared{Group: p.Group, Floor: res.Version, Attr: res.Attr}
+		}
+		return res, err
+	}
+	// In any order; but a refusal counts only when all before it are prepared.
+	order := make([]int, len(txn.Parts))
+	for i := range order {
+		order[i] = i
+	}
+	if d.rng != nil {
+		d.rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	}
+	for _, i := range order {
+		res, err := prepare(i)
+		if err != nil {
+			return nil, err
+		}
+		if dfs.Kind(res.Kind).Retryable() {
+			return d.abort(txn, res)
+		}
+	}
+	for i := range txn.Parts {
+		if commit.Prepared[i] != nil {
+			continue
+		}
+		res, err := prepare(i)
+		if err != nil {
+			return nil, err
+		}
+		if res.Kind != 0 {
+			if d.refused != nil {
+				d.refused(txn.ID, dfs.Kind(res.Kind), res.Text)
 			}
-			return 1
+			return d.abort(txn, res)
 		}
-		return first(a) - first(b)
-	})
-	commit := &wire.TxnCommitOp{Txn: txn.ID}
-	walked := txn.Moved == 0
-	walk := func() (*wire.Result, error) {
-		if walked {
-			return nil, nil
-		}
-		walked = true
+	}
+	if txn.Moved != 0 {
 		below, err := d.below(txn.ID, txn.Under, txn.Moved)
 		if err != nil {
 			return nil, err
@@ -167,25 +195,6 @@ func (d *driver) decide(txn *Transaction) (*wire.Result, error) {
 		if below {
 			return d.abort(txn, &wire.Result{Kind: uint32(dfs.Invalid), Text: "it would lie below itself"})
 		}
-		return nil, nil
-	}
-	for _, p := range txn.Parts {
-		if dfs.GroupID(p.Group) != dfs.RootIno.Group() {
-			if res, err := walk(); res != nil || err != nil {
-				return res, err
-			}
-		}
-		res, err := d.propose(dfs.GroupID(p.Group), &wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: txn.ID, Cred: txn.Cred, Share: p.Share}}})
-		if err != nil {
-			return nil, err
-		}
-		if res.Kind != 0 {
-			return d.abort(txn, res)
-		}
-		commit.Prepared = append(commit.Prepared, &wire.TxnPrepared{Group: p.Group, Floor: res.Version, Attr: res.Attr})
-	}
-	if res, err := walk(); res != nil || err != nil {
-		return res, err
 	}
 	res, err := d.propose(dfs.GroupID(txn.ID.Group), &wire.LogEntry{Entry: &wire.LogEntry_TxnCommit{TxnCommit: commit}})
 	if err != nil {
