@@ -21,6 +21,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	silent := map[byte]string{
 		tagReply: "gone raised", tagQueue: "gone cut raised", tagLease: "gone raised", tagFence: "gone raised", tagHistory: "gone raised",
 		tagFloor: "raised", tagState: "raised", tagInode: "raised", tagDentry: "", tagExtent: "", tagBlock: "", tagChild: "", tagIntent: "raised cut",
+		tagLock: "", tagPart: "cut raised", tagTxn: "cut raised",
 	}
 	found := map[byte]int{}
 	for _, row := range w.rows(1, "") {
@@ -67,7 +68,7 @@ func TestDamageStopsTheMachine(t *testing.T) {
 		if row[0][0] == tagReply || row[0][0] == tagQueue || row[0][0] == tagSweep {
 			continue // opaque, or empty
 		}
-		for _, data := range entries(t) {
+		for _, data := range entries(t, w) {
 			b := w.db.NewIndexedBatch()
 			tx := raftgroup.NewTx(b, prefix(1))
 			if err := tx.Set(row[0], []byte{99}); err != nil {
@@ -83,7 +84,7 @@ func TestDamageStopsTheMachine(t *testing.T) {
 			closeBatch(t, b)
 		}
 	}
-	for _, tag := range []byte{tagState, tagFence, tagFloor, tagInode, tagDentry, tagExtent, tagBlock, tagLease, tagHistory, tagChild, tagIntent} {
+	for _, tag := range []byte{tagState, tagFence, tagFloor, tagInode, tagDentry, tagExtent, tagBlock, tagLease, tagHistory, tagChild, tagIntent, tagLock, tagPart, tagTxn} {
 		if !broken[tag] {
 			t.Errorf("no entry met the damaged rows of tag %c", tag)
 		}

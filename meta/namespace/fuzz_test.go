@@ -56,12 +56,103 @@ func populated(t testing.TB) *world {
 	do(1, 2, 5, &wire.Command{Op: &wire.Command_Resolve{Resolve: &wire.ResolveOp{Child: near.Attr.Ino, Linked: true, Intent: near.Version}}})
 	do(1, 2, 6, &wire.Command{Op: &wire.Command_RmdirFreeze{RmdirFreeze: &wire.RmdirFreezeOp{Child: near.Attr.Ino, Parent: child.Attr.Ino, Name: []byte("near")}}})
 	w.fence(1, 1, 4, 1, 2)
+	unfinished(t, w)
 	w.check(2)
 	return w
 }
 
+// unfinished gives a world two undecided transactions, one that group 1 coordinates
+// and one of group 2, and one of group 1 that waits to be dropped.
+func unfinished(t testing.TB, w *world) {
+	t.Helper()
+	for g := range 2 {
+		w.apply(dfs.GroupID(g+1), &wire.LogEntry{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: NewestLevel}}})
+	}
+	root, far := uint64(dfs.RootIno), uint64(dfs.MakeIno(2, 2))
+	begin := func(seq uint64, cmd *wire.Command, f Facts) *wire.TxnID {
+		t.Helper()
+		plan := MakePlan(cmd, f)
+		res := w.apply(Coordinator(cmd), &wire.LogEntry{Entry: &wire.LogEntry_TxnBegin{TxnBegin: &wire.TxnBeginOp{
+			Command: &wire.Command{Session: 2, Seq: seq, Cred: &wire.Cred{Uid: 1, Gid: 2}}, Parts: plan.Parts, Lifetime: MaxLifetime,
+		}}})
+		if res.Kind != 0 {
+			t.Fatalf("begin: %v", res)
+		}
+		return res.Txn
+	}
+	done := begin(30, mkdirCmd(dfs.RootIno, "done"), Facts{Place: 2, Parent: &wire.Attr{}})
+	txn, err := FindTransaction(w.reader(1), 2, 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (&driver{w: w, crash: 3}).decide(txn); err != errCrash { // before it is dropped
+		t.Fatal(err)
+	}
+	if res, err := w.query(1, &wire.Query{Query: &wire.Query_Txn{Txn: &wire.TxnQuery{Txn: done}}}); err != nil || res.GetTxn().State != wire.TxnResult_COMMITTED {
+		t.Fatalf("%v, %v", res, err)
+	}
+	begin(31, mkdirCmd(dfs.RootIno, "undecided"), Facts{Place: 2, Parent: &wire.Attr{}})
+	do := &wire.Command{Session: 2, Seq: 32, Cred: &wire.Cred{}, Op: &wire.Command_Create{Create: &wire.CreateOp{Parent: far, Name: []byte("moves"), Type: wire.FileType_FILE}}}
+	ino := dfs.Ino(w.command(2, do).Attr.Ino)
+	id := begin(33, renameCmd(dfs.Ino(far), "moves", dfs.RootIno, "moved"), Facts{Entry: Entry{ino, wire.FileType_FILE}})
+	share := &wire.TxnShare{Steps: []*wire.TxnStep{{Step: &wire.TxnStep_Enter{Enter: &wire.EnterStep{
+		Parent: root, Name: []byte("moved"), Ino: uint64(ino), Type: wire.FileType_FILE,
+	}}}}}
+	if res := w.apply(1, &wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: id, Share: share}}}); res.Kind != 0 {
+		t.Fatalf("prepare: %v", res)
+	}
+}
+
+// txnEntries are entries about the transactions of populated, and about new ones.
+func txnEntries(t testing.TB, w *world) (out []*wire.LogEntry) {
+	t.Helper()
+	list, err := Transactions(w.reader(1), nil, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := Parts(w.reader(1), nil, 10)
+	if err != nil || len(list) != 2 || len(parts) != 1 {
+		t.Fatalf("%d transactions, %d shares, %v", len(list), len(parts), err)
+	}
+	for _, txn := range list {
+		made := &wire.Attr{Ino: uint64(dfs.MakeIno(2, 99)), Type: wire.FileType_DIR}
+		out = append(out,
+			&wire.LogEntry{Entry: &wire.LogEntry_TxnCommit{TxnCommit: &wire.TxnCommitOp{Txn: txn.ID, Prepared: []*wire.TxnPrepared{{Group: 2, Floor: 2000 << 16, Attr: made}}}}},
+			&wire.LogEntry{Entry: &wire.LogEntry_TxnAbort{TxnAbort: &wire.TxnAbortOp{Txn: txn.ID, Kind: uint32(dfs.Exist), Text: "exists"}}},
+			&wire.LogEntry{Entry: &wire.LogEntry_TxnDrop{TxnDrop: &wire.TxnDropOp{Txns: []*wire.TxnID{txn.ID}}}},
+		)
+	}
+	root, f := uint64(dfs.RootIno), uint64(dfs.MakeIno(1, 2))
+	id := &wire.TxnID{Group: 2, Session: 2, Seq: 40, Begun: 5000 << 16}
+	for _, steps := range [][]*wire.TxnStep{
+		{{Step: &wire.TxnStep_Leave{Leave: &wire.LeaveStep{Parent: root, Name: []byte("f"), Ino: f, Type: wire.FileType_FILE}}}, {Step: &wire.TxnStep_Links{Links: &wire.LinksStep{Ino: f, Less: true}}}},
+		{{Step: &wire.TxnStep_Moved{Moved: &wire.MovedStep{Ino: f}}}, {Step: &wire.TxnStep_Tree{Tree: &wire.TreeStep{}}}},
+		{{Step: &wire.TxnStep_MakeDir{MakeDir: &wire.MakeDirStep{Parent: uint64(dfs.MakeIno(2, 2)), Mode: 0o755}}}},
+		{{Step: &wire.TxnStep_RemoveDir{RemoveDir: &wire.RemoveDirStep{Ino: uint64(dfs.MakeIno(1, 8))}}}},
+		{{Step: &wire.TxnStep_Keep{Keep: &wire.KeepStep{Parent: root, Name: []byte("f"), Ino: f, Type: wire.FileType_FILE}}}},
+	} {
+		share := &wire.TxnShare{Steps: steps}
+		out = append(out,
+			&wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: id, Share: share}}},
+			&wire.LogEntry{Entry: &wire.LogEntry_TxnBegin{TxnBegin: &wire.TxnBeginOp{
+				Command: &wire.Command{Session: 1, Seq: 50, Floor: 10}, Parts: []*wire.TxnPart{{Group: 1, Share: share}}, Lifetime: 1000,
+			}}},
+		)
+	}
+	create := &wire.CreateOp{Parent: root, Name: []byte("f"), Type: wire.FileType_FILE, Replace: true}
+	return append(out,
+		&wire.LogEntry{Entry: &wire.LogEntry_TxnBegin{TxnBegin: &wire.TxnBeginOp{
+			Command: &wire.Command{Session: 1, Seq: 51, Floor: 10}, Lifetime: 1000,
+			Parts: []*wire.TxnPart{{Group: 1, Share: &wire.TxnShare{Steps: []*wire.TxnStep{{Step: &wire.TxnStep_Create{Create: &wire.CreateStep{Op: create, Old: f}}}}}}},
+		}}},
+		&wire.LogEntry{Entry: &wire.LogEntry_TxnFinish{TxnFinish: &wire.TxnFinishOp{Txn: parts[0].Txn, Floor: uint64(parts[0].Floor), Commit: true, Version: uint64(parts[0].Floor) + 9}}},
+		&wire.LogEntry{Entry: &wire.LogEntry_TxnFinish{TxnFinish: &wire.TxnFinishOp{Txn: parts[0].Txn, Floor: uint64(parts[0].Floor)}}},
+		&wire.LogEntry{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: NewestLevel}}},
+	)
+}
+
 // entries are encoded log entries of every kind, for fuzzing to start from.
-func entries(t testing.TB) (out [][]byte) {
+func entries(t testing.TB, w *world) (out [][]byte) {
 	root, f, dir := uint64(dfs.RootIno), uint64(dfs.MakeIno(1, 2)), uint64(dfs.MakeIno(1, 7))
 	far := uint64(dfs.MakeIno(2, 2))
 	name := []byte("f")
@@ -104,6 +195,7 @@ func entries(t testing.TB) (out [][]byte) {
 		cmd.Session, cmd.Seq, cmd.Floor = 1, uint64(20+i), 10
 		logs = append(logs, &wire.LogEntry{Version: 3000 << 16, Entry: &wire.LogEntry_Command{Command: cmd}})
 	}
+	logs = append(logs, txnEntries(t, w)...)
 	for _, le := range logs {
 		data, err := proto.Marshal(le)
 		if err != nil {
@@ -142,15 +234,17 @@ func tryEntry(t *testing.T, w *world, data []byte) *wire.Result {
 	for _, err := range Check(raftgroup.NewTx(one, prefix(1))) {
 		t.Errorf("after %x: %v", data, err)
 	}
-	if kind := dfs.Kind(res.Kind); kind != 0 {
+	le := &wire.LogEntry{}
+	malformed := proto.Unmarshal(data, le) != nil
+	ends := le.GetTxnCommit() != nil || le.GetTxnAbort() != nil // a refusal is how a transaction ends
+	if kind := dfs.Kind(res.Kind); kind != 0 && !ends {
 		for _, tag := range tagsOf(t, one) {
 			if tag != tagFloor && tag != tagReply {
 				t.Errorf("%x was refused (%v) and wrote rows of tag %c", data, kind, tag)
 			}
 		}
 	}
-	le := &wire.LogEntry{}
-	if proto.Unmarshal(data, le) == nil && le.GetCommand() != nil {
+	if !malformed && le.GetCommand() != nil {
 		before := bytes.Clone(one.Repr())
 		if again := apply(one); !bytes.Equal(again, reply) && !dfs.Kind(res.Kind).Retryable() || !bytes.Equal(before, one.Repr()) {
 			t.Errorf("a retry of %x was answered %x, first %x", data, again, reply)
@@ -163,7 +257,7 @@ func tryEntry(t *testing.T, w *world, data []byte) *wire.Result {
 func TestEntriesMutated(t *testing.T) {
 	w := populated(t)
 	rng := rand.New(rand.NewPCG(1, 2))
-	for _, data := range entries(t) {
+	for _, data := range entries(t, w) {
 		tryEntry(t, w, data)
 		for range 20 {
 			mutated := bytes.Clone(data)
@@ -181,7 +275,7 @@ func TestEntriesMutated(t *testing.T) {
 // FuzzApply feeds arbitrary entries to a populated group.
 func FuzzApply(f *testing.F) {
 	w := populated(f)
-	for _, data := range entries(f) {
+	for _, data := range entries(f, w) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) { tryEntry(t, w, data) })
@@ -197,6 +291,9 @@ func FuzzQuery(f *testing.F) {
 		{Query: &wire.Query_ReadDir{ReadDir: &wire.ReadDirQuery{Ino: root, After: []byte("a"), Limit: 2, Plus: true}}},
 		{Query: &wire.Query_Extents{Extents: &wire.ExtentsQuery{Ino: uint64(dfs.MakeIno(1, 2)), Offset: 10, Length: 100, Limit: 1}}},
 		{Query: &wire.Query_PlaceDir{PlaceDir: &wire.PlaceDirQuery{Parent: root, Name: []byte("x")}}},
+		{Query: &wire.Query_Entry{Entry: &wire.EntryQuery{Parent: root, Name: []byte("moved")}}},
+		{Query: &wire.Query_Above{Above: &wire.AboveQuery{Ino: uint64(dfs.MakeIno(1, 8)), Txn: &wire.TxnID{Group: 2, Begun: 1}}}},
+		{Query: &wire.Query_Txn{Txn: &wire.TxnQuery{Txn: &wire.TxnID{Group: 1, Session: 2, Seq: 31, Begun: 1}, Group: 2, Floor: 1}}},
 		{Query: &wire.Query_Child{Child: &wire.ChildQuery{Child: uint64(dfs.MakeIno(2, 2)), Session: 3}}},
 		{},
 	} {

@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -25,6 +26,9 @@ import (
 //	verdict ino=G:N s=SESSION counters=(…)
 //	walk, attr, readdir, extents, place, child
 //	rows tags=… · intents · queue · check
+//	begin op=<operation> …           a transaction, planned by what is there; t counts them from 1 up, 0 is the last
+//	prepare g=G · commit · abort kind=K text=… · finish g=G · drop   steps of transaction t=T
+//	decision g=G · parts · transactions · level level=N · entry, above
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		s := &script{t: t}
@@ -45,14 +49,26 @@ type script struct {
 	groups int
 	seqs   map[uint64]uint64 // by session
 	last   []byte            // encoded entry
+	reply  []byte            // of a transaction's last entry
 	lastG  dfs.GroupID
+	txns   []*scriptTxn
+}
+
+// scriptTxn is a transaction of a script.
+type scriptTxn struct {
+	id       *wire.TxnID
+	parts    []*wire.TxnPart
+	prepared map[uint32]*wire.TxnPrepared
 }
 
 func (s *script) run() string {
 	switch s.d.Cmd {
 	case "world":
 		s.groups = int(s.num("groups", 1))
-		s.w, s.seqs = newWorld(s.t, s.groups), map[uint64]uint64{}
+		s.w, s.seqs, s.txns = newWorld(s.t, s.groups), map[uint64]uint64{}, nil
+		if s.has("leveled") {
+			s.w = newTxnWorld(s.t, s.groups)
+		}
 		return "ok"
 	case "at":
 		s.w.clock = dfs.Version(s.num("ms", 0)) << 16
@@ -76,6 +92,9 @@ func (s *script) run() string {
 	case "queue":
 		blocks, next, err := DeleteQueue(s.w.reader(s.g()), nil, int(s.num("limit", 10)))
 		return fmt.Sprintf("%v more=%v%s", blocks, len(next) > 0, errText(err))
+	}
+	if out, ok := s.txn(); ok {
+		return out
 	}
 	if le := s.entry(); le != nil {
 		le.Version = uint64(s.w.clock)
@@ -348,9 +367,19 @@ func (s *script) result(reply []byte) string {
 		s.t.Fatal(err)
 	}
 	if err := res.ToError("", ""); err != nil {
-		return fmt.Sprintf("%v: %s", dfs.Kind(res.Kind), res.Text)
+		out := fmt.Sprintf("%v: %s", dfs.Kind(res.Kind), res.Text)
+		if res.Locked != nil {
+			out += " (" + txnText(res.Locked) + ")"
+		}
+		if res.Outdated {
+			out += " (outdated)"
+		}
+		return out
 	}
 	out := "ok v=" + version(res.Version)
+	if res.Txn != nil {
+		out += " transaction " + txnText(res.Txn)
+	}
 	for _, r := range res.Leased {
 		out += fmt.Sprintf(" leased %v+%d", dfs.Ino(r.First), r.Count)
 	}
@@ -394,12 +423,23 @@ func (s *script) query() string {
 		q.Query = &wire.Query_PlaceDir{PlaceDir: &wire.PlaceDirQuery{Parent: ino, Name: s.bytesOf("name")}}
 	case "child":
 		q.Query = &wire.Query_Child{Child: &wire.ChildQuery{Child: s.num("child", 0), Session: s.num("session", 0)}}
+	case "entry":
+		q.Query = &wire.Query_Entry{Entry: &wire.EntryQuery{Parent: ino, Name: s.bytesOf("name")}}
+	case "above":
+		q.Query = &wire.Query_Above{Above: &wire.AboveQuery{Ino: ino}}
+		if s.has("t") {
+			q.GetAbove().Txn = s.theTxn().id
+		}
 	case "nothing":
 	default:
 		s.d.Fatalf(s.t, "unknown command %s", s.d.Cmd)
 	}
 	res, err := s.w.query(s.g(), q)
 	if err != nil {
+		var locked *LockedError
+		if errors.As(err, &locked) {
+			return fmt.Sprintf("%v: %s (%s)", dfs.KindOf(err), err, txnText(locked.Txn))
+		}
 		return fmt.Sprintf("%v: %s", dfs.KindOf(err), err)
 	}
 	return answerText(res)
@@ -434,6 +474,15 @@ func answerText(res *wire.QueryResult) string {
 		fmt.Fprintf(&b, "size=%d more=%v\n", r.Extents.Attr.Size, r.Extents.More)
 	case *wire.QueryResult_PlaceDir:
 		fmt.Fprintf(&b, "class=%s parent %s\n", r.PlaceDir.Class, attrText(r.PlaceDir.Parent))
+	case *wire.QueryResult_Entry:
+		fmt.Fprintf(&b, "%v %v\n", dfs.Ino(r.Entry.Ino), strings.ToLower(r.Entry.Type.String()))
+	case *wire.QueryResult_Above:
+		for _, ino := range r.Above.Path {
+			fmt.Fprintf(&b, "%v ", dfs.Ino(ino))
+		}
+		fmt.Fprintf(&b, "next=%v level=%d\n", dfs.Ino(r.Above.Next), r.Above.Level)
+	case *wire.QueryResult_Txn:
+		fmt.Fprintf(&b, "%v v=%s\n", strings.ToLower(r.Txn.State.String()), version(r.Txn.Version))
 	case *wire.QueryResult_Child:
 		fmt.Fprintf(&b, "linked=%v name=%q parent=%v fenced=%v\n", r.Child.Linked, r.Child.Name, dfs.Ino(r.Child.Parent), r.Child.Fenced)
 	}

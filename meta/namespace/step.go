@@ -9,8 +9,9 @@ import (
 
 // prepared is a share that has been read and checked.
 type prepared struct {
-	do  []func() error
-	out outcome // of the one step that has some
+	do   []func() error
+	out  outcome          // of the one step that has some
+	left map[dfs.Ino]bool // what loses its name here
 }
 
 // outdated refuses a share whose plan does not fit what is there.
@@ -50,7 +51,7 @@ func (c *change) evaluate(share *wire.TxnShare) (*prepared, error) { return c.ev
 
 // evaluateBut leaves steps out that some rows are locked for.
 func (c *change) evaluateBut(share *wire.TxnShare, later map[dfs.Ino]bool) (*prepared, error) {
-	p := &prepared{}
+	p := &prepared{left: map[dfs.Ino]bool{}}
 	for _, s := range share.GetSteps() {
 		var err error
 		if ino := victimOf(s); later[ino] {
@@ -148,6 +149,7 @@ func (c *change) leaveStep(p *prepared, op *wire.LeaveStep) error {
 	if err != nil {
 		return err
 	}
+	p.left[e.ino] = true
 	p.do = append(p.do, func() error {
 		c.resize(dir, -1, -subdirs(e.typ))
 		if err := c.dropChild(e.ino, e.typ); err != nil {
@@ -193,6 +195,13 @@ func (c *change) enterStep(p *prepared, op *wire.EnterStep) error {
 		return refuse(dfs.IsDir, "%q is a directory", op.Name)
 	case old.ino != dfs.Ino(op.Old):
 		return outdated("%q is inode %v now", op.Name, old.ino)
+	}
+	row, err := readChild(c.tx, dfs.Ino(op.Ino))
+	if err != nil {
+		return err
+	}
+	if row != nil && !p.left[dfs.Ino(op.Ino)] {
+		return outdated("directory %v is %q here", dfs.Ino(op.Ino), row.name)
 	}
 	p.do = append(p.do, func() error {
 		ino := dfs.Ino(op.Ino)

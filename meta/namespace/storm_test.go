@@ -62,17 +62,45 @@ func TestStorms(t *testing.T) {
 	t.Logf("done: %v", did)
 }
 
+// TestLoopStorms only moves directories, below each other and back: whatever is under
+// way at the same time, no directory comes to lie below itself.
+func TestLoopStorms(t *testing.T) {
+	first, n := uint64(1), uint64(*lifeSeeds)
+	if *lifeSeed != 0 {
+		first, n = *lifeSeed, 1
+	}
+	did := map[string]int{}
+	for seed := first; seed < first+n; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			s := newStorm(t, seed)
+			s.loops = true
+			for range 3 * *lifeSteps {
+				s.step()
+			}
+			s.calm()
+			for what, n := range s.did {
+				did[what] += n
+			}
+		})
+	}
+	if !t.Failed() && *lifeSeed == 0 && (did["refused loop"] == 0 || did["directory moved"] == 0 || did["alone rename"] == 0 || did["locked"] == 0) {
+		t.Errorf("the storms have done %v", did)
+	}
+	t.Logf("done: %v", did)
+}
+
 const stormGroups = 4
 
 // storm is one such life.
 type storm struct {
-	t    *testing.T
-	rng  *rand.Rand
-	seed uint64
-	w    *world
-	tree *plainTree
-	base dfs.Version
-	skew [stormGroups + 1]dfs.Version
+	t     *testing.T
+	rng   *rand.Rand
+	seed  uint64
+	w     *world
+	tree  *plainTree
+	loops bool // only directories are moved
+	base  dfs.Version
+	skew  [stormGroups + 1]dfs.Version
 
 	flights  []*flight
 	sessions []*stormSession
@@ -377,6 +405,9 @@ func (s *storm) name(dir dfs.Ino) string {
 func (s *storm) free() string { return string(rune('a' + s.rng.IntN(6))) }
 
 func (s *storm) operation() *wire.Command {
+	if s.loops {
+		return s.move()
+	}
 	dir := s.node(true)
 	switch n := s.rng.IntN(20); {
 	case n < 4 && len(s.tree.live) < 60:
@@ -398,6 +429,20 @@ func (s *storm) operation() *wire.Command {
 		cmd.GetRename().NoReplace = s.rng.IntN(5) == 0
 		return cmd
 	}
+}
+
+// move moves a directory to below another one; now and then it makes one.
+func (s *storm) move() *wire.Command {
+	n := s.tree.nodes[s.node(true)]
+	if n.parent == nil || n.dead || len(s.tree.live) < 10 {
+		return mkdirCmd(n.ino, fmt.Sprint(len(s.commands)))
+	}
+	for name, e := range n.parent.entries {
+		if e == n {
+			return renameCmd(n.parent.ino, name, s.node(true), name)
+		}
+	}
+	panic("a directory without a name")
 }
 
 // begin has a session ask for something: its driver has proposed nothing yet.

@@ -152,8 +152,10 @@ func (c *change) commit(op *wire.TxnCommitOp) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ino := dfs.Ino(made.GetIno()); entersMade(in.Share) && (ino.Local() == 0 || ino.Group() == c.st.group) {
-		return nil, refuse(dfs.Invalid, "no participant says which directory it makes")
+	if entersMade(in.Share) {
+		if err := c.checkMade(rec, dfs.Ino(made.GetIno())); err != nil {
+			return nil, err
+		}
 	}
 	c.txn, c.session, c.cred = holderOf(op.Txn), dfs.SessionID(op.Txn.Session), rec.Cred
 	before := c.version
@@ -212,6 +214,18 @@ func takeFloors(rec *wire.TxnRecord, answers []*wire.TxnPrepared) (attr *wire.At
 // entersMade reports whether a share gives a name to the directory that a participant makes.
 func entersMade(share *wire.TxnShare) bool {
 	return slices.ContainsFunc(share.GetSteps(), func(s *wire.TxnStep) bool { return s.GetEnter() != nil && s.GetEnter().Ino == 0 })
+}
+
+// checkMade refuses a directory that a participant cannot have made.
+func (c *change) checkMade(rec *wire.TxnRecord, ino dfs.Ino) error {
+	maker := slices.ContainsFunc(rec.Parts, func(p *wire.TxnPart) bool {
+		return dfs.GroupID(p.Group) == ino.Group() && slices.ContainsFunc(p.Share.GetSteps(), func(s *wire.TxnStep) bool { return s.GetMakeDir() != nil })
+	})
+	row, err := readChild(c.tx, ino)
+	if err == nil && (!maker || ino.Local() == 0 || row != nil) {
+		err = refuse(dfs.Invalid, "no participant makes directory %v", ino)
+	}
+	return err
 }
 
 // committable reads and checks once more what the coordinator's share needs, at the
