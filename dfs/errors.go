@@ -1,6 +1,7 @@
 package dfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -146,6 +147,20 @@ func KindOf(err error) Kind {
 			return Other
 		}
 		err = errors.Unwrap(err)
+	}
+	return Other
+}
+
+// SentKind is KindOf for an error that is sent to whoever asked: that of a context
+// that ended is Deadline, or Unknown where it was cancelled half-way.
+func SentKind(err error) Kind {
+	switch kind := KindOf(err); {
+	case kind != Other:
+		return kind
+	case errors.Is(err, context.DeadlineExceeded):
+		return Deadline
+	case errors.Is(err, context.Canceled): // by the caller or by Close
+		return Unknown
 	}
 	return Other
 }

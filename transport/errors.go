@@ -31,14 +31,8 @@ func toWire(err error) error {
 	if err == nil {
 		return nil
 	}
-	kind := dfs.KindOf(err)
-	switch {
-	case kind != dfs.Other:
-	case errors.Is(err, context.DeadlineExceeded):
-		kind = dfs.Deadline
-	case errors.Is(err, context.Canceled): // by the caller or by Close, somewhere half-way
-		kind = dfs.Unknown
-	case drpcerr.Code(err) == drpcerr.Unimplemented:
+	kind := dfs.SentKind(err)
+	if kind == dfs.Other && drpcerr.Code(err) == drpcerr.Unimplemented {
 		kind = dfs.Unsupported
 	}
 	code := codeMark | uint64(kind)<<32

@@ -282,7 +282,7 @@ func (h *BlockHint) ToDFS() dfs.Hint {
 
 // FromError returns err as one of many requests sends it.
 func FromError(err error) *Refusal {
-	r := &Refusal{Kind: uint32(dfs.KindOf(err)), Text: Text(err.Error())}
+	r := &Refusal{Kind: uint32(dfs.SentKind(err)), Text: Text(err.Error())}
 	var e *dfs.Error
 	if errors.As(err, &e) {
 		r.Leader = uint32(e.LeaderHint)

@@ -1,6 +1,7 @@
 package wire_test
 
 import (
+	"context"
 	"reflect"
 	"testing"
 
@@ -100,5 +101,18 @@ func TestRefusalsAreSent(t *testing.T) {
 	got := &wire.Refusal{}
 	if err := proto.Unmarshal(sent, got); err != nil || got.ToError().Error() != "write: /srv/\uFFFD/raft" {
 		t.Errorf("%q, %v", got.ToError(), err)
+	}
+}
+
+// TestRefusalsOfAnEndedContext: what a handler had no time for is no final answer.
+func TestRefusalsOfAnEndedContext(t *testing.T) {
+	for err, want := range map[error]dfs.Kind{
+		context.DeadlineExceeded: dfs.Deadline,
+		context.Canceled:         dfs.Unknown,
+		dfs.Wrap("change", "g1", context.DeadlineExceeded): dfs.Deadline,
+	} {
+		if got := dfs.KindOf(wire.FromError(err).ToError()); got != want {
+			t.Errorf("%v is sent as %v, want %v", err, got, want)
+		}
 	}
 }
