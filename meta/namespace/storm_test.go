@@ -431,15 +431,27 @@ func (s *storm) operation() *wire.Command {
 	}
 }
 
-// move moves a directory to below another one; now and then it makes one.
+// move moves a directory to below another one, best of all so that it would make a
+// loop together with what is under way; now and then it makes one.
 func (s *storm) move() *wire.Command {
-	n := s.tree.nodes[s.node(true)]
+	n, to := s.tree.nodes[s.node(true)], s.node(true)
+	if len(s.flights) > 0 && s.rng.IntN(2) == 0 {
+		if op := s.commands[s.flights[s.rng.IntN(len(s.flights))].of].GetRename(); op != nil {
+			moves, under := s.tree.nodes[dfs.Ino(op.Parent)].entries[string(op.Name)], s.tree.nodes[dfs.Ino(op.NewParent)]
+			for under.parent != nil && s.rng.IntN(2) == 0 {
+				under = under.parent
+			}
+			if moves != nil && under.parent != nil {
+				n, to = under, moves.ino
+			}
+		}
+	}
 	if n.parent == nil || n.dead || len(s.tree.live) < 10 {
 		return mkdirCmd(n.ino, fmt.Sprint(len(s.commands)))
 	}
 	for name, e := range n.parent.entries {
 		if e == n {
-			return renameCmd(n.parent.ino, name, s.node(true), name)
+			return renameCmd(n.parent.ino, name, to, name)
 		}
 	}
 	panic("a directory without a name")
@@ -451,7 +463,11 @@ func (s *storm) begin() {
 	cmd := s.operation()
 	ss.seq++
 	cmd.Session, cmd.Seq, cmd.Cred = ss.id, ss.seq, &wire.Cred{Uid: 1, Gid: 2}
-	s.fly(cmd, s.rng.IntN(stormGroups)+1)
+	place := s.rng.IntN(stormGroups) + 1
+	if s.loops && s.rng.IntN(2) == 0 {
+		place = int(Coordinator(cmd))
+	}
+	s.fly(cmd, place)
 }
 
 func (s *storm) fly(cmd *wire.Command, place int) {
@@ -466,6 +482,7 @@ func (s *storm) fly(cmd *wire.Command, place int) {
 			}
 			return s.apply(g, le), nil
 		}
+		d.pause = func() bool { return yield(struct{}{}) }
 		d.refused = s.refusedBy
 		res, err := d.do(cmd)
 		var locked *LockedError

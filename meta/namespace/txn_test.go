@@ -34,6 +34,7 @@ type driver struct {
 	crash   int // entries that it may still propose; negative: any number
 	place   dfs.GroupID
 	life    uint32
+	pause   func() bool                                                  // before each step of a walk; false: it crashes. May be nil
 	rng     *rand.Rand                                                   // nil: shares are prepared in order
 	refused func(id *wire.TxnID, kind dfs.Kind, text string)             // told of a refusal that counts; may be nil
 	apply   func(g dfs.GroupID, le *wire.LogEntry) (*wire.Result, error) // nil: applied at once
@@ -213,6 +214,9 @@ func (d *driver) decide(txn *Transaction) (*wire.Result, error) {
 // below reports whether a directory is another one or lies below it.
 func (d *driver) below(id *wire.TxnID, dir, above dfs.Ino) (bool, error) {
 	for dir != 0 {
+		if d.pause != nil && !d.pause() {
+			return false, errCrash
+		}
 		res, err := d.w.query(dir.Group(), &wire.Query{Query: &wire.Query_Above{Above: &wire.AboveQuery{Ino: uint64(dir), Txn: id}}})
 		if err != nil {
 			return false, err
