@@ -130,7 +130,7 @@ func lockedBy(r raftgroup.Reader, h holder) error {
 	}
 	return &refusal{
 		kind: dfs.Frozen, locked: in.Txn,
-		text: fmt.Sprintf("held by an operation of session %d over several groups, which group %v decides", in.Txn.GetSession(), h.group),
+		text: fmt.Sprintf("an operation of session %d over several groups is under way, which group %v decides", in.Txn.GetSession(), h.group),
 	}
 }
 

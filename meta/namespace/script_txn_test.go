@@ -42,7 +42,7 @@ func (s *script) txn() (out string, ok bool) {
 				return out, true
 			}
 		}
-		s.d.Fatalf(s.t, "group %v has no part", s.g())
+		return fmt.Sprintf("group %v has no part", s.g()), true
 	case "commit":
 		x := s.theTxn()
 		op := &wire.TxnCommitOp{Txn: x.id}

@@ -240,11 +240,11 @@ func (s *storm) observe(g dfs.GroupID, le *wire.LogEntry, res *wire.Result) {
 			s.answered(g, of, res, "begin", kind != 0)
 		}
 	case *wire.LogEntry_TxnAbort:
-		if kind == dfs.Invalid && e.TxnAbort.Kind == res.Kind {
+		if kind == dfs.Invalid && e.TxnAbort.Kind == res.Kind && s.w.wrote != "" {
 			s.wantFault(commandOf(e.TxnAbort.Txn), kind, res.Text)
 			s.did["refused loop"]++
 		}
-		if kind == dfs.Kind(e.TxnAbort.Kind) && !kind.Retryable() && kind != dfs.Fenced && kind != dfs.NotExist {
+		if kind == dfs.Kind(e.TxnAbort.Kind) && !kind.Retryable() && kind != dfs.Fenced {
 			s.refused[commandOf(e.TxnAbort.Txn)] = kind
 		}
 	case *wire.LogEntry_TxnCommit:
@@ -252,7 +252,7 @@ func (s *storm) observe(g dfs.GroupID, le *wire.LogEntry, res *wire.Result) {
 		switch {
 		case kind == 0:
 			s.answered(g, of, res, "commit", true)
-		case kind != dfs.NotExist:
+		case s.w.wrote != "":
 			s.did["commit refused"]++
 			if kind == dfs.Fenced && !s.fenced[g][of.session] {
 				s.fatalf("commit of %v in %v: %v", of, g, res)

@@ -327,7 +327,7 @@ func (c *change) undecided(id *wire.TxnID) (*wire.TxnRecord, *wire.TxnIntent, er
 		return nil, nil, err
 	}
 	if rec == nil {
-		return nil, nil, refuse(dfs.NotExist, "transaction %d of group %v was aborted, or is over", id.Begun, c.st.group)
+		return nil, nil, refuse(dfs.Unavailable, "transaction %d of group %v was aborted, or is over", id.Begun, c.st.group)
 	}
 	if rec.Committed != 0 {
 		return rec, nil, nil
