@@ -251,27 +251,18 @@ func (d *driver) drop(txn *Transaction) error {
 
 // ask has a participant ask the coordinator, and do as it says.
 func (d *driver) ask(g dfs.GroupID, id *wire.TxnID) error {
-	parts, err := Parts(d.w.reader(g), nil, 1<<20)
-	if err != nil {
+	in, err := readPart(d.w.reader(g), holderOf(id))
+	if err != nil || in == nil {
 		return err
 	}
-	for _, p := range parts {
-		if !proto.Equal(p.Txn, id) {
-			continue
-		}
-		q := &wire.TxnQuery{Txn: id, Group: uint32(g), Floor: uint64(p.Floor)}
-		res, err := d.w.query(dfs.GroupID(id.Group), &wire.Query{Query: &wire.Query_Txn{Txn: q}})
-		if err != nil {
-			return err
-		}
-		if a := res.GetTxn(); a.State != wire.TxnResult_UNDECIDED {
-			op := &wire.TxnFinishOp{Txn: id, Floor: uint64(p.Floor), Commit: a.State == wire.TxnResult_COMMITTED, Version: a.Version}
-			if _, err := d.propose(g, &wire.LogEntry{Entry: &wire.LogEntry_TxnFinish{TxnFinish: op}}); err != nil {
-				return err
-			}
-		}
+	q := &wire.TxnQuery{Txn: id, Group: uint32(g), Floor: in.Floor}
+	res, err := d.w.query(dfs.GroupID(id.Group), &wire.Query{Query: &wire.Query_Txn{Txn: q}})
+	if err != nil || res.GetTxn().State == wire.TxnResult_UNDECIDED {
+		return err
 	}
-	return nil
+	op := &wire.TxnFinishOp{Txn: id, Floor: in.Floor, Commit: res.GetTxn().State == wire.TxnResult_COMMITTED, Version: res.GetTxn().Version}
+	_, err = d.propose(g, &wire.LogEntry{Entry: &wire.LogEntry_TxnFinish{TxnFinish: op}})
+	return err
 }
 
 // finish has every participant carry a committed transaction out, and forgets it.
