@@ -80,7 +80,7 @@ func unfinished(t testing.TB, w *world) {
 		}
 		return res.Txn
 	}
-	done := begin(30, mkdirCmd(dfs.RootIno, "done"), Facts{Place: 2, Parent: &wire.Attr{}})
+	done := begin(30, mkdirCmd(dfs.RootIno, "done"), Facts{Place: 2})
 	txn, err := FindTransaction(w.reader(1), 2, 30)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func unfinished(t testing.TB, w *world) {
 	if res, err := w.query(1, &wire.Query{Query: &wire.Query_Txn{Txn: &wire.TxnQuery{Txn: done}}}); err != nil || res.GetTxn().State != wire.TxnResult_COMMITTED {
 		t.Fatalf("%v, %v", res, err)
 	}
-	begin(31, mkdirCmd(dfs.RootIno, "undecided"), Facts{Place: 2, Parent: &wire.Attr{}})
+	begin(31, mkdirCmd(dfs.RootIno, "undecided"), Facts{Place: 2})
 	do := &wire.Command{Session: 2, Seq: 32, Cred: &wire.Cred{}, Op: &wire.Command_Create{Create: &wire.CreateOp{Parent: far, Name: []byte("moves"), Type: wire.FileType_FILE}}}
 	ino := dfs.Ino(w.command(2, do).Attr.Ino)
 	id := begin(33, renameCmd(dfs.Ino(far), "moves", dfs.RootIno, "moved"), Facts{Entry: Entry{ino, wire.FileType_FILE}})

@@ -27,7 +27,7 @@ func (b *beginner) begin(op *wire.TxnBeginOp) *wire.Result {
 }
 
 func (b *beginner) mkdir(parent dfs.Ino, name string) *wire.Result {
-	plan := MakePlan(mkdirCmd(parent, name), Facts{Place: 2, Parent: &wire.Attr{}})
+	plan := MakePlan(mkdirCmd(parent, name), Facts{Place: 2})
 	return b.begin(&wire.TxnBeginOp{Parts: plan.Parts, Lifetime: 1000})
 }
 
@@ -106,7 +106,7 @@ func TestTransactionsBelowTheLevel(t *testing.T) {
 		t.Errorf("begin: %v", res)
 	}
 	id := &wire.TxnID{Group: 1, Session: 1, Seq: 1, Begun: 1}
-	share := MakePlan(mkdirCmd(dfs.RootIno, "a"), Facts{Place: 2, Parent: &wire.Attr{}}).Parts[1].Share
+	share := MakePlan(mkdirCmd(dfs.RootIno, "a"), Facts{Place: 2}).Parts[1].Share
 	if res := w.apply(2, &wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: id, Share: share}}}); dfs.Kind(res.Kind) != dfs.Unsupported {
 		t.Errorf("prepare: %v", res)
 	}
@@ -152,7 +152,7 @@ func TestTransactionsAreBounded(t *testing.T) {
 	}
 	busy("one more in a group", b.mkdir(dfs.RootIno, "more"))
 
-	share := MakePlan(mkdirCmd(dfs.RootIno, "a"), Facts{Place: 2, Parent: &wire.Attr{}}).Parts[1].Share
+	share := MakePlan(mkdirCmd(dfs.RootIno, "a"), Facts{Place: 2}).Parts[1].Share
 	prepare := func(id *wire.TxnID) *wire.Result {
 		return w.apply(2, &wire.LogEntry{Entry: &wire.LogEntry_TxnPrepare{TxnPrepare: &wire.TxnPrepareOp{Txn: id, Share: share}}})
 	}

@@ -16,8 +16,6 @@ type Entry struct {
 type Facts struct {
 	Entry  Entry       // what the command's name is; of a link: the inode
 	Target Entry       // of a rename: what the new name is
-	Parent *wire.Attr  // of a mkdir: the parent
-	Class  string      // of a mkdir: the policy in force at the parent
 	Place  dfs.GroupID // of a mkdir: the group of the new directory
 }
 
@@ -133,9 +131,7 @@ func (p *planner) mkdir(op *wire.MkdirOp, f Facts) {
 		return
 	}
 	p.enter(&wire.EnterStep{Parent: op.Parent, Name: op.Name, Type: wire.FileType_DIR, NoReplace: true})
-	p.in(f.Place, &wire.TxnStep{Step: &wire.TxnStep_MakeDir{MakeDir: &wire.MakeDirStep{
-		Parent: op.Parent, Mode: op.Mode, Level: f.Parent.GetLevel() + 1, Class: f.Class, ParentMode: f.Parent.GetMode(), ParentGid: f.Parent.GetGid(),
-	}}})
+	p.in(f.Place, &wire.TxnStep{Step: &wire.TxnStep_MakeDir{MakeDir: &wire.MakeDirStep{Parent: op.Parent, Mode: op.Mode}}})
 }
 
 func (p *planner) rmdir(op *wire.RmdirOp, f Facts) {

@@ -147,7 +147,11 @@ func (s *script) begin() string {
 	op := &wire.TxnBeginOp{Command: who, Parts: plan.Parts, Lifetime: uint32(s.num("life", 10_000))}
 	b.WriteString(s.propose(Coordinator(cmd), &wire.LogEntry{Entry: &wire.LogEntry_TxnBegin{TxnBegin: op}}))
 	if res := s.answer(); res.Txn != nil {
-		s.txns = append(s.txns, &scriptTxn{id: res.Txn, parts: plan.Parts, prepared: map[uint32]*wire.TxnPrepared{}})
+		txn, err := FindTransaction(s.w.reader(dfs.GroupID(res.Txn.Group)), dfs.SessionID(who.Session), who.Seq)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.txns = append(s.txns, &scriptTxn{id: res.Txn, parts: txn.Parts, prepared: map[uint32]*wire.TxnPrepared{}})
 	}
 	return b.String()
 }

@@ -81,6 +81,9 @@ func (m *Machine) begin(c *change, op *wire.TxnBeginOp) ([]byte, error) {
 		if _, err := c.evaluateBut(own.Share, unnamed(own.Share)); err != nil {
 			return c.refused(err)
 		}
+		if err := c.handOn(own.Share, op.Parts); err != nil {
+			return nil, false, err
+		}
 		if err := c.leavePart(&wire.TxnIntent{Txn: id, Floor: uint64(c.version), Cred: c.cred, Share: own.Share}); err != nil {
 			return nil, false, err
 		}
@@ -97,6 +100,28 @@ func (m *Machine) begin(c *change, op *wire.TxnBeginOp) ([]byte, error) {
 		reply, err := c.reply(outcome{txn: id}, nil)
 		return reply, false, err
 	})
+}
+
+// handOn gives the directory that another group is to make what it inherits from its
+// parent, which the own share enters it in and so holds.
+func (c *change) handOn(own *wire.TxnShare, parts []*wire.TxnPart) error {
+	for _, p := range parts {
+		for _, s := range p.Share.Steps {
+			op := s.GetMakeDir()
+			if op == nil {
+				continue
+			}
+			if !slices.ContainsFunc(own.Steps, func(s *wire.TxnStep) bool { return s.GetEnter().GetParent() == op.Parent && entersMade(own) }) {
+				return refuse(dfs.Invalid, "a directory is made and not entered in directory %v", dfs.Ino(op.Parent))
+			}
+			dir, err := c.needHere(dfs.Ino(op.Parent))
+			if err != nil {
+				return err
+			}
+			op.Level, op.Class, op.ParentMode, op.ParentGid = dir.level+1, firstOf(dir.class, c.st.defaultClass), dir.mode, dir.gid
+		}
+	}
+	return nil
 }
 
 // checkBegin returns the coordinator's part.

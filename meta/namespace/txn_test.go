@@ -57,14 +57,14 @@ func (d *driver) command(g dfs.GroupID, cmd *wire.Command) (*wire.Result, error)
 	return d.propose(g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
 }
 
-func (d *driver) entry(parent uint64, name []byte) (Entry, *wire.Attr, error) {
+func (d *driver) entry(parent uint64, name []byte) (Entry, error) {
 	g := dfs.Ino(parent).Group()
 	res, err := d.w.query(g, &wire.Query{Query: &wire.Query_Entry{Entry: &wire.EntryQuery{Parent: parent, Name: name}}})
 	if err != nil {
-		return Entry{}, nil, err
+		return Entry{}, err
 	}
 	e := res.GetEntry()
-	return Entry{dfs.Ino(e.Ino), e.Type}, e.Parent, nil
+	return Entry{dfs.Ino(e.Ino), e.Type}, nil
 }
 
 // facts reads what a plan needs.
@@ -72,15 +72,13 @@ func (d *driver) facts(cmd *wire.Command) (f Facts, err error) {
 	switch op := cmd.Op.(type) {
 	case *wire.Command_Mkdir:
 		f.Place = d.place
-		if f.Entry, f.Parent, err = d.entry(op.Mkdir.Parent, op.Mkdir.Name); err == nil {
-			f.Class = firstOf(f.Parent.Class, "rep3")
-		}
+		f.Entry, err = d.entry(op.Mkdir.Parent, op.Mkdir.Name)
 	case *wire.Command_Rmdir:
-		f.Entry, _, err = d.entry(op.Rmdir.Parent, op.Rmdir.Name)
+		f.Entry, err = d.entry(op.Rmdir.Parent, op.Rmdir.Name)
 	case *wire.Command_Create:
-		f.Entry, _, err = d.entry(op.Create.Parent, op.Create.Name)
+		f.Entry, err = d.entry(op.Create.Parent, op.Create.Name)
 	case *wire.Command_Unlink:
-		f.Entry, _, err = d.entry(op.Unlink.Parent, op.Unlink.Name)
+		f.Entry, err = d.entry(op.Unlink.Parent, op.Unlink.Name)
 	case *wire.Command_Link:
 		var res *wire.QueryResult
 		res, err = d.w.query(dfs.Ino(op.Link.Ino).Group(), &wire.Query{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: []uint64{op.Link.Ino}}}})
@@ -88,8 +86,8 @@ func (d *driver) facts(cmd *wire.Command) (f Facts, err error) {
 			f.Entry = Entry{dfs.Ino(op.Link.Ino), res.GetAttr().Attrs[0].Type}
 		}
 	case *wire.Command_Rename:
-		if f.Entry, _, err = d.entry(op.Rename.Parent, op.Rename.Name); err == nil {
-			f.Target, _, err = d.entry(op.Rename.NewParent, op.Rename.NewName)
+		if f.Entry, err = d.entry(op.Rename.Parent, op.Rename.Name); err == nil {
+			f.Target, err = d.entry(op.Rename.NewParent, op.Rename.NewName)
 		}
 	}
 	return f, err
@@ -558,4 +556,34 @@ func TestDriverCrashes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMadeDirectoryInherits: a directory that another group makes has what its parent
+// hands on when the transaction begins, not what it had when it was planned.
+func TestMadeDirectoryInherits(t *testing.T) {
+	w := newTxnWorld(t, 2)
+	d := newDriver(w)
+	c := &txnClient{t: t, d: d, session: 1}
+	parent := c.mkdir(1, dfs.RootIno, "parent")
+	cmd := mkdirCmd(parent, "made")
+	plan := MakePlan(cmd, Facts{Place: 2})
+
+	mode, gid := uint32(0o2770), uint32(77)
+	do := &client{t: t, w: w, session: 2}
+	do.do(1, &wire.Command{Op: &wire.Command_SetAttr{SetAttr: &wire.SetAttrOp{Ino: uint64(parent), Mode: &mode, Gid: &gid}}})
+	do.do(1, &wire.Command{Op: &wire.Command_SetPolicy{SetPolicy: &wire.SetPolicyOp{Ino: uint64(parent), Class: "rep2"}}})
+
+	cmd.Session, cmd.Seq, cmd.Cred = 1, 100, &wire.Cred{Uid: 1, Gid: 2}
+	res, err := d.transact(1, cmd, plan)
+	if err != nil || res.Kind != 0 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	if a := res.Attr; a.Gid != gid || a.Mode != 0o2755 || a.Class != "rep2" || a.Level != 2 {
+		t.Errorf("made: %v", a)
+	}
+	n, err := readInode(w.reader(2), dfs.Ino(res.Attr.Ino))
+	if err != nil || !proto.Equal(n.wire(), res.Attr) {
+		t.Errorf("made %v, %v; answered %v", n.wire(), err, res.Attr)
+	}
+	w.check(2)
 }

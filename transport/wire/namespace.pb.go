@@ -3013,14 +3013,15 @@ func (x *RemoveDirStep) GetIno() uint64 {
 
 // MakeDirStep makes a directory for a parent in another group.
 type MakeDirStep struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
-	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`
-	Class         string                 `protobuf:"bytes,4,opt,name=class,proto3" json:"class,omitempty"`                              // inherited policy
-	ParentMode    uint32                 `protobuf:"varint,5,opt,name=parent_mode,json=parentMode,proto3" json:"parent_mode,omitempty"` // for the setgid rule
-	ParentGid     uint32                 `protobuf:"varint,6,opt,name=parent_gid,json=parentGid,proto3" json:"parent_gid,omitempty"`
-	Ino           uint64                 `protobuf:"varint,7,opt,name=ino,proto3" json:"ino,omitempty"` // in the group's own row: the number that it gave; else 0
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Parent uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Mode   uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	// What the parent has when the transaction begins: the coordinator fills it in.
+	Level         uint32 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`                             // of the new directory
+	Class         string `protobuf:"bytes,4,opt,name=class,proto3" json:"class,omitempty"`                              // inherited policy
+	ParentMode    uint32 `protobuf:"varint,5,opt,name=parent_mode,json=parentMode,proto3" json:"parent_mode,omitempty"` // for the setgid rule
+	ParentGid     uint32 `protobuf:"varint,6,opt,name=parent_gid,json=parentGid,proto3" json:"parent_gid,omitempty"`
+	Ino           uint64 `protobuf:"varint,7,opt,name=ino,proto3" json:"ino,omitempty"` // in the group's own row: the number that it gave; else 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
