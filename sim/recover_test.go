@@ -13,6 +13,7 @@ import (
 	"dfsd/client"
 	"dfsd/dfs"
 	"dfsd/raftgroup"
+	"dfsd/transport"
 	"dfsd/transport/wire"
 )
 
@@ -334,6 +335,67 @@ func interruptRecovery(t *testing.T, seed uint64, stop int) {
 		if _, err := c.nodes[0].node.Meta().Survivors(t.Context(), &wire.SurvivorsRequest{}); err != nil {
 			t.Error(err)
 		}
+		sound(t, c)
+	})
+}
+
+// TestSetAsideReplicaGoesWithItsGroup sets a replica aside that its node cannot tell from one
+// of a group without a majority, and moves the group to another node: what was set aside is
+// destroyed like any other that is no member.
+func TestSetAsideReplicaGoesWithItsGroup(t *testing.T) {
+	inBubble(t, Config{Stores: 1, Class: dfs.Replicated(1)}, func(t *testing.T, c *Cluster) {
+		p := open(t, c, "client")
+		defer p.Close()
+		metas := spared(t, c, p, 1)
+		row := awaitSpread(t, c, p, metas, 5*time.Minute).Groups[1]
+		at, id, spare := 0, row.Replicas[0], dfs.NodeID(0)
+		var others []string
+		for _, i := range metas {
+			switch n := membershipOf(t, c.nodes[i]).Node; {
+			case n == id:
+				at = i
+				continue
+			case !row.Has(n):
+				spare = n
+			}
+			others = append(others, c.nodes[i].name)
+		}
+		name := c.nodes[at].name
+		c.net.Partition([]string{name}, others)
+		time.Sleep(10 * time.Second)
+		pool := transport.NewPool(transport.PoolOptions{Network: c.net.Host("operator"), Identity: func() transport.Identity {
+			return transport.Identity{Kind: transport.KindClient, Cluster: p.Map().Cluster}
+		}})
+		defer pool.Close()
+		meta := wire.NewDRPCMetaClient(pool.Conn(name + ":" + rpcPort))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		reply, err := meta.Survivors(ctx, &wire.SurvivorsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sv := reply.Groups[slices.IndexFunc(reply.Groups, func(s *wire.Survivor) bool { return s.Group == uint32(row.ID) })]
+		_, err = meta.Recover(ctx, &wire.RecoverRequest{
+			Node: uint32(id), Step: wire.RecoverRequest_SET_ASIDE, Group: sv.Group, Generation: 7, Was: sv.Generation, Aside: sv.Aside, Last: sv.Last, LastTerm: sv.LastTerm,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.net.Heal()
+		await(t, time.Minute, func() string {
+			if err := p.ChangeReplicas(t.Context(), row.ID, spare, id); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+		await(t, 2*time.Minute, func() string {
+			for _, st := range c.nodes[at].node.Meta().Groups() {
+				if st.Group == row.ID {
+					return fmt.Sprintf("%s has a replica: %v, %v", name, st.Role, st.Fault)
+				}
+			}
+			return ""
+		})
 		sound(t, c)
 	})
 }
