@@ -61,3 +61,38 @@ func TestProposeMany(t *testing.T) {
 		c.converge(c.all()...)
 	})
 }
+
+// TestProposeBatch: a command that holds several takes the places of so many.
+func TestProposeBatch(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1, 0)
+		c.tune = func(o *Options) { o.MaxProposals = 50 }
+		defer c.stop()
+		c.boot()
+		c.propose(0, "put a 0")
+		h := c.h(c.leader(0))
+		for range 3 { // what they took is given back
+			reply, err := h.ProposeBatch(t.Context(), 0, []byte("put a 0"), 50)
+			if err != nil || string(reply) != "0" {
+				t.Fatalf("reply %q, %v", reply, err)
+			}
+		}
+		_, err := h.ProposeBatch(t.Context(), 0, []byte("put a 1"), 51)
+		wantKind(t, err, dfs.Busy)
+
+		r := h.replica(0)
+		id := h.newProposalID()
+		waiting, err := r.begin(id, id.entry([]byte("put a 2")), 30)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.ProposeBatch(t.Context(), 0, []byte("put a 1"), 21)
+		wantKind(t, err, dfs.Busy)
+		if _, err = h.ProposeBatch(t.Context(), 0, []byte("put a 1"), 20); err != nil {
+			t.Fatal(err)
+		}
+		if _, err = waiting.await(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -73,7 +73,7 @@ func (h *Host) ChangeMembers(ctx context.Context, g dfs.GroupID, changes ...Chan
 	if err != nil {
 		return err
 	}
-	_, err = r.propose(ctx, id, &pb.Entry{Type: typ.Enum(), Data: data})
+	_, err = r.propose(ctx, id, &pb.Entry{Type: typ.Enum(), Data: data}, 1)
 	return err
 }
 

@@ -62,10 +62,11 @@ func splitEntry(data []byte) (id proposalID, cmd []byte, ok bool) {
 //	queued ──step──▶ stepped ──applied, overtaken, orphaned, given up──▶ finished
 //	   └──refused, given up: surely not applied────────────────────────────▲
 type proposal struct {
-	set   *proposals
-	id    proposalID
-	entry *pb.Entry
-	done  chan outcome // one buffered
+	set    *proposals
+	id     proposalID
+	entry  *pb.Entry
+	weight int          // proposals that it counts as, 1 at least
+	done   chan outcome // one buffered
 
 	// Guarded by set.mu.
 	stepped  bool
@@ -101,13 +102,13 @@ func (ps *proposals) add(p *proposal) error {
 		return unavailable("propose", ps.closed)
 	}
 	n := len(p.entry.GetData()) + proposalExtra
-	if ps.count >= ps.limit || ps.bytes+n > ps.limitBytes {
+	if ps.count+p.weight > ps.limit || ps.bytes+n > ps.limitBytes {
 		return dfs.Errorf(dfs.Busy, "propose", "%v has %d proposals of %d bytes waiting", ps.g, ps.count, ps.bytes)
 	}
 	if !ps.all.take(n) {
 		return dfs.Errorf(dfs.Busy, "propose", "all groups have proposals of %d bytes waiting", ps.all.limit)
 	}
-	ps.count++
+	ps.count += p.weight
 	ps.bytes += n
 	return nil
 }
@@ -125,7 +126,7 @@ func (p *proposal) finishLocked(o outcome) {
 		return
 	}
 	p.finished = true
-	p.set.count--
+	p.set.count -= p.weight
 	n := len(p.entry.GetData()) + proposalExtra
 	p.set.bytes -= n
 	p.set.all.give(n)
@@ -361,6 +362,12 @@ func (r *replica) droppedLocked() error {
 // was not and will not be applied; with Unknown it may have been, or may yet
 // be. TooLarge: over MaxProposalBytes. NotExist: no such group here.
 func (h *Host) Propose(ctx context.Context, g dfs.GroupID, cmd []byte) ([]byte, error) {
+	return h.ProposeBatch(ctx, g, cmd, 1)
+}
+
+// ProposeBatch is Propose for a command that holds so many of its callers': it
+// takes their places among those that wait.
+func (h *Host) ProposeBatch(ctx context.Context, g dfs.GroupID, cmd []byte, commands int) ([]byte, error) {
 	if len(cmd) > h.opts.MaxProposalBytes {
 		return nil, h.tooLarge(g, cmd)
 	}
@@ -369,7 +376,7 @@ func (h *Host) Propose(ctx context.Context, g dfs.GroupID, cmd []byte) ([]byte, 
 		return nil, err
 	}
 	id := h.newProposalID()
-	return r.propose(ctx, id, id.entry(cmd))
+	return r.propose(ctx, id, id.entry(cmd), commands)
 }
 
 // Outcome is what became of one of many commands.
@@ -396,7 +403,7 @@ func (h *Host) ProposeMany(ctx context.Context, g dfs.GroupID, cmds [][]byte) []
 			continue
 		}
 		id := h.newProposalID()
-		begun[i], out[i].Err = r.begin(id, id.entry(cmd))
+		begun[i], out[i].Err = r.begin(id, id.entry(cmd), 1)
 	}
 	h.workers.schedule(r)
 	for i, p := range begun {
@@ -417,8 +424,8 @@ func (id proposalID) entry(cmd []byte) *pb.Entry {
 	return &pb.Entry{Type: pb.EntryNormal.Enum(), Data: append(data, cmd...)}
 }
 
-func (r *replica) propose(ctx context.Context, id proposalID, e *pb.Entry) ([]byte, error) {
-	p, err := r.begin(id, e)
+func (r *replica) propose(ctx context.Context, id proposalID, e *pb.Entry, weight int) ([]byte, error) {
+	p, err := r.begin(id, e, weight)
 	if err != nil {
 		return nil, err
 	}
@@ -428,8 +435,8 @@ func (r *replica) propose(ctx context.Context, id proposalID, e *pb.Entry) ([]by
 
 // begin queues a proposal for the next round of the replica, which the caller
 // has to schedule.
-func (r *replica) begin(id proposalID, e *pb.Entry) (*proposal, error) {
-	p := &proposal{set: &r.proposals, id: id, entry: e, done: make(chan outcome, 1)}
+func (r *replica) begin(id proposalID, e *pb.Entry, weight int) (*proposal, error) {
+	p := &proposal{set: &r.proposals, id: id, entry: e, weight: weight, done: make(chan outcome, 1)}
 	if err := r.proposals.add(p); err != nil {
 		return nil, err
 	}
