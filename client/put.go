@@ -12,27 +12,17 @@ import (
 // putFile stores everything that r gives and then makes the file, in one commit
 // where that can hold it.
 func (c *Client) putFile(ctx context.Context, dir place, name string, opts PutOptions, r io.Reader) (*Attr, error) {
-	if err := checkName(name); err != nil {
+	p := &put{c: c, dir: dir, name: name, opts: opts}
+	if err := p.store(ctx, r); err != nil {
 		return nil, err
 	}
-	p := &put{c: c, dir: dir, name: name, opts: opts, op: opts.create(dir.ino, name)}
-	if err := p.prepare(ctx); err != nil {
-		return nil, err
-	}
-	extents, err := p.content(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	defer p.s.letGoAll(extents)
+	defer p.s.letGoAll(p.extents)
 	ctx, cancel := c.timed(ctx)
 	defer cancel()
-	if len(extents) <= dfs.MaxExtentsPerCommit {
-		p.op.Extents = extents
-		if opts.Owner == nil || p.owned {
-			return p.create(ctx)
-		}
+	if p.whole() {
+		return p.create(ctx)
 	}
-	return p.inSteps(ctx, extents)
+	return p.inSteps(ctx)
 }
 
 // put is one file on its way into a directory.
@@ -45,14 +35,35 @@ type put struct {
 	op    *wire.CreateOp
 	class dfs.Class
 	owned bool // the file will belong to opts.Owner without further ado
+
+	extents []*wire.Extent // its content, once that is stored
 }
 
-// prepare finds the session and the storage class.
-func (p *put) prepare(ctx context.Context) (err error) {
+// store stores what r gives; the file is not made yet.
+func (p *put) store(ctx context.Context, r io.Reader) (err error) {
+	if err := checkName(p.name); err != nil {
+		return err
+	}
+	if err := p.prepare(ctx); err != nil {
+		return err
+	}
+	p.extents, err = p.content(ctx, r)
+	return err
+}
+
+// whole reports whether one command makes the file.
+func (p *put) whole() bool {
+	return len(p.extents) <= dfs.MaxExtentsPerCommit && (p.opts.Owner == nil || p.owned)
+}
+
+// open finds the session and the directory, unless they are known.
+func (p *put) open(ctx context.Context) (err error) {
 	ctx, cancel := p.c.timed(ctx)
 	defer cancel()
-	if p.s, err = p.c.session(ctx); err != nil {
-		return err
+	if p.s == nil {
+		if p.s, err = p.c.session(ctx); err != nil {
+			return err
+		}
 	}
 	if p.dir.attr == nil {
 		if p.dir.attr, err = p.c.attr(ctx, p.dir.ino); err != nil {
@@ -62,6 +73,15 @@ func (p *put) prepare(ctx context.Context) (err error) {
 	if p.dir.attr.GetType() != wire.FileType_DIR {
 		return dfs.Errorf(dfs.NotDir, "", "")
 	}
+	return nil
+}
+
+// prepare begins the command, with the storage class.
+func (p *put) prepare(ctx context.Context) (err error) {
+	if err := p.open(ctx); err != nil {
+		return err
+	}
+	p.op = p.opts.create(p.dir.ino, p.name)
 	if p.class = p.opts.Class; p.class.IsZero() {
 		if p.class, err = p.c.classOf(p.dir.attr); err != nil {
 			return err
@@ -144,8 +164,14 @@ func (p *put) inode(ctx context.Context) (dfs.Ino, error) {
 	return ino, err
 }
 
+// command makes the whole file.
+func (p *put) command() *wire.Command {
+	p.op.Extents = p.extents
+	return &wire.Command{Op: &wire.Command_Create{Create: p.op}}
+}
+
 func (p *put) create(ctx context.Context) (*Attr, error) {
-	res, err := p.s.mutate(ctx, p.dir.ino.Group(), &wire.Command{Op: &wire.Command_Create{Create: p.op}})
+	res, err := p.s.mutate(ctx, p.dir.ino.Group(), p.command())
 	if err != nil {
 		return nil, err
 	}
@@ -155,17 +181,18 @@ func (p *put) create(ctx context.Context) (*Attr, error) {
 // inSteps makes a file that one commit cannot: under a temporary name, which is
 // renamed when the file is whole. Should this process die on the way, the
 // temporary name stays.
-func (p *put) inSteps(ctx context.Context, extents []*wire.Extent) (*Attr, error) {
+func (p *put) inSteps(ctx context.Context) (*Attr, error) {
 	temp := tempName(p.name, p.s.id, p.s.issueName())
 	replace := p.op.Replace
 	p.op.Name, p.op.Replace, p.op.Mode = []byte(temp), false, 0o600
-	first := extents[:min(len(extents), dfs.MaxExtentsPerCommit)]
-	p.op.Extents = first
+	first := p.extents[:min(len(p.extents), dfs.MaxExtentsPerCommit)]
+	rest := p.extents[len(first):]
+	p.extents = first
 	a, err := p.create(ctx)
 	if err != nil {
 		return nil, err
 	}
-	err = p.complete(ctx, a, extents[len(first):])
+	err = p.complete(ctx, a, rest)
 	if err == nil {
 		err = p.c.rename(ctx, p.dir.ino, temp, p.dir.ino, p.name, !replace)
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"dfsd/dfs"
@@ -39,7 +40,7 @@ type session struct {
 
 	ctx   context.Context // ends when the session is lost or the client closed
 	lose  context.CancelCauseFunc
-	slots chan struct{} // one element a mutation under way
+	slots *semaphore.Weighted // one of maxInFlight for a mutation under way
 
 	boundaries chan struct{} // one element an operation over two groups under way
 
@@ -52,6 +53,7 @@ type session struct {
 	blocks     map[uint64]struct{}    // counters of blocks that a command may still name. Invariant: <= lastBlock
 	lastName   uint64                 // of temporary names
 	leases     map[dfs.GroupID]*inoLease
+	unbatched  bool // the meta nodes are of a release that knows no batches
 }
 
 // expired reports whether the lease has run out, by the monotonic or the wall
@@ -105,7 +107,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
-		c: c, slots: make(chan struct{}, maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
+		c: c, slots: semaphore.NewWeighted(maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
 		shared:     map[dfs.GroupID]*sharer[[]byte, *wire.Result]{},
 		unanswered: map[uint64]dfs.GroupID{}, blocks: map[uint64]struct{}{}, leases: map[dfs.GroupID]*inoLease{},
 	}
@@ -263,16 +265,29 @@ func (s *session) floor(g dfs.GroupID) uint64 {
 func (s *session) mutate(ctx context.Context, g dfs.GroupID, cmd *wire.Command) (*wire.Result, error) {
 	ctx, cancel := join(ctx, s.ctx)
 	defer cancel()
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
+	if s.slots.Acquire(ctx, 1) != nil {
 		return nil, s.gaveUp(ctx, false, ended(ctx))
 	}
-	cmd.Session, cmd.Seq = uint64(s.id), s.issue(g)
+	defer s.slots.Release(1)
+	s.number(g, cmd)
 	defer s.settle(cmd.Seq)
+	res, err := s.carry(ctx, g, cmd, false)
+	if err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+// number makes a command one of the session's.
+func (s *session) number(g dfs.GroupID, cmd *wire.Command) {
+	cmd.Session, cmd.Seq = uint64(s.id), s.issue(g)
 	cmd.Cred = &wire.Cred{Uid: s.c.opts.Cred.UID, Gid: s.c.opts.Cred.GID, Groups: s.c.opts.Cred.Groups}
-	maybe := false // a request may have been carried out
+}
+
+// carry has a group carry out a command that has its number, however often it has
+// to be asked; maybe says that it was asked already. The result is the group's
+// answer also where that is the error.
+func (s *session) carry(ctx context.Context, g dfs.GroupID, cmd *wire.Command, maybe bool) (*wire.Result, error) {
 	for attempt := 1; ; attempt++ {
 		// Floor and version may grow here: what was sent before was certainly
 		// not carried out, and its number is the same.
@@ -290,7 +305,7 @@ func (s *session) mutate(ctx context.Context, g dfs.GroupID, cmd *wire.Command) 
 			s.lose(errLost(s.id))
 			return nil, s.gaveUp(ctx, maybe, err)
 		case kind == dfs.Stale || !kind.Retryable():
-			return nil, err
+			return res, err
 		}
 		if !s.c.pause(ctx, attempt) {
 			return nil, s.gaveUp(ctx, maybe, err)

@@ -52,22 +52,24 @@ type metaState struct {
 	db       *pebble.DB
 	machines map[dfs.GroupID]*namespace.Machine
 
-	mu       sync.Mutex
-	index    uint64
-	m        *dfs.Map
-	newer    chan struct{}
-	sessions map[dfs.SessionID]time.Time // live, and when they were renewed
-	marks    map[uint64]dfs.SessionID
-	highest  dfs.SessionID
-	fences   uint64
-	below    uint64          // the mark that came with the last renewal
-	commands []*wire.Command // in order of arrival
-	queries  int
-	shared   int                                            // requests that carried several
-	before   func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
-	lose     bool                                           // the first answer to each command and session
-	answered map[string]bool
-	place    func(parent dfs.Ino, name []byte) dfs.GroupID
+	mu        sync.Mutex
+	index     uint64
+	m         *dfs.Map
+	newer     chan struct{}
+	sessions  map[dfs.SessionID]time.Time // live, and when they were renewed
+	marks     map[uint64]dfs.SessionID
+	highest   dfs.SessionID
+	fences    uint64
+	below     uint64          // the mark that came with the last renewal
+	commands  []*wire.Command // in order of arrival
+	queries   int
+	shared    int                                            // requests that carried several
+	batches   []int                                          // commands of each batch that came
+	unbatched bool                                           // it is of a release that knows no batches
+	before    func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
+	lose      bool                                           // the first answer to each command and session
+	answered  map[string]bool
+	place     func(parent dfs.Ino, name []byte) dfs.GroupID
 }
 
 // node is one of the meta nodes; odd groups are led by the first.
@@ -206,6 +208,52 @@ func (n *node) MutateMany(ctx context.Context, in *wire.MutateManyRequest) (*wir
 	defer n.mu.Unlock()
 	n.shared++
 	return out, n.lostLocked(fmt.Sprint("commands ", in.Commands))
+}
+
+func (n *node) MutateBatch(ctx context.Context, in *wire.MutateBatchRequest) (*wire.MutateBatchReply, error) {
+	g := dfs.GroupID(in.Group)
+	if err := n.leads(g); err != nil {
+		return nil, err
+	}
+	op := &wire.BatchOp{}
+	if in.Stop {
+		op.Refusals = wire.BatchOp_STOP
+	}
+	for _, data := range in.Commands {
+		cmd := &wire.Command{}
+		if err := proto.Unmarshal(data, cmd); err != nil {
+			return nil, dfs.Errorf(dfs.Invalid, "change", "malformed command")
+		}
+		op.Commands = append(op.Commands, cmd)
+	}
+	n.mu.Lock()
+	before, unbatched := n.before, n.unbatched
+	n.batches = append(n.batches, len(op.Commands))
+	n.mu.Unlock()
+	if unbatched {
+		return nil, dfs.Errorf(dfs.Unsupported, "serve", "no such method")
+	}
+	if before != nil {
+		if err := before(ctx, g); err != nil {
+			return nil, err
+		}
+	}
+	res := n.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Batch{Batch: op}})
+	if err := res.ToError("change", g.String()); err != nil {
+		return nil, err
+	}
+	out := &wire.MutateBatchReply{}
+	for _, m := range res.Members {
+		a := &wire.MutateAnswer{Result: &wire.Result{}}
+		if err := proto.Unmarshal(m, a.Result); err != nil {
+			return nil, err
+		}
+		out.Answers = append(out.Answers, a)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.commands = append(n.commands, op.Commands...)
+	return out, n.lostLocked(fmt.Sprint("batch ", in.Commands))
 }
 
 func (n *node) ReadMany(ctx context.Context, in *wire.ReadManyRequest) (*wire.ReadManyReply, error) {

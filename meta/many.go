@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -14,8 +15,9 @@ import (
 // maxMany bounds the commands or queries of one request.
 const maxMany = 128
 
-// MutateMany implements the meta service: commands that share a request, and as
-// far as Raft has it a sync. None waits for another's answer to be taken.
+// MutateMany implements the meta service: commands of callers that do not know of
+// each other share a request, and an entry where they are of one session. None
+// waits for another's answer to be taken.
 func (s *Service) MutateMany(ctx context.Context, req *wire.MutateManyRequest) (*wire.MutateManyReply, error) {
 	g, h, err := s.namespaceLeader(req.Group)
 	if err != nil {
@@ -28,34 +30,66 @@ func (s *Service) MutateMany(ctx context.Context, req *wire.MutateManyRequest) (
 		return nil, dfs.Errorf(dfs.Invalid, "change", "%d commands in one request: want 1 to %d", n, maxMany)
 	}
 	answers := make([]*wire.MutateAnswer, len(req.Commands))
-	var entries [][]byte
-	var of []int // the commands of the entries
-	for i, cmd := range req.Commands {
-		data, err := s.encodeCommand(ctx, h, g, cmd)
+	op := &wire.BatchOp{Refusals: wire.BatchOp_APART}
+	var of []int // the commands of the entry
+	size := 0
+	for i, data := range req.Commands {
+		cmd, err := s.command(ctx, h, g, data)
 		if err != nil {
 			answers[i] = &wire.MutateAnswer{Refusal: wire.FromError(err)}
 			continue
 		}
-		entries, of = append(entries, data), append(of, i)
+		size += len(data)
+		op.Commands, of = append(op.Commands, cmd), append(of, i)
 	}
-	for i, o := range h.ProposeMany(ctx, g, entries) {
-		res, err := toResult(g, o.Reply, o.Err)
-		if err != nil {
-			answers[of[i]] = &wire.MutateAnswer{Refusal: wire.FromError(err)}
-			continue
+	if len(of) > 0 {
+		propose := s.proposeApart
+		if size > maxBatchBytes || !oneSession(op.Commands) {
+			propose = s.proposeEach
 		}
-		answers[of[i]] = &wire.MutateAnswer{Result: res}
+		for k, a := range propose(ctx, h, g, op) {
+			answers[of[k]] = a
+		}
 	}
 	return &wire.MutateManyReply{Answers: answers}, nil
 }
 
-func (s *Service) encodeCommand(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, cmd []byte) ([]byte, error) {
-	le, err := s.commandEntry(ctx, h, g, cmd)
-	if err != nil {
-		return nil, err
+func oneSession(cmds []*wire.Command) bool {
+	return !slices.ContainsFunc(cmds, func(c *wire.Command) bool { return c.Session != cmds[0].Session })
+}
+
+// proposeApart commits commands by one entry and returns an answer to each.
+func (s *Service) proposeApart(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, op *wire.BatchOp) []*wire.MutateAnswer {
+	answers, err := s.proposeBatch(ctx, h, g, op)
+	if err == nil && len(answers) < len(op.Commands) {
+		err = dfs.Errorf(dfs.Busy, "change", "%v: the commands before it were enough for one entry", g)
 	}
-	le.Version = s.clockVersion()
-	return proto.Marshal(le)
+	for len(answers) < len(op.Commands) {
+		answers = append(answers, &wire.MutateAnswer{Refusal: wire.FromError(err)})
+	}
+	return answers
+}
+
+// proposeEach commits each command by an entry of its own.
+func (s *Service) proposeEach(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, op *wire.BatchOp) []*wire.MutateAnswer {
+	entries := make([][]byte, len(op.Commands))
+	for i, cmd := range op.Commands {
+		data, err := proto.Marshal(&wire.LogEntry{Version: s.clockVersion(), Entry: &wire.LogEntry_Command{Command: cmd}})
+		if err != nil {
+			return slices.Repeat([]*wire.MutateAnswer{{Refusal: wire.FromError(err)}}, len(op.Commands))
+		}
+		entries[i] = data
+	}
+	answers := make([]*wire.MutateAnswer, len(entries))
+	for i, o := range h.ProposeMany(ctx, g, entries) {
+		res, err := toResult(g, o.Reply, o.Err)
+		if err != nil {
+			answers[i] = &wire.MutateAnswer{Refusal: wire.FromError(err)}
+			continue
+		}
+		answers[i] = &wire.MutateAnswer{Result: res}
+	}
+	return answers
 }
 
 // ReadMany implements the meta service: linearizable queries that share a request

@@ -80,19 +80,19 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if !s.mutable() {
 		return nil, s.notFormed()
 	}
-	le, err := s.commandEntry(ctx, h, g, req.Command)
+	cmd, err := s.command(ctx, h, g, req.Command)
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.proposeEntry(ctx, h, g, le)
+	out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
 	if err != nil {
 		return nil, err
 	}
 	return &wire.MutateReply{Result: out}, nil
 }
 
-// commandEntry checks a command of a client and makes an entry of it.
-func (s *Service) commandEntry(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, data []byte) (*wire.LogEntry, error) {
+// command checks a command of a client.
+func (s *Service) command(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, data []byte) (*wire.Command, error) {
 	if len(data) > MaxCommand {
 		return nil, dfs.Errorf(dfs.TooLarge, "change", "a command of %d bytes: at most %d", len(data), MaxCommand)
 	}
@@ -106,7 +106,7 @@ func (s *Service) commandEntry(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 	if err := s.admit(ctx, h, g, cmd); err != nil {
 		return nil, err
 	}
-	return &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}}, nil
+	return cmd, nil
 }
 
 // mutable reports whether mutations are admitted: this replica, or the control

@@ -153,7 +153,7 @@ func (l *lossy) drop(server string, peer transport.Peer, method string) bool {
 	l.seen[key]++
 	every := 4
 	switch method {
-	case "/dfsd.wire.Meta/Mutate", "/dfsd.wire.Meta/OpenSession", "/dfsd.wire.Meta/CloseSession", "/dfsd.wire.Meta/KeepAlive":
+	case "/dfsd.wire.Meta/Mutate", "/dfsd.wire.Meta/MutateBatch", "/dfsd.wire.Meta/OpenSession", "/dfsd.wire.Meta/CloseSession", "/dfsd.wire.Meta/KeepAlive":
 		every = 2
 	}
 	lose := l.seen[key]%every == 1

@@ -30,6 +30,7 @@ type change struct {
 	wrote  bool       // rows other than those of inodes and blocks
 	inodes []*inode   // as loaded or made, each once
 	blocks []blockRef // changes of block rows
+	cuts   int        // extents that were replaced or cut off
 
 	known map[dfs.BlockID]blockRow // as checked, before the changes; zero: no row
 }

@@ -205,6 +205,7 @@ func (c *change) overlapped(n *inode, spans []span) ([]extent, error) {
 			return nil, refuse(dfs.TooLarge, "more than %d extents would be cut at once", MaxCut)
 		}
 	}
+	c.cuts += len(out)
 	return out, nil
 }
 

@@ -196,6 +196,15 @@ func entries(t testing.TB, w *world) (out [][]byte) {
 		logs = append(logs, &wire.LogEntry{Version: 3000 << 16, Entry: &wire.LogEntry_Command{Command: cmd}})
 	}
 	logs = append(logs, txnEntries(t, w)...)
+	for after := range wire.BatchOp_Refusals_name {
+		var cmds []*wire.Command
+		for i := range commands {
+			cmds = append(cmds, proto.CloneOf(commands[(i*7+int(after))%len(commands)]))
+		}
+		batch := batchOf(20, wire.BatchOp_Refusals(after), cmds...)
+		batch.Version = 3000 << 16
+		logs = append(logs, batch)
+	}
 	for _, le := range logs {
 		data, err := proto.Marshal(le)
 		if err != nil {
@@ -248,6 +257,20 @@ func tryEntry(t *testing.T, w *world, data []byte) *wire.Result {
 		before := bytes.Clone(one.Repr())
 		if again := apply(one); !bytes.Equal(again, reply) && !dfs.Kind(res.Kind).Retryable() || !bytes.Equal(before, one.Repr()) {
 			t.Errorf("a retry of %x was answered %x, first %x", data, again, reply)
+		}
+	}
+	if le.GetBatch() != nil {
+		before := bytes.Clone(one.Repr())
+		again, lasting := resultOf(t, apply(one)), true
+		for i, m := range res.Members {
+			first := dfs.Kind(resultOf(t, m).Kind)
+			lasting = lasting && !first.Retryable() && first != dfs.Fenced
+			if i < len(again.Members) && !bytes.Equal(again.Members[i], m) && !dfs.Kind(resultOf(t, again.Members[i]).Kind).Retryable() && lasting {
+				t.Errorf("command %d of %x was answered %x, first %x", i, data, again.Members[i], m)
+			}
+		}
+		if lasting && !bytes.Equal(before, one.Repr()) {
+			t.Errorf("a retry of %x wrote rows", data)
 		}
 	}
 	return res

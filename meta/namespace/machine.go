@@ -136,6 +136,8 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 	switch op := le.Entry.(type) {
 	case *wire.LogEntry_Command:
 		return m.command(c, op.Command)
+	case *wire.LogEntry_Batch:
+		return m.batch(tx, dfs.Version(le.Version), op.Batch)
 	case *wire.LogEntry_Fence:
 		err = c.fence(op.Fence)
 	case *wire.LogEntry_Trim:

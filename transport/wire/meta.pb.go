@@ -74,7 +74,7 @@ func (x RecoverRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecoverRequest_Step.Descriptor instead.
 func (RecoverRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{67, 0}
+	return file_meta_proto_rawDescGZIP(), []int{69, 0}
 }
 
 type ProbeRequest struct {
@@ -2287,6 +2287,112 @@ func (x *MutateManyReply) GetAnswers() []*MutateAnswer {
 	return nil
 }
 
+// MutateBatchRequest holds commands that are carried out one after the other, or
+// not at all: see BatchOp.
+type MutateBatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Commands      [][]byte               `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"` // encoded Commands, 1 to 128, of at most 256 KiB together
+	Stop          bool                   `protobuf:"varint,3,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateBatchRequest) Reset() {
+	*x = MutateBatchRequest{}
+	mi := &file_meta_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateBatchRequest) ProtoMessage() {}
+
+func (x *MutateBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateBatchRequest.ProtoReflect.Descriptor instead.
+func (*MutateBatchRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *MutateBatchRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *MutateBatchRequest) GetCommands() [][]byte {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+func (x *MutateBatchRequest) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
+type MutateBatchReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*MutateAnswer        `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // to the first commands, in order; what has none was not carried out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateBatchReply) Reset() {
+	*x = MutateBatchReply{}
+	mi := &file_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateBatchReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateBatchReply) ProtoMessage() {}
+
+func (x *MutateBatchReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateBatchReply.ProtoReflect.Descriptor instead.
+func (*MutateBatchReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *MutateBatchReply) GetAnswers() []*MutateAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
 // MutateAnswer is a result, or why there is none.
 type MutateAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2298,7 +2404,7 @@ type MutateAnswer struct {
 
 func (x *MutateAnswer) Reset() {
 	*x = MutateAnswer{}
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2416,7 @@ func (x *MutateAnswer) String() string {
 func (*MutateAnswer) ProtoMessage() {}
 
 func (x *MutateAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[34]
+	mi := &file_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2429,7 @@ func (x *MutateAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutateAnswer.ProtoReflect.Descriptor instead.
 func (*MutateAnswer) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MutateAnswer) GetResult() *Result {
@@ -2352,7 +2458,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2470,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[35]
+	mi := &file_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2483,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Refusal) GetKind() uint32 {
@@ -2411,7 +2517,7 @@ type FenceRequest struct {
 
 func (x *FenceRequest) Reset() {
 	*x = FenceRequest{}
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2529,7 @@ func (x *FenceRequest) String() string {
 func (*FenceRequest) ProtoMessage() {}
 
 func (x *FenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[36]
+	mi := &file_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2542,7 @@ func (x *FenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
 func (*FenceRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FenceRequest) GetGroup() uint32 {
@@ -2461,7 +2567,7 @@ type FenceReply struct {
 
 func (x *FenceReply) Reset() {
 	*x = FenceReply{}
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2579,7 @@ func (x *FenceReply) String() string {
 func (*FenceReply) ProtoMessage() {}
 
 func (x *FenceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[37]
+	mi := &file_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2592,7 @@ func (x *FenceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReply.ProtoReflect.Descriptor instead.
 func (*FenceReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
 type GarbageRequest struct {
@@ -2499,7 +2605,7 @@ type GarbageRequest struct {
 
 func (x *GarbageRequest) Reset() {
 	*x = GarbageRequest{}
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2617,7 @@ func (x *GarbageRequest) String() string {
 func (*GarbageRequest) ProtoMessage() {}
 
 func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[38]
+	mi := &file_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2630,7 @@ func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRequest.ProtoReflect.Descriptor instead.
 func (*GarbageRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GarbageRequest) GetGroup() uint32 {
@@ -2550,7 +2656,7 @@ type GarbageReply struct {
 
 func (x *GarbageReply) Reset() {
 	*x = GarbageReply{}
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2668,7 @@ func (x *GarbageReply) String() string {
 func (*GarbageReply) ProtoMessage() {}
 
 func (x *GarbageReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[39]
+	mi := &file_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2681,7 @@ func (x *GarbageReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageReply.ProtoReflect.Descriptor instead.
 func (*GarbageReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GarbageReply) GetVerdicts() []byte {
@@ -2594,7 +2700,7 @@ type MarksRequest struct {
 
 func (x *MarksRequest) Reset() {
 	*x = MarksRequest{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2712,7 @@ func (x *MarksRequest) String() string {
 func (*MarksRequest) ProtoMessage() {}
 
 func (x *MarksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2725,7 @@ func (x *MarksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksRequest.ProtoReflect.Descriptor instead.
 func (*MarksRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MarksRequest) GetSessions() []uint64 {
@@ -2638,7 +2744,7 @@ type MarksReply struct {
 
 func (x *MarksReply) Reset() {
 	*x = MarksReply{}
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2756,7 @@ func (x *MarksReply) String() string {
 func (*MarksReply) ProtoMessage() {}
 
 func (x *MarksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2769,7 @@ func (x *MarksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksReply.ProtoReflect.Descriptor instead.
 func (*MarksReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MarksReply) GetMarks() []*SessionMark {
@@ -2683,7 +2789,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2801,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2814,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -2734,7 +2840,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2852,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2865,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2779,7 +2885,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2897,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2910,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateGroupRequest) GetReplicas() []uint32 {
@@ -2823,7 +2929,7 @@ type CreateGroupReply struct {
 
 func (x *CreateGroupReply) Reset() {
 	*x = CreateGroupReply{}
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2941,7 @@ func (x *CreateGroupReply) String() string {
 func (*CreateGroupReply) ProtoMessage() {}
 
 func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2954,7 @@ func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupReply.ProtoReflect.Descriptor instead.
 func (*CreateGroupReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateGroupReply) GetGroup() uint32 {
@@ -2871,7 +2977,7 @@ type ChangeReplicasRequest struct {
 
 func (x *ChangeReplicasRequest) Reset() {
 	*x = ChangeReplicasRequest{}
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +2989,7 @@ func (x *ChangeReplicasRequest) String() string {
 func (*ChangeReplicasRequest) ProtoMessage() {}
 
 func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3002,7 @@ func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ChangeReplicasRequest) GetGroup() uint32 {
@@ -2928,7 +3034,7 @@ type ChangeReplicasReply struct {
 
 func (x *ChangeReplicasReply) Reset() {
 	*x = ChangeReplicasReply{}
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3046,7 @@ func (x *ChangeReplicasReply) String() string {
 func (*ChangeReplicasReply) ProtoMessage() {}
 
 func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3059,7 @@ func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasReply.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_proto_rawDescGZIP(), []int{49}
 }
 
 type ReplicaRequest struct {
@@ -2966,7 +3072,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3084,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3097,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReplicaRequest) GetGroup() uint32 {
@@ -3031,7 +3137,7 @@ type ReplicaReply struct {
 
 func (x *ReplicaReply) Reset() {
 	*x = ReplicaReply{}
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3149,7 @@ func (x *ReplicaReply) String() string {
 func (*ReplicaReply) ProtoMessage() {}
 
 func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3162,7 @@ func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaReply.ProtoReflect.Descriptor instead.
 func (*ReplicaReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{49}
+	return file_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReplicaReply) GetNode() uint32 {
@@ -3176,7 +3282,7 @@ type PeerProgress struct {
 
 func (x *PeerProgress) Reset() {
 	*x = PeerProgress{}
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3294,7 @@ func (x *PeerProgress) String() string {
 func (*PeerProgress) ProtoMessage() {}
 
 func (x *PeerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3307,7 @@ func (x *PeerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerProgress.ProtoReflect.Descriptor instead.
 func (*PeerProgress) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{50}
+	return file_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PeerProgress) GetNode() uint32 {
@@ -3242,7 +3348,7 @@ type MoveLeaderRequest struct {
 
 func (x *MoveLeaderRequest) Reset() {
 	*x = MoveLeaderRequest{}
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3360,7 @@ func (x *MoveLeaderRequest) String() string {
 func (*MoveLeaderRequest) ProtoMessage() {}
 
 func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3373,7 @@ func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderRequest.ProtoReflect.Descriptor instead.
 func (*MoveLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{51}
+	return file_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *MoveLeaderRequest) GetGroup() uint32 {
@@ -3292,7 +3398,7 @@ type MoveLeaderReply struct {
 
 func (x *MoveLeaderReply) Reset() {
 	*x = MoveLeaderReply{}
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3410,7 @@ func (x *MoveLeaderReply) String() string {
 func (*MoveLeaderReply) ProtoMessage() {}
 
 func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3423,7 @@ func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderReply.ProtoReflect.Descriptor instead.
 func (*MoveLeaderReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{52}
+	return file_meta_proto_rawDescGZIP(), []int{54}
 }
 
 // GroupReadyOp says that every listed replica votes and that the group has its
@@ -3333,7 +3439,7 @@ type GroupReadyOp struct {
 
 func (x *GroupReadyOp) Reset() {
 	*x = GroupReadyOp{}
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3451,7 @@ func (x *GroupReadyOp) String() string {
 func (*GroupReadyOp) ProtoMessage() {}
 
 func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3464,7 @@ func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyOp.ProtoReflect.Descriptor instead.
 func (*GroupReadyOp) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{53}
+	return file_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GroupReadyOp) GetGroup() uint32 {
@@ -3397,7 +3503,7 @@ type StateDecision struct {
 
 func (x *StateDecision) Reset() {
 	*x = StateDecision{}
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3409,7 +3515,7 @@ func (x *StateDecision) String() string {
 func (*StateDecision) ProtoMessage() {}
 
 func (x *StateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3422,7 +3528,7 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
 func (*StateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{54}
+	return file_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StateDecision) GetStore() uint32 {
@@ -3477,7 +3583,7 @@ type TargetDecision struct {
 
 func (x *TargetDecision) Reset() {
 	*x = TargetDecision{}
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +3595,7 @@ func (x *TargetDecision) String() string {
 func (*TargetDecision) ProtoMessage() {}
 
 func (x *TargetDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +3608,7 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
 func (*TargetDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{55}
+	return file_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *TargetDecision) GetPg() uint32 {
@@ -3530,7 +3636,7 @@ type ProposeDecision struct {
 
 func (x *ProposeDecision) Reset() {
 	*x = ProposeDecision{}
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +3648,7 @@ func (x *ProposeDecision) String() string {
 func (*ProposeDecision) ProtoMessage() {}
 
 func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +3661,7 @@ func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
 func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{56}
+	return file_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ProposeDecision) GetPg() uint32 {
@@ -3590,7 +3696,7 @@ type ActivateDecision struct {
 
 func (x *ActivateDecision) Reset() {
 	*x = ActivateDecision{}
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3708,7 @@ func (x *ActivateDecision) String() string {
 func (*ActivateDecision) ProtoMessage() {}
 
 func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3721,7 @@ func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
 func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{57}
+	return file_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ActivateDecision) GetPg() uint32 {
@@ -3651,7 +3757,7 @@ type PersistedMark struct {
 
 func (x *PersistedMark) Reset() {
 	*x = PersistedMark{}
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +3769,7 @@ func (x *PersistedMark) String() string {
 func (*PersistedMark) ProtoMessage() {}
 
 func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +3782,7 @@ func (x *PersistedMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
 func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{58}
+	return file_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PersistedMark) GetStore() uint32 {
@@ -3710,7 +3816,7 @@ type CreatePGsDecision struct {
 
 func (x *CreatePGsDecision) Reset() {
 	*x = CreatePGsDecision{}
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +3828,7 @@ func (x *CreatePGsDecision) String() string {
 func (*CreatePGsDecision) ProtoMessage() {}
 
 func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +3841,7 @@ func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
 func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{59}
+	return file_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreatePGsDecision) GetClass() string {
@@ -3760,7 +3866,7 @@ type GroupReadyReply struct {
 
 func (x *GroupReadyReply) Reset() {
 	*x = GroupReadyReply{}
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +3878,7 @@ func (x *GroupReadyReply) String() string {
 func (*GroupReadyReply) ProtoMessage() {}
 
 func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +3891,7 @@ func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyReply.ProtoReflect.Descriptor instead.
 func (*GroupReadyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{60}
+	return file_meta_proto_rawDescGZIP(), []int{62}
 }
 
 type ReadManyRequest struct {
@@ -3798,7 +3904,7 @@ type ReadManyRequest struct {
 
 func (x *ReadManyRequest) Reset() {
 	*x = ReadManyRequest{}
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3810,7 +3916,7 @@ func (x *ReadManyRequest) String() string {
 func (*ReadManyRequest) ProtoMessage() {}
 
 func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3823,7 +3929,7 @@ func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyRequest.ProtoReflect.Descriptor instead.
 func (*ReadManyRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{61}
+	return file_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ReadManyRequest) GetGroup() uint32 {
@@ -3849,7 +3955,7 @@ type ReadManyReply struct {
 
 func (x *ReadManyReply) Reset() {
 	*x = ReadManyReply{}
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3861,7 +3967,7 @@ func (x *ReadManyReply) String() string {
 func (*ReadManyReply) ProtoMessage() {}
 
 func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3874,7 +3980,7 @@ func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyReply.ProtoReflect.Descriptor instead.
 func (*ReadManyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{62}
+	return file_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReadManyReply) GetAnswers() []*ReadAnswer {
@@ -3895,7 +4001,7 @@ type ReadAnswer struct {
 
 func (x *ReadAnswer) Reset() {
 	*x = ReadAnswer{}
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +4013,7 @@ func (x *ReadAnswer) String() string {
 func (*ReadAnswer) ProtoMessage() {}
 
 func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +4026,7 @@ func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAnswer.ProtoReflect.Descriptor instead.
 func (*ReadAnswer) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{63}
+	return file_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReadAnswer) GetResult() *QueryResult {
@@ -3945,7 +4051,7 @@ type SurvivorsRequest struct {
 
 func (x *SurvivorsRequest) Reset() {
 	*x = SurvivorsRequest{}
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4063,7 @@ func (x *SurvivorsRequest) String() string {
 func (*SurvivorsRequest) ProtoMessage() {}
 
 func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4076,7 @@ func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsRequest.ProtoReflect.Descriptor instead.
 func (*SurvivorsRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{64}
+	return file_meta_proto_rawDescGZIP(), []int{66}
 }
 
 type SurvivorsReply struct {
@@ -3986,7 +4092,7 @@ type SurvivorsReply struct {
 
 func (x *SurvivorsReply) Reset() {
 	*x = SurvivorsReply{}
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4104,7 @@ func (x *SurvivorsReply) String() string {
 func (*SurvivorsReply) ProtoMessage() {}
 
 func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4117,7 @@ func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsReply.ProtoReflect.Descriptor instead.
 func (*SurvivorsReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{65}
+	return file_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SurvivorsReply) GetName() string {
@@ -4077,7 +4183,7 @@ type Survivor struct {
 
 func (x *Survivor) Reset() {
 	*x = Survivor{}
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4089,7 +4195,7 @@ func (x *Survivor) String() string {
 func (*Survivor) ProtoMessage() {}
 
 func (x *Survivor) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4102,7 +4208,7 @@ func (x *Survivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
 func (*Survivor) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{66}
+	return file_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Survivor) GetGroup() uint32 {
@@ -4258,7 +4364,7 @@ type RecoverRequest struct {
 
 func (x *RecoverRequest) Reset() {
 	*x = RecoverRequest{}
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +4376,7 @@ func (x *RecoverRequest) String() string {
 func (*RecoverRequest) ProtoMessage() {}
 
 func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +4389,7 @@ func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
 func (*RecoverRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{67}
+	return file_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RecoverRequest) GetNode() uint32 {
@@ -4371,7 +4477,7 @@ type RecoverReply struct {
 
 func (x *RecoverReply) Reset() {
 	*x = RecoverReply{}
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4383,7 +4489,7 @@ func (x *RecoverReply) String() string {
 func (*RecoverReply) ProtoMessage() {}
 
 func (x *RecoverReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4396,7 +4502,7 @@ func (x *RecoverReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverReply.ProtoReflect.Descriptor instead.
 func (*RecoverReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{68}
+	return file_meta_proto_rawDescGZIP(), []int{70}
 }
 
 type GiveUpRequest struct {
@@ -4409,7 +4515,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4421,7 +4527,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4434,7 +4540,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{69}
+	return file_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GiveUpRequest) GetGeneration() uint64 {
@@ -4459,7 +4565,7 @@ type GiveUpReply struct {
 
 func (x *GiveUpReply) Reset() {
 	*x = GiveUpReply{}
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4471,7 +4577,7 @@ func (x *GiveUpReply) String() string {
 func (*GiveUpReply) ProtoMessage() {}
 
 func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4484,7 +4590,7 @@ func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpReply.ProtoReflect.Descriptor instead.
 func (*GiveUpReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{70}
+	return file_meta_proto_rawDescGZIP(), []int{72}
 }
 
 type AcknowledgeRequest struct {
@@ -4497,7 +4603,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4509,7 +4615,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4522,7 +4628,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{71}
+	return file_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AcknowledgeRequest) GetGroup() uint32 {
@@ -4548,7 +4654,7 @@ type AcknowledgeReply struct {
 
 func (x *AcknowledgeReply) Reset() {
 	*x = AcknowledgeReply{}
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4666,7 @@ func (x *AcknowledgeReply) String() string {
 func (*AcknowledgeReply) ProtoMessage() {}
 
 func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4679,7 @@ func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
 func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{72}
+	return file_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AcknowledgeReply) GetHeld() bool {
@@ -4591,7 +4697,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4603,7 +4709,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4616,7 +4722,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{73}
+	return file_meta_proto_rawDescGZIP(), []int{75}
 }
 
 type StatusReply struct {
@@ -4640,7 +4746,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4652,7 +4758,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4665,7 +4771,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{74}
+	return file_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -4774,7 +4880,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4786,7 +4892,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,7 +4905,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{75}
+	return file_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -4863,7 +4969,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4875,7 +4981,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4888,7 +4994,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{76}
+	return file_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -4934,7 +5040,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4946,7 +5052,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4959,7 +5065,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{77}
+	return file_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -5188,6 +5294,12 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1a\n" +
 	"\bcommands\x18\x02 \x03(\fR\bcommands\"D\n" +
 	"\x0fMutateManyReply\x121\n" +
+	"\aanswers\x18\x01 \x03(\v2\x17.dfsd.wire.MutateAnswerR\aanswers\"Z\n" +
+	"\x12MutateBatchRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x1a\n" +
+	"\bcommands\x18\x02 \x03(\fR\bcommands\x12\x12\n" +
+	"\x04stop\x18\x03 \x01(\bR\x04stop\"E\n" +
+	"\x10MutateBatchReply\x121\n" +
 	"\aanswers\x18\x01 \x03(\v2\x17.dfsd.wire.MutateAnswerR\aanswers\"g\n" +
 	"\fMutateAnswer\x12)\n" +
 	"\x06result\x18\x01 \x01(\v2\x11.dfsd.wire.ResultR\x06result\x12,\n" +
@@ -5399,7 +5511,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xc9\x0e\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\x94\x0f\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -5422,7 +5534,8 @@ const file_meta_proto_rawDesc = "" +
 	"GroupReady\x12\x17.dfsd.wire.GroupReadyOp\x1a\x1a.dfsd.wire.GroupReadyReply\x12:\n" +
 	"\x06Mutate\x12\x18.dfsd.wire.MutateRequest\x1a\x16.dfsd.wire.MutateReply\x12F\n" +
 	"\n" +
-	"MutateMany\x12\x1c.dfsd.wire.MutateManyRequest\x1a\x1a.dfsd.wire.MutateManyReply\x127\n" +
+	"MutateMany\x12\x1c.dfsd.wire.MutateManyRequest\x1a\x1a.dfsd.wire.MutateManyReply\x12I\n" +
+	"\vMutateBatch\x12\x1d.dfsd.wire.MutateBatchRequest\x1a\x1b.dfsd.wire.MutateBatchReply\x127\n" +
 	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12=\n" +
 	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
 	"\x05Marks\x12\x17.dfsd.wire.MarksRequest\x1a\x15.dfsd.wire.MarksReply\x124\n" +
@@ -5447,7 +5560,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_meta_proto_goTypes = []any{
 	(RecoverRequest_Step)(0),      // 0: dfsd.wire.RecoverRequest.Step
 	(*ProbeRequest)(nil),          // 1: dfsd.wire.ProbeRequest
@@ -5484,167 +5597,172 @@ var file_meta_proto_goTypes = []any{
 	(*MutateReply)(nil),           // 32: dfsd.wire.MutateReply
 	(*MutateManyRequest)(nil),     // 33: dfsd.wire.MutateManyRequest
 	(*MutateManyReply)(nil),       // 34: dfsd.wire.MutateManyReply
-	(*MutateAnswer)(nil),          // 35: dfsd.wire.MutateAnswer
-	(*Refusal)(nil),               // 36: dfsd.wire.Refusal
-	(*FenceRequest)(nil),          // 37: dfsd.wire.FenceRequest
-	(*FenceReply)(nil),            // 38: dfsd.wire.FenceReply
-	(*GarbageRequest)(nil),        // 39: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),          // 40: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),          // 41: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),            // 42: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),           // 43: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),             // 44: dfsd.wire.ReadReply
-	(*CreateGroupRequest)(nil),    // 45: dfsd.wire.CreateGroupRequest
-	(*CreateGroupReply)(nil),      // 46: dfsd.wire.CreateGroupReply
-	(*ChangeReplicasRequest)(nil), // 47: dfsd.wire.ChangeReplicasRequest
-	(*ChangeReplicasReply)(nil),   // 48: dfsd.wire.ChangeReplicasReply
-	(*ReplicaRequest)(nil),        // 49: dfsd.wire.ReplicaRequest
-	(*ReplicaReply)(nil),          // 50: dfsd.wire.ReplicaReply
-	(*PeerProgress)(nil),          // 51: dfsd.wire.PeerProgress
-	(*MoveLeaderRequest)(nil),     // 52: dfsd.wire.MoveLeaderRequest
-	(*MoveLeaderReply)(nil),       // 53: dfsd.wire.MoveLeaderReply
-	(*GroupReadyOp)(nil),          // 54: dfsd.wire.GroupReadyOp
-	(*StateDecision)(nil),         // 55: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 56: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 57: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 58: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),         // 59: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),     // 60: dfsd.wire.CreatePGsDecision
-	(*GroupReadyReply)(nil),       // 61: dfsd.wire.GroupReadyReply
-	(*ReadManyRequest)(nil),       // 62: dfsd.wire.ReadManyRequest
-	(*ReadManyReply)(nil),         // 63: dfsd.wire.ReadManyReply
-	(*ReadAnswer)(nil),            // 64: dfsd.wire.ReadAnswer
-	(*SurvivorsRequest)(nil),      // 65: dfsd.wire.SurvivorsRequest
-	(*SurvivorsReply)(nil),        // 66: dfsd.wire.SurvivorsReply
-	(*Survivor)(nil),              // 67: dfsd.wire.Survivor
-	(*RecoverRequest)(nil),        // 68: dfsd.wire.RecoverRequest
-	(*RecoverReply)(nil),          // 69: dfsd.wire.RecoverReply
-	(*GiveUpRequest)(nil),         // 70: dfsd.wire.GiveUpRequest
-	(*GiveUpReply)(nil),           // 71: dfsd.wire.GiveUpReply
-	(*AcknowledgeRequest)(nil),    // 72: dfsd.wire.AcknowledgeRequest
-	(*AcknowledgeReply)(nil),      // 73: dfsd.wire.AcknowledgeReply
-	(*StatusRequest)(nil),         // 74: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),           // 75: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),           // 76: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),           // 77: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),            // 78: dfsd.wire.Redundancy
-	nil,                           // 79: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),           // 80: dfsd.wire.Incarnation
-	(*Lineage)(nil),               // 81: dfsd.wire.Lineage
-	(*ClusterMap)(nil),            // 82: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),          // 83: dfsd.wire.ClassSetting
-	(*Result)(nil),                // 84: dfsd.wire.Result
-	(*FenceOp)(nil),               // 85: dfsd.wire.FenceOp
-	(*SessionMark)(nil),           // 86: dfsd.wire.SessionMark
-	(*Query)(nil),                 // 87: dfsd.wire.Query
-	(*QueryResult)(nil),           // 88: dfsd.wire.QueryResult
-	(*MapGroup)(nil),              // 89: dfsd.wire.MapGroup
+	(*MutateBatchRequest)(nil),    // 35: dfsd.wire.MutateBatchRequest
+	(*MutateBatchReply)(nil),      // 36: dfsd.wire.MutateBatchReply
+	(*MutateAnswer)(nil),          // 37: dfsd.wire.MutateAnswer
+	(*Refusal)(nil),               // 38: dfsd.wire.Refusal
+	(*FenceRequest)(nil),          // 39: dfsd.wire.FenceRequest
+	(*FenceReply)(nil),            // 40: dfsd.wire.FenceReply
+	(*GarbageRequest)(nil),        // 41: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 42: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 43: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 44: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 45: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 46: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 47: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 48: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 49: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 50: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 51: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 52: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 53: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 54: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 55: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 56: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 57: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 58: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 59: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 60: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 61: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 62: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 63: dfsd.wire.GroupReadyReply
+	(*ReadManyRequest)(nil),       // 64: dfsd.wire.ReadManyRequest
+	(*ReadManyReply)(nil),         // 65: dfsd.wire.ReadManyReply
+	(*ReadAnswer)(nil),            // 66: dfsd.wire.ReadAnswer
+	(*SurvivorsRequest)(nil),      // 67: dfsd.wire.SurvivorsRequest
+	(*SurvivorsReply)(nil),        // 68: dfsd.wire.SurvivorsReply
+	(*Survivor)(nil),              // 69: dfsd.wire.Survivor
+	(*RecoverRequest)(nil),        // 70: dfsd.wire.RecoverRequest
+	(*RecoverReply)(nil),          // 71: dfsd.wire.RecoverReply
+	(*GiveUpRequest)(nil),         // 72: dfsd.wire.GiveUpRequest
+	(*GiveUpReply)(nil),           // 73: dfsd.wire.GiveUpReply
+	(*AcknowledgeRequest)(nil),    // 74: dfsd.wire.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),      // 75: dfsd.wire.AcknowledgeReply
+	(*StatusRequest)(nil),         // 76: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 77: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 78: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 79: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 80: dfsd.wire.Redundancy
+	nil,                           // 81: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 82: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 83: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 84: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 85: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 86: dfsd.wire.Result
+	(*FenceOp)(nil),               // 87: dfsd.wire.FenceOp
+	(*SessionMark)(nil),           // 88: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 89: dfsd.wire.Query
+	(*QueryResult)(nil),           // 90: dfsd.wire.QueryResult
+	(*MapGroup)(nil),              // 91: dfsd.wire.MapGroup
 }
 var file_meta_proto_depIdxs = []int32{
-	80, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	81, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	79, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	82, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	83, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	81, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	4,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	80, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	81, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	80, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	82, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	83, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	82, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	7,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	80, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	82, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	8,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	12, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	7,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	11, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	14, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	11, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	82, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	84, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	17, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	19, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	83, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	84, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	35, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
-	84, // 21: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
-	36, // 22: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
-	85, // 23: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	86, // 24: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	87, // 25: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	88, // 26: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	51, // 27: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
-	80, // 28: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	59, // 29: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	87, // 30: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
-	64, // 31: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
-	88, // 32: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
-	36, // 33: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
-	67, // 34: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
-	0,  // 35: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
-	89, // 36: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
-	82, // 37: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	76, // 38: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	77, // 39: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	78, // 40: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	11, // 41: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	7,  // 42: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	1,  // 43: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	3,  // 44: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	6,  // 45: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	10, // 46: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	15, // 47: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	18, // 48: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	21, // 49: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	23, // 50: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	25, // 51: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	27, // 52: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	29, // 53: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	45, // 54: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
-	47, // 55: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
-	49, // 56: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
-	52, // 57: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
-	54, // 58: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
-	31, // 59: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	33, // 60: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
-	37, // 61: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	39, // 62: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	41, // 63: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	43, // 64: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	62, // 65: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
-	65, // 66: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
-	68, // 67: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
-	70, // 68: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
-	72, // 69: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
-	74, // 70: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	2,  // 71: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	5,  // 72: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	9,  // 73: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	13, // 74: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	16, // 75: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	20, // 76: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	22, // 77: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	24, // 78: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	26, // 79: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	28, // 80: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	30, // 81: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	46, // 82: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
-	48, // 83: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
-	50, // 84: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
-	53, // 85: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
-	61, // 86: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
-	32, // 87: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	34, // 88: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
-	38, // 89: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	40, // 90: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	42, // 91: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	44, // 92: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	63, // 93: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
-	66, // 94: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
-	69, // 95: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
-	71, // 96: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
-	73, // 97: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
-	75, // 98: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	71, // [71:99] is the sub-list for method output_type
-	43, // [43:71] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	85, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	86, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	37, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
+	37, // 21: dfsd.wire.MutateBatchReply.answers:type_name -> dfsd.wire.MutateAnswer
+	86, // 22: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
+	38, // 23: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
+	87, // 24: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	88, // 25: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	89, // 26: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	90, // 27: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	53, // 28: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	82, // 29: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	61, // 30: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	89, // 31: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
+	66, // 32: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
+	90, // 33: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
+	38, // 34: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
+	69, // 35: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
+	0,  // 36: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
+	91, // 37: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
+	84, // 38: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	78, // 39: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	79, // 40: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	80, // 41: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	11, // 42: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	7,  // 43: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	1,  // 44: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	3,  // 45: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	6,  // 46: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	10, // 47: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	15, // 48: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	18, // 49: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	21, // 50: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	23, // 51: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	25, // 52: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	27, // 53: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	29, // 54: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	47, // 55: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	49, // 56: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	51, // 57: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	54, // 58: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	56, // 59: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	31, // 60: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	33, // 61: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
+	35, // 62: dfsd.wire.Meta.MutateBatch:input_type -> dfsd.wire.MutateBatchRequest
+	39, // 63: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	41, // 64: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	43, // 65: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	45, // 66: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	64, // 67: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
+	67, // 68: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
+	70, // 69: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
+	72, // 70: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
+	74, // 71: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
+	76, // 72: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	2,  // 73: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	5,  // 74: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	9,  // 75: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	13, // 76: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	16, // 77: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	20, // 78: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	22, // 79: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	24, // 80: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	26, // 81: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	28, // 82: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	30, // 83: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	48, // 84: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	50, // 85: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	52, // 86: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	55, // 87: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	63, // 88: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	32, // 89: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	34, // 90: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
+	36, // 91: dfsd.wire.Meta.MutateBatch:output_type -> dfsd.wire.MutateBatchReply
+	40, // 92: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	42, // 93: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	44, // 94: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	46, // 95: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	65, // 96: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
+	68, // 97: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
+	71, // 98: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
+	73, // 99: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
+	75, // 100: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
+	77, // 101: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	73, // [73:102] is the sub-list for method output_type
+	44, // [44:73] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -5660,7 +5778,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   79,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

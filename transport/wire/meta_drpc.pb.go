@@ -46,6 +46,7 @@ type DRPCMetaClient interface {
 	GroupReady(ctx context.Context, in *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(ctx context.Context, in *MutateRequest) (*MutateReply, error)
 	MutateMany(ctx context.Context, in *MutateManyRequest) (*MutateManyReply, error)
+	MutateBatch(ctx context.Context, in *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
 	Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error)
 	Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error)
@@ -230,6 +231,15 @@ func (c *drpcMetaClient) MutateMany(ctx context.Context, in *MutateManyRequest) 
 	return out, nil
 }
 
+func (c *drpcMetaClient) MutateBatch(ctx context.Context, in *MutateBatchRequest) (*MutateBatchReply, error) {
+	out := new(MutateBatchReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/MutateBatch", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error) {
 	out := new(FenceReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{}, in, out)
@@ -339,6 +349,7 @@ type DRPCMetaServer interface {
 	GroupReady(context.Context, *GroupReadyOp) (*GroupReadyReply, error)
 	Mutate(context.Context, *MutateRequest) (*MutateReply, error)
 	MutateMany(context.Context, *MutateManyRequest) (*MutateManyReply, error)
+	MutateBatch(context.Context, *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
 	Garbage(context.Context, *GarbageRequest) (*GarbageReply, error)
 	Marks(context.Context, *MarksRequest) (*MarksReply, error)
@@ -425,6 +436,10 @@ func (s *DRPCMetaUnimplementedServer) MutateMany(context.Context, *MutateManyReq
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) MutateBatch(context.Context, *MutateBatchRequest) (*MutateBatchReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Fence(context.Context, *FenceRequest) (*FenceReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -467,7 +482,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 28 }
+func (DRPCMetaDescription) NumMethods() int { return 29 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -634,6 +649,15 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.MutateMany, true
 	case 18:
+		return "/dfsd.wire.Meta/MutateBatch", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					MutateBatch(
+						ctx,
+						in1.(*MutateBatchRequest),
+					)
+			}, DRPCMetaServer.MutateBatch, true
+	case 19:
 		return "/dfsd.wire.Meta/Fence", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -642,7 +666,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FenceRequest),
 					)
 			}, DRPCMetaServer.Fence, true
-	case 19:
+	case 20:
 		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -651,7 +675,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GarbageRequest),
 					)
 			}, DRPCMetaServer.Garbage, true
-	case 20:
+	case 21:
 		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -660,7 +684,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MarksRequest),
 					)
 			}, DRPCMetaServer.Marks, true
-	case 21:
+	case 22:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -669,7 +693,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 22:
+	case 23:
 		return "/dfsd.wire.Meta/ReadMany", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -678,7 +702,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadManyRequest),
 					)
 			}, DRPCMetaServer.ReadMany, true
-	case 23:
+	case 24:
 		return "/dfsd.wire.Meta/Survivors", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -687,7 +711,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*SurvivorsRequest),
 					)
 			}, DRPCMetaServer.Survivors, true
-	case 24:
+	case 25:
 		return "/dfsd.wire.Meta/Recover", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -696,7 +720,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*RecoverRequest),
 					)
 			}, DRPCMetaServer.Recover, true
-	case 25:
+	case 26:
 		return "/dfsd.wire.Meta/GiveUp", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -705,7 +729,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GiveUpRequest),
 					)
 			}, DRPCMetaServer.GiveUp, true
-	case 26:
+	case 27:
 		return "/dfsd.wire.Meta/Acknowledge", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -714,7 +738,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*AcknowledgeRequest),
 					)
 			}, DRPCMetaServer.Acknowledge, true
-	case 27:
+	case 28:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -1086,6 +1110,26 @@ func (x *drpcMeta_MutateManyStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_MutateManyStream) SendAndClose(m *MutateManyReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_MutateBatchStream interface {
+	drpc.Stream
+	SendAndClose(*MutateBatchReply) error
+}
+
+type drpcMeta_MutateBatchStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_MutateBatchStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_MutateBatchStream) SendAndClose(m *MutateBatchReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}

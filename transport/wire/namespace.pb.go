@@ -77,6 +77,56 @@ func (FileType) EnumDescriptor() ([]byte, []int) {
 	return file_namespace_proto_rawDescGZIP(), []int{0}
 }
 
+// Refusals says what a command that is refused means for those behind it.
+type BatchOp_Refusals int32
+
+const (
+	BatchOp_KEEP_ORDER BatchOp_Refusals = 0 // they are carried out, unless the refusal is not remembered: nothing may overtake what will be sent again
+	BatchOp_STOP       BatchOp_Refusals = 1 // they are not
+	BatchOp_APART      BatchOp_Refusals = 2 // they are: their callers do not know of each other
+)
+
+// Enum value maps for BatchOp_Refusals.
+var (
+	BatchOp_Refusals_name = map[int32]string{
+		0: "KEEP_ORDER",
+		1: "STOP",
+		2: "APART",
+	}
+	BatchOp_Refusals_value = map[string]int32{
+		"KEEP_ORDER": 0,
+		"STOP":       1,
+		"APART":      2,
+	}
+)
+
+func (x BatchOp_Refusals) Enum() *BatchOp_Refusals {
+	p := new(BatchOp_Refusals)
+	*p = x
+	return p
+}
+
+func (x BatchOp_Refusals) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BatchOp_Refusals) Descriptor() protoreflect.EnumDescriptor {
+	return file_namespace_proto_enumTypes[1].Descriptor()
+}
+
+func (BatchOp_Refusals) Type() protoreflect.EnumType {
+	return &file_namespace_proto_enumTypes[1]
+}
+
+func (x BatchOp_Refusals) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BatchOp_Refusals.Descriptor instead.
+func (BatchOp_Refusals) EnumDescriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{45, 0}
+}
+
 type TxnResult_State int32
 
 const (
@@ -110,11 +160,11 @@ func (x TxnResult_State) String() string {
 }
 
 func (TxnResult_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_namespace_proto_enumTypes[1].Descriptor()
+	return file_namespace_proto_enumTypes[2].Descriptor()
 }
 
 func (TxnResult_State) Type() protoreflect.EnumType {
-	return &file_namespace_proto_enumTypes[1]
+	return &file_namespace_proto_enumTypes[2]
 }
 
 func (x TxnResult_State) Number() protoreflect.EnumNumber {
@@ -123,7 +173,7 @@ func (x TxnResult_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TxnResult_State.Descriptor instead.
 func (TxnResult_State) EnumDescriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{73, 0}
+	return file_namespace_proto_rawDescGZIP(), []int{74, 0}
 }
 
 // Cred is the caller: recorded with each mutation.
@@ -1814,15 +1864,18 @@ func (x *ResolveOp) GetIntent() uint64 {
 
 // Result is the answer to a command, kept until the session's floor passes it.
 type Result struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"` // dfs.Kind of the error; 0 and no text: done
-	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
-	Attr          *Attr                  `protobuf:"bytes,4,opt,name=attr,proto3" json:"attr,omitempty"` // of the inode made or changed
-	Leased        []*InoRange            `protobuf:"bytes,5,rep,name=leased,proto3" json:"leased,omitempty"`
-	Txn           *TxnID                 `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`            // to a TxnBeginOp: the transaction that is under way for this command
-	Locked        *TxnID                 `protobuf:"bytes,7,opt,name=locked,proto3" json:"locked,omitempty"`      // with Frozen: who holds what this met; absent: a mkdir or rmdir by a one-sided intent does
-	Outdated      bool                   `protobuf:"varint,8,opt,name=outdated,proto3" json:"outdated,omitempty"` // of a share: what it was planned by is not so any more; plan again
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Kind     uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"` // dfs.Kind of the error; 0 and no text: done
+	Text     string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Version  uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Attr     *Attr                  `protobuf:"bytes,4,opt,name=attr,proto3" json:"attr,omitempty"` // of the inode made or changed
+	Leased   []*InoRange            `protobuf:"bytes,5,rep,name=leased,proto3" json:"leased,omitempty"`
+	Txn      *TxnID                 `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`            // to a TxnBeginOp: the transaction that is under way for this command
+	Locked   *TxnID                 `protobuf:"bytes,7,opt,name=locked,proto3" json:"locked,omitempty"`      // with Frozen: who holds what this met; absent: a mkdir or rmdir by a one-sided intent does
+	Outdated bool                   `protobuf:"varint,8,opt,name=outdated,proto3" json:"outdated,omitempty"` // of a share: what it was planned by is not so any more; plan again
+	// To a BatchOp: the encoded Results of its first commands, in order. A command
+	// that has none was not carried out.
+	Members       [][]byte `protobuf:"bytes,16,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1913,6 +1966,13 @@ func (x *Result) GetOutdated() bool {
 	return false
 }
 
+func (x *Result) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type InoRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
@@ -1987,6 +2047,7 @@ type LogEntry struct {
 	//	*LogEntry_TxnAbort
 	//	*LogEntry_TxnFinish
 	//	*LogEntry_TxnDrop
+	//	*LogEntry_Batch
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2180,6 +2241,15 @@ func (x *LogEntry) GetTxnDrop() *TxnDropOp {
 	return nil
 }
 
+func (x *LogEntry) GetBatch() *BatchOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Batch); ok {
+			return x.Batch
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2248,6 +2318,10 @@ type LogEntry_TxnDrop struct {
 	TxnDrop *TxnDropOp `protobuf:"bytes,31,opt,name=txn_drop,json=txnDrop,proto3,oneof"`
 }
 
+type LogEntry_Batch struct {
+	Batch *BatchOp `protobuf:"bytes,40,opt,name=batch,proto3,oneof"`
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2279,6 +2353,8 @@ func (*LogEntry_TxnAbort) isLogEntry_Entry() {}
 func (*LogEntry_TxnFinish) isLogEntry_Entry() {}
 
 func (*LogEntry_TxnDrop) isLogEntry_Entry() {}
+
+func (*LogEntry_Batch) isLogEntry_Entry() {}
 
 // LevelOp raises the feature level of a group: what every member knows by now.
 type LevelOp struct {
@@ -3824,6 +3900,60 @@ func (x *TxnIntent) GetAttr() *Attr {
 	return nil
 }
 
+// BatchOp is commands of one session, carried out in order, each with a version
+// and an answer of its own, as if it had an entry of its own.
+type BatchOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Commands      []*Command             `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"` // 1 to 128
+	Refusals      BatchOp_Refusals       `protobuf:"varint,2,opt,name=refusals,proto3,enum=dfsd.wire.BatchOp_Refusals" json:"refusals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchOp) Reset() {
+	*x = BatchOp{}
+	mi := &file_namespace_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchOp) ProtoMessage() {}
+
+func (x *BatchOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchOp.ProtoReflect.Descriptor instead.
+func (*BatchOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *BatchOp) GetCommands() []*Command {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+func (x *BatchOp) GetRefusals() BatchOp_Refusals {
+	if x != nil {
+		return x.Refusals
+	}
+	return BatchOp_KEEP_ORDER
+}
+
 // NamespaceRecoveredOp is the first entry of a group that has lost a majority.
 type NamespaceRecoveredOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3834,7 +3964,7 @@ type NamespaceRecoveredOp struct {
 
 func (x *NamespaceRecoveredOp) Reset() {
 	*x = NamespaceRecoveredOp{}
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3846,7 +3976,7 @@ func (x *NamespaceRecoveredOp) String() string {
 func (*NamespaceRecoveredOp) ProtoMessage() {}
 
 func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3859,7 +3989,7 @@ func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceRecoveredOp.ProtoReflect.Descriptor instead.
 func (*NamespaceRecoveredOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{45}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *NamespaceRecoveredOp) GetGeneration() uint64 {
@@ -3878,7 +4008,7 @@ type NamespaceAcknowledgeOp struct {
 
 func (x *NamespaceAcknowledgeOp) Reset() {
 	*x = NamespaceAcknowledgeOp{}
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +4020,7 @@ func (x *NamespaceAcknowledgeOp) String() string {
 func (*NamespaceAcknowledgeOp) ProtoMessage() {}
 
 func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4033,7 @@ func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceAcknowledgeOp.ProtoReflect.Descriptor instead.
 func (*NamespaceAcknowledgeOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{46}
+	return file_namespace_proto_rawDescGZIP(), []int{47}
 }
 
 // InitOp gives a new group its first state; the first group makes the root.
@@ -3918,7 +4048,7 @@ type InitOp struct {
 
 func (x *InitOp) Reset() {
 	*x = InitOp{}
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3930,7 +4060,7 @@ func (x *InitOp) String() string {
 func (*InitOp) ProtoMessage() {}
 
 func (x *InitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3943,7 +4073,7 @@ func (x *InitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitOp.ProtoReflect.Descriptor instead.
 func (*InitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{47}
+	return file_namespace_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *InitOp) GetGroup() uint32 {
@@ -3979,7 +4109,7 @@ type FenceOp struct {
 
 func (x *FenceOp) Reset() {
 	*x = FenceOp{}
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3991,7 +4121,7 @@ func (x *FenceOp) String() string {
 func (*FenceOp) ProtoMessage() {}
 
 func (x *FenceOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4004,7 +4134,7 @@ func (x *FenceOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceOp.ProtoReflect.Descriptor instead.
 func (*FenceOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{48}
+	return file_namespace_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *FenceOp) GetHighest() uint64 {
@@ -4039,7 +4169,7 @@ type TrimOp struct {
 
 func (x *TrimOp) Reset() {
 	*x = TrimOp{}
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4181,7 @@ func (x *TrimOp) String() string {
 func (*TrimOp) ProtoMessage() {}
 
 func (x *TrimOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4194,7 @@ func (x *TrimOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimOp.ProtoReflect.Descriptor instead.
 func (*TrimOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{49}
+	return file_namespace_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TrimOp) GetBefore() uint64 {
@@ -4091,7 +4221,7 @@ type MarksOp struct {
 
 func (x *MarksOp) Reset() {
 	*x = MarksOp{}
-	mi := &file_namespace_proto_msgTypes[50]
+	mi := &file_namespace_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4103,7 +4233,7 @@ func (x *MarksOp) String() string {
 func (*MarksOp) ProtoMessage() {}
 
 func (x *MarksOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[50]
+	mi := &file_namespace_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4116,7 +4246,7 @@ func (x *MarksOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksOp.ProtoReflect.Descriptor instead.
 func (*MarksOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{50}
+	return file_namespace_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MarksOp) GetMarks() []*SessionMark {
@@ -4138,7 +4268,7 @@ type SessionMark struct {
 
 func (x *SessionMark) Reset() {
 	*x = SessionMark{}
-	mi := &file_namespace_proto_msgTypes[51]
+	mi := &file_namespace_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4150,7 +4280,7 @@ func (x *SessionMark) String() string {
 func (*SessionMark) ProtoMessage() {}
 
 func (x *SessionMark) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[51]
+	mi := &file_namespace_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4163,7 +4293,7 @@ func (x *SessionMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMark.ProtoReflect.Descriptor instead.
 func (*SessionMark) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{51}
+	return file_namespace_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SessionMark) GetSession() uint64 {
@@ -4190,7 +4320,7 @@ type DeletedOp struct {
 
 func (x *DeletedOp) Reset() {
 	*x = DeletedOp{}
-	mi := &file_namespace_proto_msgTypes[52]
+	mi := &file_namespace_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4202,7 +4332,7 @@ func (x *DeletedOp) String() string {
 func (*DeletedOp) ProtoMessage() {}
 
 func (x *DeletedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[52]
+	mi := &file_namespace_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4215,7 +4345,7 @@ func (x *DeletedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletedOp.ProtoReflect.Descriptor instead.
 func (*DeletedOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{52}
+	return file_namespace_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeletedOp) GetBlocks() [][]byte {
@@ -4247,7 +4377,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_namespace_proto_msgTypes[53]
+	mi := &file_namespace_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4389,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[53]
+	mi := &file_namespace_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4402,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{53}
+	return file_namespace_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -4449,7 +4579,7 @@ type QueryResult struct {
 
 func (x *QueryResult) Reset() {
 	*x = QueryResult{}
-	mi := &file_namespace_proto_msgTypes[54]
+	mi := &file_namespace_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4461,7 +4591,7 @@ func (x *QueryResult) String() string {
 func (*QueryResult) ProtoMessage() {}
 
 func (x *QueryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[54]
+	mi := &file_namespace_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4474,7 +4604,7 @@ func (x *QueryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryResult.ProtoReflect.Descriptor instead.
 func (*QueryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{54}
+	return file_namespace_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *QueryResult) GetVersion() uint64 {
@@ -4642,7 +4772,7 @@ type WalkQuery struct {
 
 func (x *WalkQuery) Reset() {
 	*x = WalkQuery{}
-	mi := &file_namespace_proto_msgTypes[55]
+	mi := &file_namespace_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4784,7 @@ func (x *WalkQuery) String() string {
 func (*WalkQuery) ProtoMessage() {}
 
 func (x *WalkQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[55]
+	mi := &file_namespace_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4797,7 @@ func (x *WalkQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkQuery.ProtoReflect.Descriptor instead.
 func (*WalkQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{55}
+	return file_namespace_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WalkQuery) GetStart() uint64 {
@@ -4709,7 +4839,7 @@ type WalkResult struct {
 
 func (x *WalkResult) Reset() {
 	*x = WalkResult{}
-	mi := &file_namespace_proto_msgTypes[56]
+	mi := &file_namespace_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +4851,7 @@ func (x *WalkResult) String() string {
 func (*WalkResult) ProtoMessage() {}
 
 func (x *WalkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[56]
+	mi := &file_namespace_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +4864,7 @@ func (x *WalkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkResult.ProtoReflect.Descriptor instead.
 func (*WalkResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{56}
+	return file_namespace_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *WalkResult) GetSteps() []*Attr {
@@ -4795,7 +4925,7 @@ type AttrQuery struct {
 
 func (x *AttrQuery) Reset() {
 	*x = AttrQuery{}
-	mi := &file_namespace_proto_msgTypes[57]
+	mi := &file_namespace_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +4937,7 @@ func (x *AttrQuery) String() string {
 func (*AttrQuery) ProtoMessage() {}
 
 func (x *AttrQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[57]
+	mi := &file_namespace_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +4950,7 @@ func (x *AttrQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrQuery.ProtoReflect.Descriptor instead.
 func (*AttrQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{57}
+	return file_namespace_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AttrQuery) GetInos() []uint64 {
@@ -4839,7 +4969,7 @@ type AttrResult struct {
 
 func (x *AttrResult) Reset() {
 	*x = AttrResult{}
-	mi := &file_namespace_proto_msgTypes[58]
+	mi := &file_namespace_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +4981,7 @@ func (x *AttrResult) String() string {
 func (*AttrResult) ProtoMessage() {}
 
 func (x *AttrResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[58]
+	mi := &file_namespace_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +4994,7 @@ func (x *AttrResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrResult.ProtoReflect.Descriptor instead.
 func (*AttrResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{58}
+	return file_namespace_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AttrResult) GetAttrs() []*Attr {
@@ -4886,7 +5016,7 @@ type ReadDirQuery struct {
 
 func (x *ReadDirQuery) Reset() {
 	*x = ReadDirQuery{}
-	mi := &file_namespace_proto_msgTypes[59]
+	mi := &file_namespace_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4898,7 +5028,7 @@ func (x *ReadDirQuery) String() string {
 func (*ReadDirQuery) ProtoMessage() {}
 
 func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[59]
+	mi := &file_namespace_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4911,7 +5041,7 @@ func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirQuery.ProtoReflect.Descriptor instead.
 func (*ReadDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{59}
+	return file_namespace_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReadDirQuery) GetIno() uint64 {
@@ -4953,7 +5083,7 @@ type ReadDirResult struct {
 
 func (x *ReadDirResult) Reset() {
 	*x = ReadDirResult{}
-	mi := &file_namespace_proto_msgTypes[60]
+	mi := &file_namespace_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4965,7 +5095,7 @@ func (x *ReadDirResult) String() string {
 func (*ReadDirResult) ProtoMessage() {}
 
 func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[60]
+	mi := &file_namespace_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4978,7 +5108,7 @@ func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResult.ProtoReflect.Descriptor instead.
 func (*ReadDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{60}
+	return file_namespace_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ReadDirResult) GetEntries() []*DirEntry {
@@ -5014,7 +5144,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_namespace_proto_msgTypes[61]
+	mi := &file_namespace_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5026,7 +5156,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[61]
+	mi := &file_namespace_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5039,7 +5169,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{61}
+	return file_namespace_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -5082,7 +5212,7 @@ type ExtentsQuery struct {
 
 func (x *ExtentsQuery) Reset() {
 	*x = ExtentsQuery{}
-	mi := &file_namespace_proto_msgTypes[62]
+	mi := &file_namespace_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5094,7 +5224,7 @@ func (x *ExtentsQuery) String() string {
 func (*ExtentsQuery) ProtoMessage() {}
 
 func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[62]
+	mi := &file_namespace_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5107,7 +5237,7 @@ func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsQuery.ProtoReflect.Descriptor instead.
 func (*ExtentsQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{62}
+	return file_namespace_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExtentsQuery) GetIno() uint64 {
@@ -5149,7 +5279,7 @@ type ExtentsResult struct {
 
 func (x *ExtentsResult) Reset() {
 	*x = ExtentsResult{}
-	mi := &file_namespace_proto_msgTypes[63]
+	mi := &file_namespace_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5161,7 +5291,7 @@ func (x *ExtentsResult) String() string {
 func (*ExtentsResult) ProtoMessage() {}
 
 func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[63]
+	mi := &file_namespace_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5174,7 +5304,7 @@ func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsResult.ProtoReflect.Descriptor instead.
 func (*ExtentsResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{63}
+	return file_namespace_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExtentsResult) GetAttr() *Attr {
@@ -5209,7 +5339,7 @@ type PlaceDirQuery struct {
 
 func (x *PlaceDirQuery) Reset() {
 	*x = PlaceDirQuery{}
-	mi := &file_namespace_proto_msgTypes[64]
+	mi := &file_namespace_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5351,7 @@ func (x *PlaceDirQuery) String() string {
 func (*PlaceDirQuery) ProtoMessage() {}
 
 func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[64]
+	mi := &file_namespace_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5364,7 @@ func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirQuery.ProtoReflect.Descriptor instead.
 func (*PlaceDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{64}
+	return file_namespace_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PlaceDirQuery) GetParent() uint64 {
@@ -5262,7 +5392,7 @@ type PlaceDirResult struct {
 
 func (x *PlaceDirResult) Reset() {
 	*x = PlaceDirResult{}
-	mi := &file_namespace_proto_msgTypes[65]
+	mi := &file_namespace_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5404,7 @@ func (x *PlaceDirResult) String() string {
 func (*PlaceDirResult) ProtoMessage() {}
 
 func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[65]
+	mi := &file_namespace_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5417,7 @@ func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirResult.ProtoReflect.Descriptor instead.
 func (*PlaceDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{65}
+	return file_namespace_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PlaceDirResult) GetGroup() uint32 {
@@ -5324,7 +5454,7 @@ type ChildQuery struct {
 
 func (x *ChildQuery) Reset() {
 	*x = ChildQuery{}
-	mi := &file_namespace_proto_msgTypes[66]
+	mi := &file_namespace_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5336,7 +5466,7 @@ func (x *ChildQuery) String() string {
 func (*ChildQuery) ProtoMessage() {}
 
 func (x *ChildQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[66]
+	mi := &file_namespace_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5349,7 +5479,7 @@ func (x *ChildQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildQuery.ProtoReflect.Descriptor instead.
 func (*ChildQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{66}
+	return file_namespace_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChildQuery) GetChild() uint64 {
@@ -5385,7 +5515,7 @@ type ChildResult struct {
 
 func (x *ChildResult) Reset() {
 	*x = ChildResult{}
-	mi := &file_namespace_proto_msgTypes[67]
+	mi := &file_namespace_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5397,7 +5527,7 @@ func (x *ChildResult) String() string {
 func (*ChildResult) ProtoMessage() {}
 
 func (x *ChildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[67]
+	mi := &file_namespace_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5410,7 +5540,7 @@ func (x *ChildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildResult.ProtoReflect.Descriptor instead.
 func (*ChildResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{67}
+	return file_namespace_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ChildResult) GetLinked() bool {
@@ -5452,7 +5582,7 @@ type EntryQuery struct {
 
 func (x *EntryQuery) Reset() {
 	*x = EntryQuery{}
-	mi := &file_namespace_proto_msgTypes[68]
+	mi := &file_namespace_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5464,7 +5594,7 @@ func (x *EntryQuery) String() string {
 func (*EntryQuery) ProtoMessage() {}
 
 func (x *EntryQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[68]
+	mi := &file_namespace_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5477,7 +5607,7 @@ func (x *EntryQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryQuery.ProtoReflect.Descriptor instead.
 func (*EntryQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{68}
+	return file_namespace_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EntryQuery) GetParent() uint64 {
@@ -5505,7 +5635,7 @@ type EntryResult struct {
 
 func (x *EntryResult) Reset() {
 	*x = EntryResult{}
-	mi := &file_namespace_proto_msgTypes[69]
+	mi := &file_namespace_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5517,7 +5647,7 @@ func (x *EntryResult) String() string {
 func (*EntryResult) ProtoMessage() {}
 
 func (x *EntryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[69]
+	mi := &file_namespace_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5530,7 +5660,7 @@ func (x *EntryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryResult.ProtoReflect.Descriptor instead.
 func (*EntryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{69}
+	return file_namespace_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *EntryResult) GetIno() uint64 {
@@ -5565,7 +5695,7 @@ type AboveQuery struct {
 
 func (x *AboveQuery) Reset() {
 	*x = AboveQuery{}
-	mi := &file_namespace_proto_msgTypes[70]
+	mi := &file_namespace_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5577,7 +5707,7 @@ func (x *AboveQuery) String() string {
 func (*AboveQuery) ProtoMessage() {}
 
 func (x *AboveQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[70]
+	mi := &file_namespace_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5590,7 +5720,7 @@ func (x *AboveQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AboveQuery.ProtoReflect.Descriptor instead.
 func (*AboveQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{70}
+	return file_namespace_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AboveQuery) GetIno() uint64 {
@@ -5618,7 +5748,7 @@ type AboveResult struct {
 
 func (x *AboveResult) Reset() {
 	*x = AboveResult{}
-	mi := &file_namespace_proto_msgTypes[71]
+	mi := &file_namespace_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5630,7 +5760,7 @@ func (x *AboveResult) String() string {
 func (*AboveResult) ProtoMessage() {}
 
 func (x *AboveResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[71]
+	mi := &file_namespace_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5643,7 +5773,7 @@ func (x *AboveResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AboveResult.ProtoReflect.Descriptor instead.
 func (*AboveResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{71}
+	return file_namespace_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AboveResult) GetPath() []uint64 {
@@ -5679,7 +5809,7 @@ type TxnQuery struct {
 
 func (x *TxnQuery) Reset() {
 	*x = TxnQuery{}
-	mi := &file_namespace_proto_msgTypes[72]
+	mi := &file_namespace_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5691,7 +5821,7 @@ func (x *TxnQuery) String() string {
 func (*TxnQuery) ProtoMessage() {}
 
 func (x *TxnQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[72]
+	mi := &file_namespace_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5704,7 +5834,7 @@ func (x *TxnQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnQuery.ProtoReflect.Descriptor instead.
 func (*TxnQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{72}
+	return file_namespace_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TxnQuery) GetTxn() *TxnID {
@@ -5738,7 +5868,7 @@ type TxnResult struct {
 
 func (x *TxnResult) Reset() {
 	*x = TxnResult{}
-	mi := &file_namespace_proto_msgTypes[73]
+	mi := &file_namespace_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5750,7 +5880,7 @@ func (x *TxnResult) String() string {
 func (*TxnResult) ProtoMessage() {}
 
 func (x *TxnResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[73]
+	mi := &file_namespace_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5763,7 +5893,7 @@ func (x *TxnResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult.ProtoReflect.Descriptor instead.
 func (*TxnResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{73}
+	return file_namespace_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TxnResult) GetState() TxnResult_State {
@@ -5926,7 +6056,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\tResolveOp\x12\x14\n" +
 	"\x05child\x18\x01 \x01(\x04R\x05child\x12\x16\n" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\x12\x16\n" +
-	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\x86\x02\n" +
+	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\xa0\x02\n" +
 	"\x06Result\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
@@ -5935,10 +6065,11 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06leased\x18\x05 \x03(\v2\x13.dfsd.wire.InoRangeR\x06leased\x12\"\n" +
 	"\x03txn\x18\x06 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12(\n" +
 	"\x06locked\x18\a \x01(\v2\x10.dfsd.wire.TxnIDR\x06locked\x12\x1a\n" +
-	"\boutdated\x18\b \x01(\bR\boutdated\"6\n" +
+	"\boutdated\x18\b \x01(\bR\boutdated\x12\x18\n" +
+	"\amembers\x18\x10 \x03(\fR\amembers\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xec\x06\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x98\a\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
@@ -5959,7 +6090,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\ttxn_abort\x18\x1d \x01(\v2\x15.dfsd.wire.TxnAbortOpH\x00R\btxnAbort\x127\n" +
 	"\n" +
 	"txn_finish\x18\x1e \x01(\v2\x16.dfsd.wire.TxnFinishOpH\x00R\ttxnFinish\x121\n" +
-	"\btxn_drop\x18\x1f \x01(\v2\x14.dfsd.wire.TxnDropOpH\x00R\atxnDropB\a\n" +
+	"\btxn_drop\x18\x1f \x01(\v2\x14.dfsd.wire.TxnDropOpH\x00R\atxnDrop\x12*\n" +
+	"\x05batch\x18( \x01(\v2\x12.dfsd.wire.BatchOpH\x00R\x05batchB\a\n" +
 	"\x05entry\"\x1f\n" +
 	"\aLevelOp\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\"_\n" +
@@ -6067,7 +6199,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05floor\x18\x02 \x01(\x04R\x05floor\x12#\n" +
 	"\x04cred\x18\x03 \x01(\v2\x0f.dfsd.wire.CredR\x04cred\x12)\n" +
 	"\x05share\x18\x04 \x01(\v2\x13.dfsd.wire.TxnShareR\x05share\x12#\n" +
-	"\x04attr\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x04attr\"6\n" +
+	"\x04attr\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x04attr\"\xa3\x01\n" +
+	"\aBatchOp\x12.\n" +
+	"\bcommands\x18\x01 \x03(\v2\x12.dfsd.wire.CommandR\bcommands\x127\n" +
+	"\brefusals\x18\x02 \x01(\x0e2\x1b.dfsd.wire.BatchOp.RefusalsR\brefusals\"/\n" +
+	"\bRefusals\x12\x0e\n" +
+	"\n" +
+	"KEEP_ORDER\x10\x00\x12\b\n" +
+	"\x04STOP\x10\x01\x12\t\n" +
+	"\x05APART\x10\x02\"6\n" +
 	"\x14NamespaceRecoveredOp\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -6218,202 +6358,207 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_namespace_proto_goTypes = []any{
 	(FileType)(0),                  // 0: dfsd.wire.FileType
-	(TxnResult_State)(0),           // 1: dfsd.wire.TxnResult.State
-	(*Cred)(nil),                   // 2: dfsd.wire.Cred
-	(*Attr)(nil),                   // 3: dfsd.wire.Attr
-	(*Extent)(nil),                 // 4: dfsd.wire.Extent
-	(*Command)(nil),                // 5: dfsd.wire.Command
-	(*CreateOp)(nil),               // 6: dfsd.wire.CreateOp
-	(*MkdirOp)(nil),                // 7: dfsd.wire.MkdirOp
-	(*UnlinkOp)(nil),               // 8: dfsd.wire.UnlinkOp
-	(*RmdirOp)(nil),                // 9: dfsd.wire.RmdirOp
-	(*RenameOp)(nil),               // 10: dfsd.wire.RenameOp
-	(*LinkOp)(nil),                 // 11: dfsd.wire.LinkOp
-	(*SetAttrOp)(nil),              // 12: dfsd.wire.SetAttrOp
-	(*WriteOp)(nil),                // 13: dfsd.wire.WriteOp
-	(*LeaseInosOp)(nil),            // 14: dfsd.wire.LeaseInosOp
-	(*SetPolicyOp)(nil),            // 15: dfsd.wire.SetPolicyOp
-	(*MkdirPrepareOp)(nil),         // 16: dfsd.wire.MkdirPrepareOp
-	(*MkdirCommitOp)(nil),          // 17: dfsd.wire.MkdirCommitOp
-	(*RmdirFreezeOp)(nil),          // 18: dfsd.wire.RmdirFreezeOp
-	(*RmdirCommitOp)(nil),          // 19: dfsd.wire.RmdirCommitOp
-	(*ResolveOp)(nil),              // 20: dfsd.wire.ResolveOp
-	(*Result)(nil),                 // 21: dfsd.wire.Result
-	(*InoRange)(nil),               // 22: dfsd.wire.InoRange
-	(*LogEntry)(nil),               // 23: dfsd.wire.LogEntry
-	(*LevelOp)(nil),                // 24: dfsd.wire.LevelOp
-	(*TxnID)(nil),                  // 25: dfsd.wire.TxnID
-	(*TxnShare)(nil),               // 26: dfsd.wire.TxnShare
-	(*TxnStep)(nil),                // 27: dfsd.wire.TxnStep
-	(*LeaveStep)(nil),              // 28: dfsd.wire.LeaveStep
-	(*EnterStep)(nil),              // 29: dfsd.wire.EnterStep
-	(*KeepStep)(nil),               // 30: dfsd.wire.KeepStep
-	(*LinksStep)(nil),              // 31: dfsd.wire.LinksStep
-	(*MovedStep)(nil),              // 32: dfsd.wire.MovedStep
-	(*RemoveDirStep)(nil),          // 33: dfsd.wire.RemoveDirStep
-	(*MakeDirStep)(nil),            // 34: dfsd.wire.MakeDirStep
-	(*CreateStep)(nil),             // 35: dfsd.wire.CreateStep
-	(*TreeStep)(nil),               // 36: dfsd.wire.TreeStep
-	(*TxnPart)(nil),                // 37: dfsd.wire.TxnPart
-	(*TxnBeginOp)(nil),             // 38: dfsd.wire.TxnBeginOp
-	(*TxnPrepareOp)(nil),           // 39: dfsd.wire.TxnPrepareOp
-	(*TxnCommitOp)(nil),            // 40: dfsd.wire.TxnCommitOp
-	(*TxnPrepared)(nil),            // 41: dfsd.wire.TxnPrepared
-	(*TxnAbortOp)(nil),             // 42: dfsd.wire.TxnAbortOp
-	(*TxnFinishOp)(nil),            // 43: dfsd.wire.TxnFinishOp
-	(*TxnDropOp)(nil),              // 44: dfsd.wire.TxnDropOp
-	(*TxnRecord)(nil),              // 45: dfsd.wire.TxnRecord
-	(*TxnIntent)(nil),              // 46: dfsd.wire.TxnIntent
-	(*NamespaceRecoveredOp)(nil),   // 47: dfsd.wire.NamespaceRecoveredOp
-	(*NamespaceAcknowledgeOp)(nil), // 48: dfsd.wire.NamespaceAcknowledgeOp
-	(*InitOp)(nil),                 // 49: dfsd.wire.InitOp
-	(*FenceOp)(nil),                // 50: dfsd.wire.FenceOp
-	(*TrimOp)(nil),                 // 51: dfsd.wire.TrimOp
-	(*MarksOp)(nil),                // 52: dfsd.wire.MarksOp
-	(*SessionMark)(nil),            // 53: dfsd.wire.SessionMark
-	(*DeletedOp)(nil),              // 54: dfsd.wire.DeletedOp
-	(*Query)(nil),                  // 55: dfsd.wire.Query
-	(*QueryResult)(nil),            // 56: dfsd.wire.QueryResult
-	(*WalkQuery)(nil),              // 57: dfsd.wire.WalkQuery
-	(*WalkResult)(nil),             // 58: dfsd.wire.WalkResult
-	(*AttrQuery)(nil),              // 59: dfsd.wire.AttrQuery
-	(*AttrResult)(nil),             // 60: dfsd.wire.AttrResult
-	(*ReadDirQuery)(nil),           // 61: dfsd.wire.ReadDirQuery
-	(*ReadDirResult)(nil),          // 62: dfsd.wire.ReadDirResult
-	(*DirEntry)(nil),               // 63: dfsd.wire.DirEntry
-	(*ExtentsQuery)(nil),           // 64: dfsd.wire.ExtentsQuery
-	(*ExtentsResult)(nil),          // 65: dfsd.wire.ExtentsResult
-	(*PlaceDirQuery)(nil),          // 66: dfsd.wire.PlaceDirQuery
-	(*PlaceDirResult)(nil),         // 67: dfsd.wire.PlaceDirResult
-	(*ChildQuery)(nil),             // 68: dfsd.wire.ChildQuery
-	(*ChildResult)(nil),            // 69: dfsd.wire.ChildResult
-	(*EntryQuery)(nil),             // 70: dfsd.wire.EntryQuery
-	(*EntryResult)(nil),            // 71: dfsd.wire.EntryResult
-	(*AboveQuery)(nil),             // 72: dfsd.wire.AboveQuery
-	(*AboveResult)(nil),            // 73: dfsd.wire.AboveResult
-	(*TxnQuery)(nil),               // 74: dfsd.wire.TxnQuery
-	(*TxnResult)(nil),              // 75: dfsd.wire.TxnResult
+	(BatchOp_Refusals)(0),          // 1: dfsd.wire.BatchOp.Refusals
+	(TxnResult_State)(0),           // 2: dfsd.wire.TxnResult.State
+	(*Cred)(nil),                   // 3: dfsd.wire.Cred
+	(*Attr)(nil),                   // 4: dfsd.wire.Attr
+	(*Extent)(nil),                 // 5: dfsd.wire.Extent
+	(*Command)(nil),                // 6: dfsd.wire.Command
+	(*CreateOp)(nil),               // 7: dfsd.wire.CreateOp
+	(*MkdirOp)(nil),                // 8: dfsd.wire.MkdirOp
+	(*UnlinkOp)(nil),               // 9: dfsd.wire.UnlinkOp
+	(*RmdirOp)(nil),                // 10: dfsd.wire.RmdirOp
+	(*RenameOp)(nil),               // 11: dfsd.wire.RenameOp
+	(*LinkOp)(nil),                 // 12: dfsd.wire.LinkOp
+	(*SetAttrOp)(nil),              // 13: dfsd.wire.SetAttrOp
+	(*WriteOp)(nil),                // 14: dfsd.wire.WriteOp
+	(*LeaseInosOp)(nil),            // 15: dfsd.wire.LeaseInosOp
+	(*SetPolicyOp)(nil),            // 16: dfsd.wire.SetPolicyOp
+	(*MkdirPrepareOp)(nil),         // 17: dfsd.wire.MkdirPrepareOp
+	(*MkdirCommitOp)(nil),          // 18: dfsd.wire.MkdirCommitOp
+	(*RmdirFreezeOp)(nil),          // 19: dfsd.wire.RmdirFreezeOp
+	(*RmdirCommitOp)(nil),          // 20: dfsd.wire.RmdirCommitOp
+	(*ResolveOp)(nil),              // 21: dfsd.wire.ResolveOp
+	(*Result)(nil),                 // 22: dfsd.wire.Result
+	(*InoRange)(nil),               // 23: dfsd.wire.InoRange
+	(*LogEntry)(nil),               // 24: dfsd.wire.LogEntry
+	(*LevelOp)(nil),                // 25: dfsd.wire.LevelOp
+	(*TxnID)(nil),                  // 26: dfsd.wire.TxnID
+	(*TxnShare)(nil),               // 27: dfsd.wire.TxnShare
+	(*TxnStep)(nil),                // 28: dfsd.wire.TxnStep
+	(*LeaveStep)(nil),              // 29: dfsd.wire.LeaveStep
+	(*EnterStep)(nil),              // 30: dfsd.wire.EnterStep
+	(*KeepStep)(nil),               // 31: dfsd.wire.KeepStep
+	(*LinksStep)(nil),              // 32: dfsd.wire.LinksStep
+	(*MovedStep)(nil),              // 33: dfsd.wire.MovedStep
+	(*RemoveDirStep)(nil),          // 34: dfsd.wire.RemoveDirStep
+	(*MakeDirStep)(nil),            // 35: dfsd.wire.MakeDirStep
+	(*CreateStep)(nil),             // 36: dfsd.wire.CreateStep
+	(*TreeStep)(nil),               // 37: dfsd.wire.TreeStep
+	(*TxnPart)(nil),                // 38: dfsd.wire.TxnPart
+	(*TxnBeginOp)(nil),             // 39: dfsd.wire.TxnBeginOp
+	(*TxnPrepareOp)(nil),           // 40: dfsd.wire.TxnPrepareOp
+	(*TxnCommitOp)(nil),            // 41: dfsd.wire.TxnCommitOp
+	(*TxnPrepared)(nil),            // 42: dfsd.wire.TxnPrepared
+	(*TxnAbortOp)(nil),             // 43: dfsd.wire.TxnAbortOp
+	(*TxnFinishOp)(nil),            // 44: dfsd.wire.TxnFinishOp
+	(*TxnDropOp)(nil),              // 45: dfsd.wire.TxnDropOp
+	(*TxnRecord)(nil),              // 46: dfsd.wire.TxnRecord
+	(*TxnIntent)(nil),              // 47: dfsd.wire.TxnIntent
+	(*BatchOp)(nil),                // 48: dfsd.wire.BatchOp
+	(*NamespaceRecoveredOp)(nil),   // 49: dfsd.wire.NamespaceRecoveredOp
+	(*NamespaceAcknowledgeOp)(nil), // 50: dfsd.wire.NamespaceAcknowledgeOp
+	(*InitOp)(nil),                 // 51: dfsd.wire.InitOp
+	(*FenceOp)(nil),                // 52: dfsd.wire.FenceOp
+	(*TrimOp)(nil),                 // 53: dfsd.wire.TrimOp
+	(*MarksOp)(nil),                // 54: dfsd.wire.MarksOp
+	(*SessionMark)(nil),            // 55: dfsd.wire.SessionMark
+	(*DeletedOp)(nil),              // 56: dfsd.wire.DeletedOp
+	(*Query)(nil),                  // 57: dfsd.wire.Query
+	(*QueryResult)(nil),            // 58: dfsd.wire.QueryResult
+	(*WalkQuery)(nil),              // 59: dfsd.wire.WalkQuery
+	(*WalkResult)(nil),             // 60: dfsd.wire.WalkResult
+	(*AttrQuery)(nil),              // 61: dfsd.wire.AttrQuery
+	(*AttrResult)(nil),             // 62: dfsd.wire.AttrResult
+	(*ReadDirQuery)(nil),           // 63: dfsd.wire.ReadDirQuery
+	(*ReadDirResult)(nil),          // 64: dfsd.wire.ReadDirResult
+	(*DirEntry)(nil),               // 65: dfsd.wire.DirEntry
+	(*ExtentsQuery)(nil),           // 66: dfsd.wire.ExtentsQuery
+	(*ExtentsResult)(nil),          // 67: dfsd.wire.ExtentsResult
+	(*PlaceDirQuery)(nil),          // 68: dfsd.wire.PlaceDirQuery
+	(*PlaceDirResult)(nil),         // 69: dfsd.wire.PlaceDirResult
+	(*ChildQuery)(nil),             // 70: dfsd.wire.ChildQuery
+	(*ChildResult)(nil),            // 71: dfsd.wire.ChildResult
+	(*EntryQuery)(nil),             // 72: dfsd.wire.EntryQuery
+	(*EntryResult)(nil),            // 73: dfsd.wire.EntryResult
+	(*AboveQuery)(nil),             // 74: dfsd.wire.AboveQuery
+	(*AboveResult)(nil),            // 75: dfsd.wire.AboveResult
+	(*TxnQuery)(nil),               // 76: dfsd.wire.TxnQuery
+	(*TxnResult)(nil),              // 77: dfsd.wire.TxnResult
 }
 var file_namespace_proto_depIdxs = []int32{
 	0,   // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
-	2,   // 1: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
-	6,   // 2: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
-	7,   // 3: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
-	8,   // 4: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
-	9,   // 5: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
-	10,  // 6: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
-	11,  // 7: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
-	12,  // 8: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
-	13,  // 9: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
-	14,  // 10: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
-	15,  // 11: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
-	16,  // 12: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
-	17,  // 13: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
-	18,  // 14: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
-	19,  // 15: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
-	20,  // 16: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
+	3,   // 1: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
+	7,   // 2: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
+	8,   // 3: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
+	9,   // 4: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
+	10,  // 5: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
+	11,  // 6: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
+	12,  // 7: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
+	13,  // 8: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
+	14,  // 9: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
+	15,  // 10: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
+	16,  // 11: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
+	17,  // 12: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
+	18,  // 13: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
+	19,  // 14: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
+	20,  // 15: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
+	21,  // 16: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
 	0,   // 17: dfsd.wire.CreateOp.type:type_name -> dfsd.wire.FileType
-	4,   // 18: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
-	4,   // 19: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
-	3,   // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
-	22,  // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
-	25,  // 22: dfsd.wire.Result.txn:type_name -> dfsd.wire.TxnID
-	25,  // 23: dfsd.wire.Result.locked:type_name -> dfsd.wire.TxnID
-	5,   // 24: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
-	50,  // 25: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
-	51,  // 26: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
-	54,  // 27: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
-	49,  // 28: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
-	20,  // 29: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
-	52,  // 30: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
-	47,  // 31: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
-	48,  // 32: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
-	24,  // 33: dfsd.wire.LogEntry.level:type_name -> dfsd.wire.LevelOp
-	38,  // 34: dfsd.wire.LogEntry.txn_begin:type_name -> dfsd.wire.TxnBeginOp
-	39,  // 35: dfsd.wire.LogEntry.txn_prepare:type_name -> dfsd.wire.TxnPrepareOp
-	40,  // 36: dfsd.wire.LogEntry.txn_commit:type_name -> dfsd.wire.TxnCommitOp
-	42,  // 37: dfsd.wire.LogEntry.txn_abort:type_name -> dfsd.wire.TxnAbortOp
-	43,  // 38: dfsd.wire.LogEntry.txn_finish:type_name -> dfsd.wire.TxnFinishOp
-	44,  // 39: dfsd.wire.LogEntry.txn_drop:type_name -> dfsd.wire.TxnDropOp
-	27,  // 40: dfsd.wire.TxnShare.steps:type_name -> dfsd.wire.TxnStep
-	28,  // 41: dfsd.wire.TxnStep.leave:type_name -> dfsd.wire.LeaveStep
-	29,  // 42: dfsd.wire.TxnStep.enter:type_name -> dfsd.wire.EnterStep
-	30,  // 43: dfsd.wire.TxnStep.keep:type_name -> dfsd.wire.KeepStep
-	31,  // 44: dfsd.wire.TxnStep.links:type_name -> dfsd.wire.LinksStep
-	32,  // 45: dfsd.wire.TxnStep.moved:type_name -> dfsd.wire.MovedStep
-	33,  // 46: dfsd.wire.TxnStep.remove_dir:type_name -> dfsd.wire.RemoveDirStep
-	34,  // 47: dfsd.wire.TxnStep.make_dir:type_name -> dfsd.wire.MakeDirStep
-	35,  // 48: dfsd.wire.TxnStep.create:type_name -> dfsd.wire.CreateStep
-	36,  // 49: dfsd.wire.TxnStep.tree:type_name -> dfsd.wire.TreeStep
-	0,   // 50: dfsd.wire.LeaveStep.type:type_name -> dfsd.wire.FileType
-	0,   // 51: dfsd.wire.EnterStep.type:type_name -> dfsd.wire.FileType
-	0,   // 52: dfsd.wire.KeepStep.type:type_name -> dfsd.wire.FileType
-	6,   // 53: dfsd.wire.CreateStep.op:type_name -> dfsd.wire.CreateOp
-	26,  // 54: dfsd.wire.TxnPart.share:type_name -> dfsd.wire.TxnShare
-	5,   // 55: dfsd.wire.TxnBeginOp.command:type_name -> dfsd.wire.Command
-	37,  // 56: dfsd.wire.TxnBeginOp.parts:type_name -> dfsd.wire.TxnPart
-	25,  // 57: dfsd.wire.TxnPrepareOp.txn:type_name -> dfsd.wire.TxnID
-	2,   // 58: dfsd.wire.TxnPrepareOp.cred:type_name -> dfsd.wire.Cred
-	26,  // 59: dfsd.wire.TxnPrepareOp.share:type_name -> dfsd.wire.TxnShare
-	25,  // 60: dfsd.wire.TxnCommitOp.txn:type_name -> dfsd.wire.TxnID
-	41,  // 61: dfsd.wire.TxnCommitOp.prepared:type_name -> dfsd.wire.TxnPrepared
-	3,   // 62: dfsd.wire.TxnPrepared.attr:type_name -> dfsd.wire.Attr
-	25,  // 63: dfsd.wire.TxnAbortOp.txn:type_name -> dfsd.wire.TxnID
-	25,  // 64: dfsd.wire.TxnFinishOp.txn:type_name -> dfsd.wire.TxnID
-	25,  // 65: dfsd.wire.TxnDropOp.txns:type_name -> dfsd.wire.TxnID
-	2,   // 66: dfsd.wire.TxnRecord.cred:type_name -> dfsd.wire.Cred
-	37,  // 67: dfsd.wire.TxnRecord.parts:type_name -> dfsd.wire.TxnPart
-	25,  // 68: dfsd.wire.TxnIntent.txn:type_name -> dfsd.wire.TxnID
-	2,   // 69: dfsd.wire.TxnIntent.cred:type_name -> dfsd.wire.Cred
-	26,  // 70: dfsd.wire.TxnIntent.share:type_name -> dfsd.wire.TxnShare
-	3,   // 71: dfsd.wire.TxnIntent.attr:type_name -> dfsd.wire.Attr
-	22,  // 72: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	53,  // 73: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
-	2,   // 74: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	57,  // 75: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	59,  // 76: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	61,  // 77: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	64,  // 78: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	66,  // 79: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	68,  // 80: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	70,  // 81: dfsd.wire.Query.entry:type_name -> dfsd.wire.EntryQuery
-	72,  // 82: dfsd.wire.Query.above:type_name -> dfsd.wire.AboveQuery
-	74,  // 83: dfsd.wire.Query.txn:type_name -> dfsd.wire.TxnQuery
-	58,  // 84: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	60,  // 85: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	62,  // 86: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	65,  // 87: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	67,  // 88: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	69,  // 89: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	71,  // 90: dfsd.wire.QueryResult.entry:type_name -> dfsd.wire.EntryResult
-	73,  // 91: dfsd.wire.QueryResult.above:type_name -> dfsd.wire.AboveResult
-	75,  // 92: dfsd.wire.QueryResult.txn:type_name -> dfsd.wire.TxnResult
-	3,   // 93: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	3,   // 94: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	0,   // 95: dfsd.wire.WalkResult.next_type:type_name -> dfsd.wire.FileType
-	65,  // 96: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
-	3,   // 97: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	63,  // 98: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	3,   // 99: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,   // 100: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	3,   // 101: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	3,   // 102: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	4,   // 103: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	3,   // 104: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	0,   // 105: dfsd.wire.EntryResult.type:type_name -> dfsd.wire.FileType
-	3,   // 106: dfsd.wire.EntryResult.parent:type_name -> dfsd.wire.Attr
-	25,  // 107: dfsd.wire.AboveQuery.txn:type_name -> dfsd.wire.TxnID
-	25,  // 108: dfsd.wire.TxnQuery.txn:type_name -> dfsd.wire.TxnID
-	1,   // 109: dfsd.wire.TxnResult.state:type_name -> dfsd.wire.TxnResult.State
-	110, // [110:110] is the sub-list for method output_type
-	110, // [110:110] is the sub-list for method input_type
-	110, // [110:110] is the sub-list for extension type_name
-	110, // [110:110] is the sub-list for extension extendee
-	0,   // [0:110] is the sub-list for field type_name
+	5,   // 18: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
+	5,   // 19: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
+	4,   // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
+	23,  // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
+	26,  // 22: dfsd.wire.Result.txn:type_name -> dfsd.wire.TxnID
+	26,  // 23: dfsd.wire.Result.locked:type_name -> dfsd.wire.TxnID
+	6,   // 24: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
+	52,  // 25: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
+	53,  // 26: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
+	56,  // 27: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
+	51,  // 28: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
+	21,  // 29: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
+	54,  // 30: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
+	49,  // 31: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
+	50,  // 32: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
+	25,  // 33: dfsd.wire.LogEntry.level:type_name -> dfsd.wire.LevelOp
+	39,  // 34: dfsd.wire.LogEntry.txn_begin:type_name -> dfsd.wire.TxnBeginOp
+	40,  // 35: dfsd.wire.LogEntry.txn_prepare:type_name -> dfsd.wire.TxnPrepareOp
+	41,  // 36: dfsd.wire.LogEntry.txn_commit:type_name -> dfsd.wire.TxnCommitOp
+	43,  // 37: dfsd.wire.LogEntry.txn_abort:type_name -> dfsd.wire.TxnAbortOp
+	44,  // 38: dfsd.wire.LogEntry.txn_finish:type_name -> dfsd.wire.TxnFinishOp
+	45,  // 39: dfsd.wire.LogEntry.txn_drop:type_name -> dfsd.wire.TxnDropOp
+	48,  // 40: dfsd.wire.LogEntry.batch:type_name -> dfsd.wire.BatchOp
+	28,  // 41: dfsd.wire.TxnShare.steps:type_name -> dfsd.wire.TxnStep
+	29,  // 42: dfsd.wire.TxnStep.leave:type_name -> dfsd.wire.LeaveStep
+	30,  // 43: dfsd.wire.TxnStep.enter:type_name -> dfsd.wire.EnterStep
+	31,  // 44: dfsd.wire.TxnStep.keep:type_name -> dfsd.wire.KeepStep
+	32,  // 45: dfsd.wire.TxnStep.links:type_name -> dfsd.wire.LinksStep
+	33,  // 46: dfsd.wire.TxnStep.moved:type_name -> dfsd.wire.MovedStep
+	34,  // 47: dfsd.wire.TxnStep.remove_dir:type_name -> dfsd.wire.RemoveDirStep
+	35,  // 48: dfsd.wire.TxnStep.make_dir:type_name -> dfsd.wire.MakeDirStep
+	36,  // 49: dfsd.wire.TxnStep.create:type_name -> dfsd.wire.CreateStep
+	37,  // 50: dfsd.wire.TxnStep.tree:type_name -> dfsd.wire.TreeStep
+	0,   // 51: dfsd.wire.LeaveStep.type:type_name -> dfsd.wire.FileType
+	0,   // 52: dfsd.wire.EnterStep.type:type_name -> dfsd.wire.FileType
+	0,   // 53: dfsd.wire.KeepStep.type:type_name -> dfsd.wire.FileType
+	7,   // 54: dfsd.wire.CreateStep.op:type_name -> dfsd.wire.CreateOp
+	27,  // 55: dfsd.wire.TxnPart.share:type_name -> dfsd.wire.TxnShare
+	6,   // 56: dfsd.wire.TxnBeginOp.command:type_name -> dfsd.wire.Command
+	38,  // 57: dfsd.wire.TxnBeginOp.parts:type_name -> dfsd.wire.TxnPart
+	26,  // 58: dfsd.wire.TxnPrepareOp.txn:type_name -> dfsd.wire.TxnID
+	3,   // 59: dfsd.wire.TxnPrepareOp.cred:type_name -> dfsd.wire.Cred
+	27,  // 60: dfsd.wire.TxnPrepareOp.share:type_name -> dfsd.wire.TxnShare
+	26,  // 61: dfsd.wire.TxnCommitOp.txn:type_name -> dfsd.wire.TxnID
+	42,  // 62: dfsd.wire.TxnCommitOp.prepared:type_name -> dfsd.wire.TxnPrepared
+	4,   // 63: dfsd.wire.TxnPrepared.attr:type_name -> dfsd.wire.Attr
+	26,  // 64: dfsd.wire.TxnAbortOp.txn:type_name -> dfsd.wire.TxnID
+	26,  // 65: dfsd.wire.TxnFinishOp.txn:type_name -> dfsd.wire.TxnID
+	26,  // 66: dfsd.wire.TxnDropOp.txns:type_name -> dfsd.wire.TxnID
+	3,   // 67: dfsd.wire.TxnRecord.cred:type_name -> dfsd.wire.Cred
+	38,  // 68: dfsd.wire.TxnRecord.parts:type_name -> dfsd.wire.TxnPart
+	26,  // 69: dfsd.wire.TxnIntent.txn:type_name -> dfsd.wire.TxnID
+	3,   // 70: dfsd.wire.TxnIntent.cred:type_name -> dfsd.wire.Cred
+	27,  // 71: dfsd.wire.TxnIntent.share:type_name -> dfsd.wire.TxnShare
+	4,   // 72: dfsd.wire.TxnIntent.attr:type_name -> dfsd.wire.Attr
+	6,   // 73: dfsd.wire.BatchOp.commands:type_name -> dfsd.wire.Command
+	1,   // 74: dfsd.wire.BatchOp.refusals:type_name -> dfsd.wire.BatchOp.Refusals
+	23,  // 75: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	55,  // 76: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
+	3,   // 77: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	59,  // 78: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	61,  // 79: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	63,  // 80: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	66,  // 81: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	68,  // 82: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	70,  // 83: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	72,  // 84: dfsd.wire.Query.entry:type_name -> dfsd.wire.EntryQuery
+	74,  // 85: dfsd.wire.Query.above:type_name -> dfsd.wire.AboveQuery
+	76,  // 86: dfsd.wire.Query.txn:type_name -> dfsd.wire.TxnQuery
+	60,  // 87: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	62,  // 88: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	64,  // 89: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	67,  // 90: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	69,  // 91: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	71,  // 92: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	73,  // 93: dfsd.wire.QueryResult.entry:type_name -> dfsd.wire.EntryResult
+	75,  // 94: dfsd.wire.QueryResult.above:type_name -> dfsd.wire.AboveResult
+	77,  // 95: dfsd.wire.QueryResult.txn:type_name -> dfsd.wire.TxnResult
+	4,   // 96: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	4,   // 97: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	0,   // 98: dfsd.wire.WalkResult.next_type:type_name -> dfsd.wire.FileType
+	67,  // 99: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	4,   // 100: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	65,  // 101: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	4,   // 102: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,   // 103: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	4,   // 104: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	4,   // 105: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	5,   // 106: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	4,   // 107: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	0,   // 108: dfsd.wire.EntryResult.type:type_name -> dfsd.wire.FileType
+	4,   // 109: dfsd.wire.EntryResult.parent:type_name -> dfsd.wire.Attr
+	26,  // 110: dfsd.wire.AboveQuery.txn:type_name -> dfsd.wire.TxnID
+	26,  // 111: dfsd.wire.TxnQuery.txn:type_name -> dfsd.wire.TxnID
+	2,   // 112: dfsd.wire.TxnResult.state:type_name -> dfsd.wire.TxnResult.State
+	113, // [113:113] is the sub-list for method output_type
+	113, // [113:113] is the sub-list for method input_type
+	113, // [113:113] is the sub-list for extension type_name
+	113, // [113:113] is the sub-list for extension extendee
+	0,   // [0:113] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -6457,6 +6602,7 @@ func file_namespace_proto_init() {
 		(*LogEntry_TxnAbort)(nil),
 		(*LogEntry_TxnFinish)(nil),
 		(*LogEntry_TxnDrop)(nil),
+		(*LogEntry_Batch)(nil),
 	}
 	file_namespace_proto_msgTypes[25].OneofWrappers = []any{
 		(*TxnStep_Leave)(nil),
@@ -6469,7 +6615,7 @@ func file_namespace_proto_init() {
 		(*TxnStep_Create)(nil),
 		(*TxnStep_Tree)(nil),
 	}
-	file_namespace_proto_msgTypes[53].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[54].OneofWrappers = []any{
 		(*Query_Walk)(nil),
 		(*Query_Attr)(nil),
 		(*Query_ReadDir)(nil),
@@ -6480,7 +6626,7 @@ func file_namespace_proto_init() {
 		(*Query_Above)(nil),
 		(*Query_Txn)(nil),
 	}
-	file_namespace_proto_msgTypes[54].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[55].OneofWrappers = []any{
 		(*QueryResult_Walk)(nil),
 		(*QueryResult_Attr)(nil),
 		(*QueryResult_ReadDir)(nil),
@@ -6496,8 +6642,8 @@ func file_namespace_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   74,
+			NumEnums:      3,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
