@@ -181,12 +181,13 @@ func (p *putter) enter(ctx context.Context, d *putDir) (children []*putDir) {
 	b := &batch{slots: p.slots}
 	defer b.wg.Wait()
 	path := d.to.full()
+	var small []localFile
 	for ctx.Err() == nil {
 		list, err := f.ReadDir(listBatch)
 		for _, e := range list {
 			local := filepath.Join(d.local, e.Name())
 			at := place{*d.made, path, e.Name()}
-			if !e.IsDir() {
+			if !e.IsDir() && !e.Type().IsRegular() {
 				b.do(ctx, func() { p.entry(ctx, local, at, e.Type()) })
 				continue
 			}
@@ -195,7 +196,18 @@ func (p *putter) enter(ctx context.Context, d *putDir) (children []*putDir) {
 				p.fail(local, err)
 				continue
 			}
-			children = append(children, &putDir{local: local, to: at, stat: info.Sys().(*syscall.Stat_t)})
+			st := info.Sys().(*syscall.Stat_t)
+			switch {
+			case e.IsDir():
+				children = append(children, &putDir{local: local, to: at, stat: st})
+			case !isSmall(st):
+				b.do(ctx, func() { p.file(ctx, local, at) })
+			default:
+				if small = append(small, localFile{local, at}); len(small) == putTogether {
+					p.together(ctx, b, *d.made, small)
+					small = nil
+				}
+			}
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -205,6 +217,7 @@ func (p *putter) enter(ctx context.Context, d *putDir) (children []*putDir) {
 			break
 		}
 	}
+	p.together(ctx, b, *d.made, small)
 	return children
 }
 
@@ -282,22 +295,12 @@ func (p *putter) options(st *syscall.Stat_t) client.PutOptions {
 
 // file stores a regular file, or a link where another name of it was stored.
 func (p *putter) file(ctx context.Context, local string, at place) {
-	// What became something else since it was listed must not block the open.
-	f, err := os.OpenFile(local, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, st, err := openRegular(local)
 	if err != nil {
 		p.fail(local, err)
 		return
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("it was replaced while it was looked at")
-	}
-	if err != nil {
-		p.fail(local, err)
-		return
-	}
-	st := info.Sys().(*syscall.Stat_t)
 	if st.Nlink < 2 {
 		p.content(ctx, f, st, local, at)
 		return
@@ -316,6 +319,24 @@ func (p *putter) file(ctx context.Context, local string, at place) {
 	default:
 		p.link(ctx, f, st, local, at, made)
 	}
+}
+
+// openRegular opens a regular file. What became something else since it was listed
+// must not block the open.
+func openRegular(local string) (*os.File, *syscall.Stat_t, error) {
+	f, err := os.OpenFile(local, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it was replaced while it was looked at")
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info.Sys().(*syscall.Stat_t), nil
 }
 
 // content stores a file's bytes, and returns nil when that failed.

@@ -98,11 +98,15 @@ func (r *remover) one(ctx context.Context, path string) (*removeDir, error) {
 	return nil, withHint(dfs.IsDir, "use -r to remove it with everything below it, or -d if it is empty")
 }
 
+// removeMany is how many names of a directory go by one commit.
+const removeMany = 128
+
 // enter removes what is in a directory but directories, which it returns.
 func (r *remover) enter(ctx context.Context, d *removeDir) (children []*removeDir) {
 	dir := r.c.Inode(d.ino)
 	b := &batch{slots: r.slots}
 	defer b.wg.Wait()
+	names := make([]string, 0, removeMany)
 	for e, err := range dir.List(ctx, "", false) {
 		if err != nil {
 			if dfs.KindOf(err) != dfs.NotExist { // it has gone meanwhile
@@ -110,21 +114,34 @@ func (r *remover) enter(ctx context.Context, d *removeDir) (children []*removeDi
 			}
 			break
 		}
-		path := join(d.path, e.Name)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return nil
-		case e.Type == client.TypeDir:
-			children = append(children, &removeDir{path: path, in: dir, name: e.Name, ino: e.Ino})
-		default:
-			b.do(ctx, func() {
-				if err := dir.Remove(ctx, e.Name); err != nil && dfs.KindOf(err) != dfs.NotExist {
-					r.fail(path, err)
-				}
-			})
+		}
+		if e.Type == client.TypeDir {
+			children = append(children, &removeDir{path: join(d.path, e.Name), in: dir, name: e.Name, ino: e.Ino})
+			continue
+		}
+		if names = append(names, e.Name); len(names) == removeMany {
+			r.removeAll(ctx, b, d, names)
+			names = make([]string, 0, removeMany)
 		}
 	}
+	r.removeAll(ctx, b, d, names)
 	return children
+}
+
+// removeAll removes entries of a directory.
+func (r *remover) removeAll(ctx context.Context, b *batch, d *removeDir, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	b.do(ctx, func() {
+		for i, err := range r.c.Inode(d.ino).RemoveAll(ctx, names) {
+			if err != nil && dfs.KindOf(err) != dfs.NotExist {
+				r.fail(join(d.path, names[i]), err)
+			}
+		}
+	})
 }
 
 func (r *remover) leave(ctx context.Context, d *removeDir) {

@@ -54,6 +54,7 @@ func metaFigures() (out []figure) {
 	add("read-any", "loopback", []int{64, 256}, false, openReads)
 	few := []int{1, 16, 64}
 	add("create", "raw-append", few, true, openCreates)
+	add("batch", "raw-append", []int{1, 16}, true, openBatches)
 	add("stat", "loopback", few, true, openReads)
 	add("lookup", "loopback", few, true, openLookups)
 	add("rename", "raw-append", few, true, openRenames)
@@ -67,6 +68,7 @@ type metaRig struct {
 	workers int
 	spread  bool // the workers' directories are in all groups, not in one
 	any     bool // any replica is asked
+	each    int  // changes that one operation of a worker makes; 0: one
 
 	cluster *cluster
 	cred    client.Cred
@@ -204,6 +206,7 @@ func openChanges(e *env, r *metaRig, change func(ctx context.Context, worker int
 		if err != nil {
 			return s, err
 		}
+		s.ops *= float64(max(r.each, 1))
 		after, err := r.cluster.logged(ctx)
 		if err != nil {
 			return s, err
@@ -295,6 +298,29 @@ func (r *metaRig) create(ctx context.Context, worker int) error {
 	r.made[worker]++
 	_, err := r.dirs[worker].PutFile(ctx, fileName(r.made[worker]), client.PutOptions{Mode: 0o644}, nil)
 	return err
+}
+
+// batchFiles is how many files one batch makes.
+const batchFiles = 64
+
+// openBatches measures new empty files that are made by batches: every worker has
+// one under way. The figures are those of single files.
+func openBatches(_ context.Context, e *env, r *metaRig) (*pair, error) {
+	r.each = batchFiles
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		files := make([]*client.NewFile, batchFiles)
+		for i := range files {
+			r.made[worker]++
+			files[i] = &client.NewFile{Name: fileName(r.made[worker]), Options: client.PutOptions{Mode: 0o644}}
+		}
+		r.dirs[worker].PutFiles(ctx, files)
+		for _, f := range files {
+			if f.Err != nil {
+				return f.Err
+			}
+		}
+		return nil
+	})
 }
 
 // openRenames measures a file that goes from one name to another and back.
