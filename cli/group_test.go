@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"dfsd/client"
 	"dfsd/dfs"
 	"dfsd/meta"
 	"dfsd/node"
@@ -115,6 +116,21 @@ func (c *cluster) group(args ...string) (out groupAnswer) {
 		c.t.Fatalf("dfsd group %q: %v: %s", args, err, text)
 	}
 	return out
+}
+
+// TestWhatFollowsARecovery: fresh nodes are told who knows the cluster, since among
+// themselves they would make another one.
+func TestWhatFollowsARecovery(t *testing.T) {
+	var out strings.Builder
+	plan := &client.RecoveryPlan{Nodes: []client.RecoveryNode{{ID: 4, Name: "d", Addr: "d:7400"}, {ID: 7, Name: "e", Addr: "e:7400"}}}
+	if err := printNext(&out, plan, dfs.ClusterID{0xab}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"d=d:7400, e=e:7400", "cluster_id be ab00"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q: %s", want, &out)
+		}
+	}
 }
 
 // TestVotersOfAGroupWithoutLeader: of a group that has no leader it is not known who votes.

@@ -114,18 +114,30 @@ func (a *app) recoverGroups(ctx context.Context, f *recoverFlags) error {
 		if f.json {
 			return printJSON(a.proc.Out, recoveredJSON(plan))
 		}
-		what := fmt.Sprintf("recovered %s as generation %d", plural(len(plan.Groups), "group"), plan.Generation)
-		if len(plan.Groups) == 0 {
-			what = "given up: " + recoveryNames(plan.Lost)
-		}
-		_, err = fmt.Fprintf(a.proc.Out, `%s. Next:
-  1. start fresh meta nodes, with empty data directories, in the place of the lost ones; never their old disks
+		return printNext(a.proc.Out, plan, c.Cluster())
+	})
+}
+
+// printNext says what is left to do. Fresh nodes whose lists name the lost alone would
+// find nobody who knows the cluster, and make another one.
+func printNext(w io.Writer, plan *client.RecoveryPlan, cluster dfs.ClusterID) error {
+	what := fmt.Sprintf("recovered %s as generation %d", plural(len(plan.Groups), "group"), plan.Generation)
+	if len(plan.Groups) == 0 {
+		what = "given up: " + recoveryNames(plan.Lost)
+	}
+	var left []string
+	for _, n := range plan.Nodes {
+		left = append(left, n.Name+"="+n.Addr)
+	}
+	_, err := fmt.Fprintf(w, `%s. Next:
+  1. start fresh meta nodes, with empty data directories, in the place of the lost ones; never their old disks;
+     let their setting meta name a node that is left: %s
+     and cluster_id be %v, so that they make no second cluster
   2. wait for dfsd group ls to show as many voters as before
   3. look at your files, and at dfsd status
   4. dfsd group recover --acknowledge: nothing is deleted before
-`, what)
-		return err
-	})
+`, what, strings.Join(left, ", "), cluster)
+	return err
 }
 
 // nothingToRecover says so: it is no fault, and nothing was done.

@@ -24,8 +24,9 @@ const formationPause = 500 * time.Millisecond
 //	            knows a cluster ────────────────────────────▶ open the replicas
 //	                 ▲                                              ▲
 //	fresh directory ─┤ a peer knows a cluster: register, join ──────┤
-//	                 │ all listed answer "empty", same list,        │
-//	                 │ this one is first by name: found ────────────┘
+//	                 │ all listed answer "empty", same list, this   │
+//	                 │ one is first by name, no cluster configured: │
+//	                 │ found ───────────────────────────────────────┘
 //	                 └ else: wait, and say for whom
 //
 // A directory that was empty asks for a name that another one has for emptyGrace first, and
@@ -109,6 +110,9 @@ func (s *Service) seekCluster() (bool, error) {
 		case err != nil:
 			silent = append(silent, fmt.Sprintf("%s at %s (%v)", p.Name, p.Addr, err))
 		case len(reply.Cluster) > 0:
+			if cluster, err := dfs.ClusterIDFromBytes(reply.Cluster); err == nil && !s.opts.Cluster.IsZero() && cluster != s.opts.Cluster {
+				return false, dfs.Errorf(dfs.WrongCluster, "join", "meta node %s at %s is of cluster %v, the configuration says %v", p.Name, p.Addr, cluster, s.opts.Cluster)
+			}
 			return s.join()
 		case !slices.Equal(reply.Peers, s.peerList()):
 			other = append(other, fmt.Sprintf("%s lists %s", p.Name, strings.Join(reply.Peers, " ")))
@@ -123,6 +127,8 @@ func (s *Service) seekCluster() (bool, error) {
 		s.setWaiting("no answer from " + strings.Join(silent, ", "))
 	case len(s.opts.Peers) == 0 || s.opts.Peers[0].Name != s.opts.Name:
 		s.setWaiting("for " + s.opts.Peers[0].Name + " to make the cluster")
+	case !s.opts.Cluster.IsZero():
+		s.setWaiting(fmt.Sprintf("for a listed meta node of cluster %v, which the configuration names as the only one: all are empty, and no other is made", s.opts.Cluster))
 	case empty == len(s.opts.Peers)-1:
 		var cluster dfs.ClusterID
 		binary.BigEndian.PutUint64(cluster[:8], s.opts.NewMark())

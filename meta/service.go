@@ -79,7 +79,8 @@ type Options struct {
 	Roles    dfs.Role
 	Release  string
 	Labels   map[string]string
-	Peers    []Peer // every listed meta node, this one included
+	Peers    []Peer        // every listed meta node, this one included
+	Cluster  dfs.ClusterID // make and join no other; zero: any
 	Identity Identity
 	Dial     func(addr string) drpc.Conn
 	Identify func(ctx context.Context, addr string) (transport.Identity, error) // who answers there

@@ -192,7 +192,7 @@ func (n *Node) wire() error {
 		mo := o.Meta
 		mo.FS, mo.Dir = o.FS, o.FS.PathJoin(o.Dir, "raft")
 		mo.Name, mo.Addr, mo.Roles, mo.Release, mo.Labels = o.Name, o.Advertise, o.Roles, o.Release, o.Labels
-		mo.Peers, mo.Identity, mo.Dial, mo.Metas, mo.NewMark, mo.Logger = o.Peers, n.id, dial, book, o.NewMark, n.log
+		mo.Peers, mo.Cluster, mo.Identity, mo.Dial, mo.Metas, mo.NewMark, mo.Logger = o.Peers, o.Cluster, n.id, dial, book, o.NewMark, n.log
 		mo.Identify = n.pool.Identify
 		n.meta = meta.New(mo)
 		if err := n.meta.RegisterServices(n.server); err != nil {

@@ -103,6 +103,43 @@ func TestDifferingListsFormNothing(t *testing.T) {
 	})
 }
 
+// TestPinnedCluster: a meta node with an empty directory and a cluster in its
+// configuration neither makes another one nor joins it.
+func TestPinnedCluster(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		pinned := dfs.ClusterID{1}
+		pins := map[string]bool{"meta1": true, "meta2": true, "meta3": true, "meta4": true}
+		c := unstarted(Config{Seed: 1, Stores: 2, Tweak: func(o *node.Options) {
+			if pins[o.Name] {
+				o.Cluster = pinned
+			}
+		}})
+		defer c.Close()
+		start(t, c, 0, 1, 2, 3, 4)
+		time.Sleep(time.Minute)
+		if why := waiting(t, c, 0); !strings.Contains(why, pinned.String()) {
+			t.Errorf("%s waits, and says: %s", c.nodes[0].name, why)
+		}
+		for i := range 3 {
+			c.Crash(i)
+			pins[c.nodes[i].name] = false
+		}
+		start(t, c, 0, 1, 2)
+		p := open(t, c, "client")
+		defer p.Close()
+		awaitReady(t, p)
+		i := c.AddMeta()
+		start(t, c, i)
+		time.Sleep(10 * time.Second)
+		if err := c.nodes[i].node.Meta().Err(); dfs.KindOf(err) != dfs.WrongCluster {
+			t.Errorf("%s among nodes of another cluster: %v", c.nodes[i].name, err)
+		}
+		if m, err := p.Refresh(t.Context()); err != nil || len(m.MetaNodes()) != 3 {
+			t.Errorf("%v, %v", m, err)
+		}
+	})
+}
+
 // TestCrashesWhileForming crashes meta nodes, mostly the founder, at random
 // moments of the formation: in the end there is one cluster of all.
 func TestCrashesWhileForming(t *testing.T) {
