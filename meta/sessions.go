@@ -18,15 +18,15 @@ const (
 	fencePause   = 5 * time.Second // between fences that only sweep up closed sessions
 )
 
-// sessions is the control leader's memory of renewals. A new leader knows none
-// and gives every session a full lease from the moment it took over. The highest
+// sessions is the control leader's memory of renewals. A session of which it knows
+// none has a full lease from the moment it is met: a new leader knows none at all, and
+// one that is just being opened is committed before it is noted here. The highest
 // number issued is every node's memory.
 type sessions struct {
 	mu      sync.Mutex
-	term    uint64 // that since and renewed hold for
-	since   time.Time
-	renewed map[dfs.SessionID]time.Time
-	marks   map[dfs.SessionID]uint64 // below which block counter all is committed or given up; of renewed sessions
+	term    uint64                      // that renewed holds for
+	renewed map[dfs.SessionID]time.Time // or met; kept for a lease, as the list of sessions may be older than an opening
+	marks   map[dfs.SessionID]uint64    // below which block counter all is committed or given up; of renewed sessions
 
 	fenced  uint64    // control.Sessions.Index of the last fence that all groups hold
 	fenceAt time.Time // when that was
@@ -56,7 +56,7 @@ func (l *sessions) lead(term uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.term != term {
-		l.term, l.since, l.fenced = term, time.Now(), 0
+		l.term, l.fenced = term, 0
 		clear(l.renewed)
 		clear(l.marks)
 	}
@@ -89,17 +89,17 @@ func (l *sessions) overdue(live []dfs.SessionID, ttl time.Duration) []dfs.Sessio
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []dfs.SessionID
+	now := time.Now()
 	for _, id := range live {
-		last := l.since
-		if t, ok := l.renewed[id]; ok && t.After(last) {
-			last = t
-		}
-		if time.Since(last) > ttl {
+		switch last, ok := l.renewed[id]; {
+		case !ok:
+			l.renewed[id] = now
+		case now.Sub(last) > ttl:
 			out = append(out, id)
 		}
 	}
-	for id := range l.renewed {
-		if _, ok := slices.BinarySearch(live, id); !ok {
+	for id, last := range l.renewed {
+		if _, ok := slices.BinarySearch(live, id); !ok && now.Sub(last) > ttl {
 			delete(l.renewed, id)
 			delete(l.marks, id)
 		}
