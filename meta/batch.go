@@ -92,5 +92,6 @@ func (s *Service) proposeBatch(ctx context.Context, h *raftgroup.Host, g dfs.Gro
 		}
 		out[i] = &wire.MutateAnswer{Result: member}
 	}
+	s.rates.add(g, len(out))
 	return out, nil
 }

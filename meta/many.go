@@ -88,6 +88,7 @@ func (s *Service) proposeEach(ctx context.Context, h *raftgroup.Host, g dfs.Grou
 			continue
 		}
 		answers[i] = &wire.MutateAnswer{Result: res}
+		s.rates.add(g, 1)
 	}
 	return answers
 }

@@ -2,9 +2,7 @@ package meta
 
 import (
 	"context"
-	"hash/fnv"
 	"math"
-	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -13,10 +11,6 @@ import (
 	"dfsd/raftgroup"
 	"dfsd/transport/wire"
 )
-
-// spreadLevels is how many levels of directories below the root are spread
-// over all groups; deeper ones stay with their parent.
-const spreadLevels = 3
 
 // MaxCommand bounds an encoded command: a thousand extents and a long path fit
 // several times over.
@@ -88,6 +82,7 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if err != nil {
 		return nil, err
 	}
+	s.rates.add(g, 1)
 	return &wire.MutateReply{Result: out}, nil
 }
 
@@ -205,66 +200,4 @@ func (s *Service) countInodes(h *raftgroup.Host, g dfs.GroupID) uint64 {
 		return err
 	})
 	return n
-}
-
-// placer chooses the groups of new directories.
-type placer struct {
-	mu     sync.Mutex
-	loads  map[dfs.GroupID]uint64 // inodes as last reported
-	placed map[dfs.GroupID]uint64 // directories placed since
-}
-
-func newPlacer() *placer {
-	return &placer{loads: map[dfs.GroupID]uint64{}, placed: map[dfs.GroupID]uint64{}}
-}
-
-// settle takes newly reported loads over, in place of what was counted since
-// the last ones.
-func (p *placer) settle(loads map[dfs.GroupID]uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for g, n := range loads {
-		if p.loads[g] != n {
-			p.loads[g] = n
-			p.placed[g] = 0
-		}
-	}
-}
-
-// placedWeight is what one placed directory counts for until the next report:
-// it will be filled.
-const placedWeight = 16
-
-// choose returns the group for a directory below a parent of the given level:
-// the one with the fewest inodes near the root, the parent's below. Ties go by
-// the hash of parent and name. REQUIRES: there is a group.
-func (p *placer) choose(parent dfs.GroupID, level int, groups []dfs.GroupID, q *wire.PlaceDirQuery) dfs.GroupID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if level >= spreadLevels && !p.overfull(parent, len(groups)) {
-		return parent
-	}
-	h := fnv.New32a()
-	_, _ = h.Write(q.Name)
-	first := int(uint64(h.Sum32()^uint32(q.Parent)) % uint64(len(groups)))
-	best, least := dfs.GroupID(0), uint64(0)
-	for i := range groups {
-		g := groups[(first+i)%len(groups)]
-		if load := p.loads[g] + placedWeight*p.placed[g]; best == 0 || load < least {
-			best, least = g, load
-		}
-	}
-	p.placed[best]++
-	return best
-}
-
-// overfull reports whether a group is far above the mean: its directories'
-// children go elsewhere, however deep.
-func (p *placer) overfull(g dfs.GroupID, groups int) bool {
-	var sum uint64
-	for _, n := range p.loads {
-		sum += n
-	}
-	mean := sum / uint64(max(groups, 1))
-	return p.loads[g] > 2*mean+1024
 }

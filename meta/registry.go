@@ -54,7 +54,7 @@ type registry struct {
 	board  board                      // what the control leader makes of them
 	words  map[dfs.NodeID]word        // the last of each node
 	claims map[claim]time.Time        // when each was first made
-	loads  map[dfs.GroupID]uint64     // inodes a group, from the control leader
+	loads  map[dfs.GroupID]groupLoad  // from the control leader
 	lead   map[dfs.GroupID]dfs.NodeID // who leads each group, from the control leader
 	heard  map[dfs.NodeID]time.Time   // when a meta node was last heard of, by anybody
 	formed bool                       // as the control leader says
@@ -64,7 +64,7 @@ type registry struct {
 func newRegistry(s *Service) *registry {
 	return &registry{
 		s: s, detect: repair.NewDetector(s.opts.Health, time.Now()),
-		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]uint64{},
+		beats: map[dfs.StoreID]beat{}, votes: map[dfs.NodeID]vote{}, loads: map[dfs.GroupID]groupLoad{},
 		lead: map[dfs.GroupID]dfs.NodeID{}, heard: map[dfs.NodeID]time.Time{},
 		words: map[dfs.NodeID]word{}, claims: map[claim]time.Time{}, ailing: map[string]damage{},
 	}
@@ -237,7 +237,7 @@ func (s *Service) report(last census) (*wire.MetaReport, census) {
 		}
 		nap, logBytes := h.Nap(g)
 		c.naps = append(c.naps, nap)
-		if old != nil && nap != 0 && nap == last.naps[i] && logBytes == old.LogBytes {
+		if old != nil && nap != 0 && nap == last.naps[i] && logBytes == old.LogBytes && s.rates.of(g) == old.Rate {
 			c.beats = append(c.beats, old)
 			continue
 		}
@@ -259,7 +259,7 @@ func (s *Service) groupBeat(h *raftgroup.Host, g dfs.GroupID) *wire.GroupBeat {
 	st, _ := h.Status(g)
 	gb := &wire.GroupBeat{
 		Group: uint32(g), Term: st.Term, Applied: st.Applied, Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners),
-		LogBytes: st.LogBytes,
+		LogBytes: st.LogBytes, Rate: s.rates.of(g),
 	}
 	for _, p := range st.Peers {
 		if p.Active {
@@ -434,7 +434,7 @@ func (r *registry) learn(reply *wire.MetaReportReply) {
 		}
 		r.lead[dfs.GroupID(l.Group)] = dfs.NodeID(l.Leader)
 		if l.Group != 0 {
-			r.loads[dfs.GroupID(l.Group)] = l.Inodes
+			r.loads[dfs.GroupID(l.Group)] = groupLoad{l.Inodes, l.Rate}
 		}
 	}
 	r.formed = reply.Formed

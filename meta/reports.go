@@ -91,12 +91,12 @@ func changedBeats(old, next []*wire.GroupBeat) (changed []*wire.GroupBeat, left 
 }
 
 func sameBeat(a, b *wire.GroupBeat) bool {
-	return a == b || a.Group == b.Group && a.Term == b.Term && a.Applied == b.Applied && a.Inodes == b.Inodes && a.LogBytes == b.LogBytes &&
+	return a == b || a.Group == b.Group && a.Term == b.Term && a.Applied == b.Applied && a.Inodes == b.Inodes && a.LogBytes == b.LogBytes && a.Rate == b.Rate &&
 		slices.Equal(a.Voters, b.Voters) && slices.Equal(a.Learners, b.Learners) && slices.Equal(a.Heard, b.Heard)
 }
 
 // mergeBeats is what changedBeats was made of. Moved reports whether another leads
-// a group, or its inodes are others. Old stays as it is: others read it.
+// a group, or its inodes or its rate are others. Old stays as it is: others read it.
 func mergeBeats(old, changed []*wire.GroupBeat, left []uint32) (next []*wire.GroupBeat, moved bool) {
 	if len(changed)+len(left) == 0 {
 		return old, false
@@ -109,7 +109,7 @@ func mergeBeats(old, changed []*wire.GroupBeat, left []uint32) (next []*wire.Gro
 		}
 		switch {
 		case len(changed) > 0 && changed[0].Group == b.Group:
-			moved = moved || changed[0].Term != b.Term || changed[0].Inodes != b.Inodes
+			moved = moved || changed[0].Term != b.Term || changed[0].Inodes != b.Inodes || changed[0].Rate != b.Rate
 			next, changed = append(next, changed[0]), changed[1:]
 		case !slices.Contains(left, b.Group):
 			next = append(next, b)
@@ -118,8 +118,8 @@ func mergeBeats(old, changed []*wire.GroupBeat, left []uint32) (next []*wire.Gro
 	return append(next, changed...), moved || len(changed) > 0
 }
 
-// board is the control leader's side: who leads each group and how many inodes it
-// has, and since which version. Guarded by registry.mu.
+// board is the control leader's side: who leads each group, how many inodes it has
+// and what it does, and since which version. Guarded by registry.mu.
 type board struct {
 	term    uint64 // in which this node leads the control group
 	version uint64 // grows with each change; 0 is none
@@ -132,7 +132,7 @@ type board struct {
 
 type boardRow struct {
 	leader dfs.NodeID // 0: nobody said lately that it leads
-	inodes uint64
+	load   groupLoad
 	since  uint64 // version
 }
 
@@ -164,8 +164,8 @@ func (b *board) update(term uint64, votes map[dfs.NodeID]vote) {
 		if b.rows[g] == nil {
 			b.rows[g] = &boardRow{}
 		}
-		if row := b.rows[g]; row.since == 0 || row.leader != l.by || row.inodes != l.Inodes {
-			*row = boardRow{leader: l.by, inodes: l.Inodes, since: next}
+		if row := b.rows[g]; row.since == 0 || row.leader != l.by || row.load != (groupLoad{l.Inodes, l.Rate}) {
+			*row = boardRow{leader: l.by, load: groupLoad{l.Inodes, l.Rate}, since: next}
 			b.version = next
 		}
 	}
@@ -187,7 +187,7 @@ func (b *board) answer(reply *wire.MetaReportReply, term, version uint64) {
 	}
 	for g, row := range b.rows {
 		if reply.All && row.leader != 0 || !reply.All && row.since > version {
-			reply.Groups = append(reply.Groups, &wire.GroupLoad{Group: g, Inodes: row.inodes, Leader: uint32(row.leader)})
+			reply.Groups = append(reply.Groups, &wire.GroupLoad{Group: g, Inodes: row.load.inodes, Leader: uint32(row.leader), Rate: row.load.rate})
 		}
 	}
 	slices.SortFunc(reply.Groups, func(a, b *wire.GroupLoad) int { return cmp.Compare(a.Group, b.Group) })

@@ -29,6 +29,7 @@ type reportWorld struct {
 	owner map[uint32]int // of each group; 3: none
 	terms map[uint32]uint64
 	count map[uint32]uint64 // inodes
+	rate  map[uint32]uint32
 }
 
 type reportingNode struct {
@@ -46,7 +47,7 @@ func (w *reportWorld) start(i int) {
 func (w *reportWorld) beats(i int) (out []*wire.GroupBeat) {
 	for _, g := range slices.Sorted(maps.Keys(w.owner)) {
 		if w.owner[g] == i {
-			out = append(out, &wire.GroupBeat{Group: g, Term: w.terms[g], Inodes: w.count[g], Voters: []uint32{1, 2, 3}, Heard: []uint32{1, 2, 3}[:1+w.terms[g]%3]})
+			out = append(out, &wire.GroupBeat{Group: g, Term: w.terms[g], Inodes: w.count[g], Rate: w.rate[g], Voters: []uint32{1, 2, 3}, Heard: []uint32{1, 2, 3}[:1+w.terms[g]%3]})
 		}
 	}
 	return out
@@ -60,7 +61,8 @@ func (w *reportWorld) change() {
 		w.owner[g] = w.rng.IntN(4)
 		w.terms[g]++
 	case 3, 4, 5:
-		w.count[g]++
+		w.count[g] += w.rng.Uint64N(2)
+		w.rate[g] = w.rng.Uint32N(3)
 	case 6:
 		delete(w.owner, g)
 	case 7: // the control group has another leader
@@ -110,7 +112,7 @@ func (w *reportWorld) report(i int) bool {
 func TestReportsAddUp(t *testing.T) {
 	for seed := range uint64(20) {
 		bubble.Test(t, func(t *testing.T) {
-			w := &reportWorld{t: t, rng: rand.New(rand.NewPCG(seed, 1)), term: 1, owner: map[uint32]int{}, terms: map[uint32]uint64{}, count: map[uint32]uint64{}}
+			w := &reportWorld{t: t, rng: rand.New(rand.NewPCG(seed, 1)), term: 1, owner: map[uint32]int{}, terms: map[uint32]uint64{}, count: map[uint32]uint64{}, rate: map[uint32]uint32{}}
 			for i := range w.nodes {
 				w.start(i)
 			}
@@ -148,8 +150,8 @@ func TestReportsAddUp(t *testing.T) {
 					t.Fatalf("seed %d: the leaders are %v, node %d has learned %v", seed, leads, i+1, w.nodes[i].r.lead)
 				}
 				for _, g := range leader.groupBeats() {
-					if n := w.nodes[i].r.loads[dfs.GroupID(g.Group)]; n != g.Inodes {
-						t.Fatalf("seed %d: group %d has %d inodes, node %d has learned %d", seed, g.Group, g.Inodes, i+1, n)
+					if n := w.nodes[i].r.loads[dfs.GroupID(g.Group)]; n != (groupLoad{g.Inodes, g.Rate}) {
+						t.Fatalf("seed %d: group %d has %d inodes and does %d a second, node %d has learned %v", seed, g.Group, g.Inodes, g.Rate, i+1, n)
 					}
 				}
 			}

@@ -145,6 +145,7 @@ type Service struct {
 	lease *sessions
 	plan  *planner
 	place *placer
+	rates *rates
 	space *space
 
 	agenda *agenda
@@ -171,7 +172,7 @@ func New(opts Options) *Service {
 	s.beats = newRegistry(s)
 	s.lease = newSessions()
 	s.plan = newPlanner(s)
-	s.place = newPlacer()
+	s.place, s.rates = newPlacer(), newRates()
 	s.space = newSpace(s)
 	s.agenda = newAgenda()
 	s.wake.control = make(chan struct{}, 1)

@@ -1049,6 +1049,7 @@ type GroupBeat struct {
 	DeadIntents   []uint64               `protobuf:"varint,10,rep,packed,name=dead_intents,json=deadIntents,proto3" json:"dead_intents,omitempty"` // reserved
 	Heard         []uint32               `protobuf:"varint,11,rep,packed,name=heard,proto3" json:"heard,omitempty"`                                // the members that answer this leader, itself included
 	LogBytes      uint64                 `protobuf:"varint,12,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	Rate          uint32                 `protobuf:"varint,13,opt,name=rate,proto3" json:"rate,omitempty"` // commands of clients that this leader has carried out lately, a second: a count that decays by 1/e in 10 s
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1167,6 +1168,13 @@ func (x *GroupBeat) GetLogBytes() uint64 {
 	return 0
 }
 
+func (x *GroupBeat) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
 type MetaReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        []*GroupLoad           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`  // that changed since the version that the node has, or all
@@ -1264,6 +1272,7 @@ type GroupLoad struct {
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
 	Leader        uint32                 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"` // 0: not heard of lately
+	Rate          uint32                 `protobuf:"varint,4,opt,name=rate,proto3" json:"rate,omitempty"`     // as in GroupBeat
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1315,6 +1324,13 @@ func (x *GroupLoad) GetInodes() uint64 {
 func (x *GroupLoad) GetLeader() uint32 {
 	if x != nil {
 		return x.Leader
+	}
+	return 0
+}
+
+func (x *GroupLoad) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
 	}
 	return 0
 }
@@ -5215,7 +5231,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x04free\x18\x03 \x01(\x04R\x04free\x12\x1a\n" +
 	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x18\n" +
 	"\areserve\x18\x05 \x01(\x04R\areserve\x12\x10\n" +
-	"\x03dir\x18\x06 \x01(\tR\x03dir\"\xcb\x02\n" +
+	"\x03dir\x18\x06 \x01(\tR\x03dir\"\xdf\x02\n" +
 	"\tGroupBeat\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
@@ -5230,7 +5246,8 @@ const file_meta_proto_rawDesc = "" +
 	"\fdead_intents\x18\n" +
 	" \x03(\x04R\vdeadIntents\x12\x14\n" +
 	"\x05heard\x18\v \x03(\rR\x05heard\x12\x1b\n" +
-	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\"\xd2\x01\n" +
+	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\x12\x12\n" +
+	"\x04rate\x18\r \x01(\rR\x04rate\"\xd2\x01\n" +
 	"\x0fMetaReportReply\x12,\n" +
 	"\x06groups\x18\x01 \x03(\v2\x14.dfsd.wire.GroupLoadR\x06groups\x12\x16\n" +
 	"\x06formed\x18\x02 \x01(\bR\x06formed\x12'\n" +
@@ -5238,11 +5255,12 @@ const file_meta_proto_rawDesc = "" +
 	"\x05again\x18\x04 \x01(\bR\x05again\x12\x12\n" +
 	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05loads\x18\x06 \x01(\x04R\x05loads\x12\x10\n" +
-	"\x03all\x18\a \x01(\bR\x03all\"Q\n" +
+	"\x03all\x18\a \x01(\bR\x03all\"e\n" +
 	"\tGroupLoad\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x16\n" +
-	"\x06leader\x18\x03 \x01(\rR\x06leader\"s\n" +
+	"\x06leader\x18\x03 \x01(\rR\x06leader\x12\x12\n" +
+	"\x04rate\x18\x04 \x01(\rR\x04rate\"s\n" +
 	"\rGetMapRequest\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\x04R\x05known\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\rR\x04wait\x12\"\n" +
