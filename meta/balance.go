@@ -1,8 +1,10 @@
 package meta
 
 import (
+	"cmp"
 	"context"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -58,13 +60,24 @@ func (s *Service) balanceLoop() {
 		}
 		// Without an excess over the smallest share that there may be, no group
 		// needs a look.
-		if m := s.maps.current(); m == nil || over(me, leaders, max(1, len(m.MetaNodes()))) <= 0 {
+		m := s.maps.current()
+		if m == nil {
 			continue
 		}
+		mine := turn(me, leaders, m.MetaNodes(), calm)
+		if !mine && over(me, leaders, max(1, len(m.MetaNodes()))) <= 0 {
+			continue
+		}
+		keep := share(len(leaders), hosts(m, full))
+		if mine {
+			keep = 0
+		}
 		moves := 0
-		for _, g := range excess(me, leaders) {
+		own := excess(me, leaders)
+		byLoad(own, me, leaders, s.beats.groupLoads(), hosts(m, full))
+		for _, g := range own {
 			st, _ := h.Status(g)
-			to := heir(me, leaders, hosts(s.maps.current(), full), &st, full)
+			to := heir(me, leaders, keep, &st, full)
 			if to == 0 {
 				continue
 			}
@@ -78,7 +91,7 @@ func (s *Service) balanceLoop() {
 			}
 			s.log.Info("leadership handed over", "group", uint16(g), "to", uint32(to), "why", "it leads fewer groups")
 			leaders[g], seen[g] = to, to // of one's own making, so not a reason to wait
-			if moves++; moves > over(me, leaders, hosts(s.maps.current(), full))/balanceShare {
+			if moves++; moves > over(me, leaders, hosts(m, full))/balanceShare {
 				break
 			}
 		}
@@ -119,6 +132,23 @@ func excess(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID) []dfs.GroupID {
 	return own
 }
 
+// byLoad orders the groups that a node might hand over: first the one that brings
+// what the node does nearest to the mean of so many nodes, which is an idle one where
+// it does less. Of equals the order stays.
+func byLoad(own []dfs.GroupID, me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, loads map[dfs.GroupID]groupLoad, nodes int) {
+	mine, all := 0.0, 0.0
+	for g, n := range leaders {
+		all += float64(loads[g].rate)
+		if n == me {
+			mine += float64(loads[g].rate)
+		}
+	}
+	surplus := max(mine-all/float64(max(nodes, 1)), 0)
+	slices.SortStableFunc(own, func(a, b dfs.GroupID) int {
+		return cmp.Compare(math.Abs(float64(loads[a].rate)-surplus), math.Abs(float64(loads[b].rate)-surplus))
+	})
+}
+
 // hosts counts the meta nodes with space that should have a replica of some group.
 func hosts(m *dfs.Map, full map[dfs.NodeID]*wire.MetaDisk) int {
 	seen := map[dfs.NodeID]bool{}
@@ -140,15 +170,45 @@ func over(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, voters int) int {
 			led++
 		}
 	}
-	return led - (len(leaders)+voters-1)/voters
+	return led - share(len(leaders), voters)
+}
+
+// share is how many groups each of so many nodes leads at the most when they are even.
+func share(groups, nodes int) int { return (groups + nodes - 1) / max(nodes, 1) }
+
+// turn reports whether a node should look for one that leads at least two fewer,
+// though it may have no more than its share. Of those who lead the most one at a time
+// does, for a few looks: all at once they would make the other one lead the most.
+// Their calm, and so whose turn it is, begins with the last change that all saw; where
+// two differ about it, two groups move, which is no harm.
+func turn(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes []*dfs.Node, calm int) bool {
+	led := map[dfs.NodeID]int{}
+	for _, n := range leaders {
+		led[n]++
+	}
+	most, least := 0, len(leaders)
+	for _, n := range nodes {
+		most, least = max(most, led[n.ID]), min(least, led[n.ID])
+	}
+	if most-least < 2 {
+		return false
+	}
+	var busiest []dfs.NodeID
+	for _, n := range nodes {
+		if led[n.ID] == most {
+			busiest = append(busiest, n.ID)
+		}
+	}
+	slices.Sort(busiest)
+	return busiest[calm/balanceCalm%len(busiest)] == me
 }
 
 // heir returns the voter to hand a group to, 0 for none: the one that leads the
-// fewest, if this node leads more than its share among so many nodes. Those whose disk is full have
+// fewest, if this node leads more groups than it is to keep. Those whose disk is full have
 // none, and what they lead goes elsewhere by settleSpace. Members that are away get
 // nothing. Nothing moves while one that is there is behind or has no vote yet: a
 // new leader would begin its snapshot anew.
-func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes int, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
+func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, keep int, st *raftgroup.Status, full map[dfs.NodeID]*wire.MetaDisk) dfs.NodeID {
 	absent := func(n dfs.NodeID) bool {
 		return n != me && slices.ContainsFunc(st.Peers, func(p raftgroup.Progress) bool { return p.Node == n && !p.Active })
 	}
@@ -165,8 +225,7 @@ func heir(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, nodes int, st *raft
 	for _, n := range leaders {
 		led[n]++
 	}
-	share := (len(leaders) + nodes - 1) / max(nodes, 1)
-	if led[me] <= share {
+	if led[me] <= keep {
 		return 0
 	}
 	// Of equals the next after this node in the ring: two that hand over at the

@@ -90,7 +90,7 @@ func TestHeir(t *testing.T) {
 		if c.spoil != nil {
 			c.spoil(st)
 		}
-		if got := heir(c.me, leads(c.counts...), len(c.counts), st, nil); got != c.want {
+		if got := heir(c.me, leads(c.counts...), share(len(leads(c.counts...)), len(c.counts)), st, nil); got != c.want {
 			t.Errorf("%s: node %v hands to %v, want %v", c.name, c.me, got, c.want)
 		}
 	}
@@ -110,9 +110,31 @@ func TestExcess(t *testing.T) {
 	}
 }
 
+func TestByLoad(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		rates map[dfs.GroupID]uint32
+		want  []dfs.GroupID
+	}{
+		{"nothing to do: by number", nil, []dfs.GroupID{1, 2, 3, 4}},
+		{"it does all: what is nearest to the half of it", map[dfs.GroupID]uint32{1: 10, 2: 500, 3: 300, 4: 190}, []dfs.GroupID{2, 3, 4, 1}},
+		{"it does less than the other: the idle ones", map[dfs.GroupID]uint32{1: 50, 2: 0, 3: 20, 4: 0, 5: 900}, []dfs.GroupID{2, 4, 3, 1}},
+	} {
+		loads := map[dfs.GroupID]groupLoad{}
+		for g, r := range c.rates {
+			loads[g] = groupLoad{rate: r}
+		}
+		leaders := leads(5, 1)
+		own := excess(1, leaders)
+		if byLoad(own, 1, leaders, loads, 2); !slices.Equal(own, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, own, c.want)
+		}
+	}
+}
+
 // TestBalanceEnds lets every node that leads too many groups hand one over at
-// the same moment, again and again, from every beginning: all end within one of
-// each other's share, and then nothing moves. So it is while one of them is away.
+// the same moment, again and again, from every beginning: in the end no two differ by
+// more than one, and then nothing moves. So it is while one of them is away.
 func TestBalanceEnds(t *testing.T) {
 	const groups = 9
 	for _, gone := range []dfs.NodeID{0, 1} {
@@ -137,24 +159,36 @@ func balanceEnds(t *testing.T, groups int, gone dfs.NodeID) {
 				}
 			}
 			picture := leads(append(slices.Clone(counts), left)...)
-			for step := 0; ; step++ {
+			var all []*dfs.Node
+			for n := range dfs.NodeID(nodes) {
+				all = append(all, &dfs.Node{ID: n + 1})
+			}
+			for step, calm := 0, balanceCalm; ; step++ {
 				next := maps.Clone(picture)
 				for me := range dfs.NodeID(nodes) {
+					keep := share(groups, nodes)
+					if turn(me+1, picture, all, calm) {
+						keep = 0
+					}
 					st := healthy(me+1, nodes)
 					if gone > 0 {
 						absent(gone)(st)
 					}
 					for _, g := range excess(me+1, picture) {
-						if to := heir(me+1, picture, nodes, st, nil); to != 0 {
+						if to := heir(me+1, picture, keep, st, nil); to != 0 {
 							next[g] = to
 							break
 						}
 					}
 				}
 				if maps.Equal(next, picture) {
-					break
+					if calm += balanceCalm; calm > balanceCalm*(nodes+1) {
+						break // everybody had a turn
+					}
+					continue
 				}
-				if picture = next; step > 3*groups {
+				calm = balanceCalm
+				if picture = next; step > 3*groups*nodes {
 					t.Fatalf("%d nodes, from %v %d: no end, now %v", nodes, counts, left, picture)
 				}
 			}
@@ -162,8 +196,8 @@ func balanceEnds(t *testing.T, groups int, gone dfs.NodeID) {
 			for _, n := range picture {
 				led[n]++
 			}
-			for n, have := range led {
-				if have > (groups+there-1)/there {
+			for i := range dfs.NodeID(nodes) {
+				if n, have := i+1, led[i+1]; n != gone && (have > share(groups, there) || have < groups/there) {
 					t.Fatalf("%d nodes, from %v %d: node %v leads %d in the end", nodes, counts, left, n, have)
 				}
 			}

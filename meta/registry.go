@@ -443,6 +443,13 @@ func (r *registry) learn(reply *wire.MetaReportReply) {
 	}
 }
 
+// groupLoads returns what each group has and does, as the control leader last said.
+func (r *registry) groupLoads() map[dfs.GroupID]groupLoad {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.loads)
+}
+
 // beat returns the last heartbeat of a store.
 func (r *registry) beat(id dfs.StoreID) (beat, bool) {
 	r.mu.Lock()
