@@ -64,6 +64,11 @@ type Options struct {
 	// GuessGarbage makes Verdicts call a block garbage that nothing names, though
 	// its session may still commit it. It is a planted bug like the other one.
 	GuessGarbage bool
+
+	// TakeLateShares makes the machine carry out a share that a late request has
+	// prepared once more, after it was carried out. It is a planted bug like the
+	// other ones.
+	TakeLateShares bool
 }
 
 // Machine applies the entries of one namespace group. It holds no state: all
@@ -163,7 +168,7 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 	case *wire.LogEntry_TxnAbort:
 		return c.abort(op.TxnAbort)
 	case *wire.LogEntry_TxnFinish:
-		err = c.finishPart(op.TxnFinish)
+		err = c.finishPart(op.TxnFinish, m.opts)
 	case *wire.LogEntry_TxnDrop:
 		err = c.dropRecords(op.TxnDrop)
 	default:

@@ -89,11 +89,54 @@ func TestLoopStorms(t *testing.T) {
 	t.Logf("done: %v", did)
 }
 
+// TestStormsNoticeLateShares proves that the storms would notice a machine that
+// carries a share out twice.
+func TestStormsNoticeLateShares(t *testing.T) {
+	for seed := uint64(1); seed <= 40; seed++ {
+		if noticed := stormNotices(t, seed, Options{TakeLateShares: true}); noticed != "" {
+			t.Logf("seed %d: %s", seed, noticed)
+			return
+		}
+	}
+	t.Fatal("no share was carried out twice in 40 storms")
+}
+
+// stormNotices plays a storm against a machine with a bug, and returns what it finds.
+func stormNotices(t *testing.T, seed uint64, opts Options) (noticed string) {
+	s := newStorm(watcher{t}, seed)
+	s.w.opts = opts
+	defer func() {
+		if r := recover(); r != nil {
+			f, ok := r.(finding)
+			if !ok {
+				panic(r)
+			}
+			noticed = string(f)
+		}
+		for _, f := range s.flights {
+			f.stop()
+		}
+	}()
+	for range 2000 {
+		s.step()
+	}
+	s.calm()
+	return ""
+}
+
+// watcher makes a failure a panic, for a test that wants one.
+type watcher struct{ testing.TB }
+
+type finding string
+
+func (w watcher) Fatalf(format string, args ...any) { panic(finding(fmt.Sprintf(format, args...))) }
+func (w watcher) Fatal(args ...any)                 { panic(finding(fmt.Sprint(args...))) }
+
 const stormGroups = 4
 
 // storm is one such life.
 type storm struct {
-	t     *testing.T
+	t     testing.TB
 	rng   *rand.Rand
 	seed  uint64
 	w     *world
@@ -144,7 +187,7 @@ type moved struct {
 	at dfs.Version
 }
 
-func newStorm(t *testing.T, seed uint64) *storm {
+func newStorm(t testing.TB, seed uint64) *storm {
 	s := &storm{
 		t: t, rng: rand.New(rand.NewPCG(seed, 7)), seed: seed, w: newTxnWorld(t, stormGroups), tree: newPlainTree(),
 		commands: map[command]*wire.Command{}, done: map[command]*wire.Result{}, refused: map[command]dfs.Kind{},

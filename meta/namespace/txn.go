@@ -111,7 +111,7 @@ func (c *change) handOn(own *wire.TxnShare, parts []*wire.TxnPart) error {
 			if op == nil {
 				continue
 			}
-			if !slices.ContainsFunc(own.Steps, func(s *wire.TxnStep) bool { return s.GetEnter().GetParent() == op.Parent && entersMade(own) }) {
+			if !slices.ContainsFunc(own.Steps, func(s *wire.TxnStep) bool { return givesName(s) && s.GetEnter().Parent == op.Parent }) {
 				return refuse(dfs.Invalid, "a directory is made and not entered in directory %v", dfs.Ino(op.Parent))
 			}
 			dir, err := c.needHere(dfs.Ino(op.Parent))
@@ -238,8 +238,10 @@ func takeFloors(rec *wire.TxnRecord, answers []*wire.TxnPrepared) (attr *wire.At
 
 // entersMade reports whether a share gives a name to the directory that a participant makes.
 func entersMade(share *wire.TxnShare) bool {
-	return slices.ContainsFunc(share.GetSteps(), func(s *wire.TxnStep) bool { return s.GetEnter() != nil && s.GetEnter().Ino == 0 })
+	return slices.ContainsFunc(share.GetSteps(), givesName)
 }
+
+func givesName(s *wire.TxnStep) bool { return s.GetEnter() != nil && s.GetEnter().Ino == 0 }
 
 // checkMade refuses a directory that a participant cannot have made.
 func (c *change) checkMade(rec *wire.TxnRecord, ino dfs.Ino) error {
