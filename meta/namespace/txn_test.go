@@ -587,3 +587,74 @@ func TestMadeDirectoryInherits(t *testing.T) {
 	}
 	w.check(2)
 }
+
+// TestContentOverGroups replaces a file of another group by one with content: what
+// comes between begin and commit decides about its blocks as it does for a create.
+func TestContentOverGroups(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		between func(w *world, d *driver, id *wire.TxnID)
+		want    dfs.Kind // done: it is carried out
+		verdict dfs.Verdict
+	}{
+		{"done", func(*world, *driver, *wire.TxnID) {}, done, dfs.Referenced},
+		{"aborted", func(_ *world, d *driver, id *wire.TxnID) {
+			txn, err := FindTransaction(d.w.reader(2), 1, id.Seq)
+			if err == nil {
+				_, err = d.abort(txn, &wire.Result{Kind: uint32(dfs.Unavailable)})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, dfs.Unavailable, dfs.Pending},
+		{"fenced", func(w *world, _ *driver, _ *wire.TxnID) { w.fence(2, 1, 9) }, dfs.Fenced, dfs.Garbage},
+		{"given up", func(w *world, _ *driver, _ *wire.TxnID) {
+			w.apply(2, &wire.LogEntry{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: 1, Below: 100}}}}})
+		}, dfs.Invalid, dfs.Garbage},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newTxnWorld(t, 2)
+			d := newDriver(w)
+			cl := &txnClient{t: t, d: d, session: 1}
+			two := cl.mkdir(2, dfs.RootIno, "two")
+			cl.file(dfs.RootIno, "f")
+			cl.must(renameCmd(dfs.RootIno, "f", two, "f"))
+
+			cl.seq++
+			lease := w.command(2, &wire.Command{Session: 1, Seq: cl.seq, Cred: &wire.Cred{}, Op: &wire.Command_LeaseInos{LeaseInos: &wire.LeaseInosOp{Count: 1}}})
+			ino := dfs.Ino(lease.Leased[0].First)
+			id := blockID(ino, 1, 7)
+			cmd := createCmd(two, "f", true)
+			op := cmd.GetCreate()
+			op.Ino, op.Size = uint64(ino), 50
+			op.Extents = []*wire.Extent{{Length: 50, Block: id.Bytes(), BlockLength: 50}}
+			cl.seq++
+			cmd.Session, cmd.Seq, cmd.Cred = 1, cl.seq, &wire.Cred{}
+			facts, err := d.facts(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := &wire.TxnBeginOp{Command: &wire.Command{Session: 1, Seq: cl.seq, Cred: cmd.Cred}, Parts: MakePlan(cmd, facts).Parts, Lifetime: 1000}
+			res := w.apply(2, &wire.LogEntry{Entry: &wire.LogEntry_TxnBegin{TxnBegin: begin}})
+			if res.Txn == nil {
+				t.Fatalf("begin: %v", res)
+			}
+			other := createCmd(two, "other", false)
+			other.GetCreate().Ino = uint64(ino)
+			if res := w.command(2, &wire.Command{Session: 1, Seq: 100, Cred: cmd.Cred, Op: other.Op}); dfs.Kind(res.Kind) != dfs.Frozen {
+				t.Errorf("another file of the number: %v", res)
+			}
+			if v, err := Verdicts(w.reader(2), []dfs.BlockID{id}, Options{}); err != nil || v[0] != dfs.Pending {
+				t.Errorf("while it is undecided: %v, %v", v, err)
+			}
+			c.between(w, d, res.Txn)
+			if res, err = d.run(res.Txn); err != nil || dfs.Kind(res.Kind) != c.want {
+				t.Errorf("%v, %v", res, err)
+			}
+			if v, err := Verdicts(w.reader(2), []dfs.BlockID{id}, Options{}); err != nil || v[0] != c.verdict {
+				t.Errorf("then: %v, %v", v, err)
+			}
+			w.check(2)
+		})
+	}
+}
