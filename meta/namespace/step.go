@@ -49,7 +49,8 @@ func checkShare(share *wire.TxnShare, own bool) error {
 // before any of them.
 func (c *change) evaluate(share *wire.TxnShare) (*prepared, error) { return c.evaluateBut(share, nil) }
 
-// evaluateBut leaves steps out that some rows are locked for.
+// evaluateBut does not look at inodes that lose a name and are looked at later: they
+// must be free, no more.
 func (c *change) evaluateBut(share *wire.TxnShare, later map[dfs.Ino]bool) (*prepared, error) {
 	p := &prepared{left: map[dfs.Ino]bool{}}
 	for _, s := range share.GetSteps() {
