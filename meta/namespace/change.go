@@ -13,6 +13,7 @@ import (
 // change is the evaluation of one entry. An operation checks everything before
 // its first change: what it has changed is written, whatever comes after.
 type change struct {
+	opts    Options // planted bugs
 	tx      raftgroup.Tx
 	st      *state
 	version dfs.Version // of this entry. Invariant: above st.version until finish, but for a share that another group's commit stamped

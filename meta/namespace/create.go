@@ -241,6 +241,11 @@ func (c *change) link(op *wire.LinkOp) (outcome, error) {
 		return outcome{}, err
 	}
 	if dfs.Ino(op.Ino).Group() != c.st.group {
+		if c.st.level >= LevelTransactions {
+			if err := c.checkElsewhere(dfs.Ino(op.Ino)); err != nil {
+				return outcome{}, err
+			}
+		}
 		return outcome{}, refuse(dfs.CrossGroup, "inode %v and directory %v are of different groups", dfs.Ino(op.Ino), dir.ino)
 	}
 	n, err := c.linkable(dfs.Ino(op.Ino))

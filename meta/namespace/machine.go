@@ -87,7 +87,7 @@ type refusal struct {
 	kind     dfs.Kind
 	text     string
 	locked   *wire.TxnID // of a key that a transaction holds: which one
-	outdated bool        // of a share: it was planned by what is not so any more
+	outdated bool        // what was planned or begun is not so any more: begin again
 }
 
 func (r *refusal) Error() string { return r.text }
@@ -138,6 +138,7 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 		return nil, refuse(dfs.Unavailable, "group %v has no state yet", m.group)
 	}
 	c := newChange(tx, st, dfs.Version(le.Version))
+	c.opts = m.opts
 	switch op := le.Entry.(type) {
 	case *wire.LogEntry_Command:
 		return m.command(c, op.Command)
@@ -168,7 +169,7 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 	case *wire.LogEntry_TxnAbort:
 		return c.abort(op.TxnAbort)
 	case *wire.LogEntry_TxnFinish:
-		err = c.finishPart(op.TxnFinish, m.opts)
+		err = c.finishPart(op.TxnFinish)
 	case *wire.LogEntry_TxnDrop:
 		err = c.dropRecords(op.TxnDrop)
 	default:

@@ -106,7 +106,7 @@ func (c *change) prepare(op *wire.TxnPrepareOp) (outcome, error) {
 // finishPart ends a share as the coordinator has decided. It is idempotent: a share
 // that is gone is a success, and so is one that was prepared anew by a request
 // which was late.
-func (c *change) finishPart(op *wire.TxnFinishOp, opts Options) error {
+func (c *change) finishPart(op *wire.TxnFinishOp) error {
 	if err := c.checkTxn(op.GetTxn()); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (c *change) finishPart(op *wire.TxnFinishOp, opts Options) error {
 		return refuse(dfs.Invalid, "the coordinator's own share ends with the decision")
 	}
 	in, err := readPart(c.tx, holderOf(op.Txn))
-	if err != nil || in == nil || in.Floor != op.Floor && !opts.TakeLateShares {
+	if err != nil || in == nil || in.Floor != op.Floor && !c.opts.TakeLateShares {
 		return err
 	}
 	c.txn = holderOf(op.Txn)

@@ -76,6 +76,14 @@ func (c *change) readMove(op *wire.RenameOp) (*move, error) {
 		return nil, err
 	}
 	if dfs.Ino(op.NewParent).Group() != c.st.group {
+		if c.st.level >= LevelTransactions { // for nothing no other group is needed
+			if _, err := c.needEntry(m.from, op.Name); err != nil {
+				return nil, err
+			}
+			if err := c.checkElsewhere(dfs.Ino(op.NewParent)); err != nil {
+				return nil, err
+			}
+		}
 		return nil, refuse(dfs.CrossGroup, "directories %v and %v are of different groups", m.from.ino, dfs.Ino(op.NewParent))
 	}
 	if m.to, err = c.openDirectory(dfs.Ino(op.NewParent)); err != nil {

@@ -121,6 +121,9 @@ func (s *storm) fly(cmd *wire.Command, place int) {
 		if err != nil && !errors.Is(err, errCrash) && !errors.As(err, &locked) && dfs.KindOf(err) != dfs.NotExist && dfs.KindOf(err) != dfs.NotDir {
 			s.fatalf("%v: %v", cmd, err)
 		}
+		if err == nil && dfs.Kind(res.Kind) == dfs.CrossGroup {
+			s.fatalf("%v was answered %v", cmd, res)
+		}
 		if err == nil && res.Kind == 0 && s.done[of] == nil {
 			s.fatalf("%v was answered %v, and not done", cmd, res)
 		}

@@ -282,7 +282,7 @@ func (s *storm) observe(g dfs.GroupID, le *wire.LogEntry, res *wire.Result) {
 			s.wantFault(commandOf(e.TxnAbort.Txn), kind, res.Text)
 			s.did["refused loop"]++
 		}
-		if kind == dfs.Kind(e.TxnAbort.Kind) && !kind.Retryable() && kind != dfs.Fenced {
+		if kind == dfs.Kind(e.TxnAbort.Kind) && !kind.Retryable() && kind != dfs.Fenced && s.w.wrote != "" {
 			s.refused[commandOf(e.TxnAbort.Txn)] = kind
 		}
 	case *wire.LogEntry_TxnCommit:

@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"fmt"
 	"math"
 	"slices"
 
@@ -354,7 +355,9 @@ func (c *change) undecided(id *wire.TxnID) (*wire.TxnRecord, *wire.TxnIntent, er
 		return nil, nil, err
 	}
 	if rec == nil {
-		return nil, nil, refuse(dfs.Unavailable, "transaction %d of group %v was aborted, or is over", id.Begun, c.st.group)
+		return nil, nil, &refusal{
+			kind: dfs.NotExist, outdated: true, text: fmt.Sprintf("transaction %d of group %v was aborted, or is over", id.Begun, c.st.group),
+		}
 	}
 	if rec.Committed != 0 {
 		return rec, nil, nil

@@ -106,6 +106,17 @@ func TestOverGroups(t *testing.T) {
 	w.check(4)
 	c.must(unlinkCmd(three, "hard"))
 	w.check(4)
+	if res, err := c.send(renameCmd(two, "none", three, "x")); err != nil || dfs.Kind(res.Kind) != dfs.NotExist {
+		t.Errorf("what does not exist, to another group: %v, %v", res, err)
+	}
+	for _, nowhere := range []dfs.Ino{dfs.MakeIno(0, 5), dfs.MakeIno(3, 0)} {
+		if res := w.command(2, &wire.Command{Session: 9, Seq: 1 + uint64(nowhere.Group()), Op: linkCmd(nowhere, two, "x").Op}); dfs.Kind(res.Kind) != dfs.Invalid {
+			t.Errorf("a link of %v: %v", nowhere, res)
+		}
+		if res := w.command(1, &wire.Command{Session: 9, Seq: 1 + uint64(nowhere.Group()), Op: renameCmd(root, "two", nowhere, "x").Op}); dfs.Kind(res.Kind) != dfs.Invalid {
+			t.Errorf("a rename to below %v: %v", nowhere, res)
+		}
+	}
 	g := c.file(three, "g")
 	c.must(renameCmd(three, "g", root, "f")) // over a file of a third group
 	w.check(4)

@@ -1872,7 +1872,7 @@ type Result struct {
 	Leased   []*InoRange            `protobuf:"bytes,5,rep,name=leased,proto3" json:"leased,omitempty"`
 	Txn      *TxnID                 `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`            // to a TxnBeginOp: the transaction that is under way for this command
 	Locked   *TxnID                 `protobuf:"bytes,7,opt,name=locked,proto3" json:"locked,omitempty"`      // with Frozen: who holds what this met; absent: a mkdir or rmdir by a one-sided intent does
-	Outdated bool                   `protobuf:"varint,8,opt,name=outdated,proto3" json:"outdated,omitempty"` // of a share: what it was planned by is not so any more; plan again
+	Outdated bool                   `protobuf:"varint,8,opt,name=outdated,proto3" json:"outdated,omitempty"` // what a share was planned by is not so any more, or the transaction is over: plan and begin again
 	// To a BatchOp: the encoded Results of its first commands, in order. A command
 	// that has none was not carried out.
 	Members       [][]byte `protobuf:"bytes,16,rep,name=members,proto3" json:"members,omitempty"`
