@@ -46,6 +46,9 @@ func (d *driver) command(g dfs.GroupID, cmd *wire.Command) (*wire.Result, error)
 func (d *driver) entry(parent uint64, name []byte) (Entry, error) {
 	g := dfs.Ino(parent).Group()
 	res, err := d.w.query(g, &wire.Query{Query: &wire.Query_Entry{Entry: &wire.EntryQuery{Parent: parent, Name: name}}})
+	if kind := dfs.KindOf(err); kind == dfs.NotExist || kind == dfs.NotDir {
+		return Entry{}, nil // a group says so again by an entry of its log, which is remembered
+	}
 	if err != nil {
 		return Entry{}, err
 	}

@@ -12,7 +12,9 @@ type Entry struct {
 }
 
 // Facts is what the plan of a transaction goes by. Whatever is not so any more
-// when a share is prepared makes the plan outdated, and no harm.
+// when a share is prepared makes the plan outdated, and no harm. An entry of a
+// directory that does not exist, or is none, does not exist: the refusal of the
+// command, or of the share, says more.
 type Facts struct {
 	Entry  Entry       // what the command's name is; of a link: the inode
 	Target Entry       // of a rename: what the new name is

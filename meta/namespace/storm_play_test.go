@@ -118,7 +118,7 @@ func (s *storm) fly(cmd *wire.Command, place int) {
 		d.refused = s.refusedBy
 		res, err := d.do(cmd)
 		var locked *LockedError
-		if err != nil && !errors.Is(err, errCrash) && !errors.As(err, &locked) && dfs.KindOf(err) != dfs.NotExist && dfs.KindOf(err) != dfs.NotDir {
+		if err != nil && !errors.Is(err, errCrash) && !errors.As(err, &locked) {
 			s.fatalf("%v: %v", cmd, err)
 		}
 		if err == nil && dfs.Kind(res.Kind) == dfs.CrossGroup {
