@@ -65,9 +65,7 @@ func populated(t testing.TB) *world {
 // and one of group 2, and one of group 1 that waits to be dropped.
 func unfinished(t testing.TB, w *world) {
 	t.Helper()
-	for g := range 2 {
-		w.apply(dfs.GroupID(g+1), &wire.LogEntry{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: NewestLevel}}})
-	}
+	w.raise(2)
 	root, far := uint64(dfs.RootIno), uint64(dfs.MakeIno(2, 2))
 	begin := func(seq uint64, cmd *wire.Command, f Facts) *wire.TxnID {
 		t.Helper()

@@ -16,6 +16,8 @@ type model struct {
 	root  *mnode
 	nodes map[dfs.Ino]*mnode // all that exist, linked or not
 	ever  []*mnode           // all that existed, to ask for the dead too
+
+	leveled bool // the groups are at a level with operations over several groups
 }
 
 type mnode struct {
@@ -212,6 +214,9 @@ func (m *model) renameKinds(p *mnode, name string, q *mnode, name2 string, noRep
 		return []dfs.Kind{k}
 	}
 	if p.group() != q.group() {
+		if m.leveled && p.entries[name] == nil {
+			return []dfs.Kind{dfs.NotExist}
+		}
 		return []dfs.Kind{dfs.CrossGroup}
 	}
 	if k := parentOK(q); k != done {
@@ -227,7 +232,7 @@ func (m *model) renameKinds(p *mnode, name string, q *mnode, name2 string, noRep
 	ok := []dfs.Kind{done}
 	if n.isDir() && p != q {
 		switch {
-		case n.group() != p.group():
+		case n.group() != p.group() || m.leveled && p.group() != dfs.RootIno.Group(): // the tree lock is elsewhere
 			return []dfs.Kind{dfs.CrossGroup}
 		case q.below(n):
 			return []dfs.Kind{dfs.Invalid}

@@ -14,12 +14,18 @@ import (
 // newTxnWorld is a world of groups at the newest feature level.
 func newTxnWorld(t testing.TB, groups int) *world {
 	w := newWorld(t, groups)
+	w.raise(groups)
+	return w
+}
+
+// raise brings the first groups to the newest feature level.
+func (w *world) raise(groups int) {
+	w.t.Helper()
 	for g := range groups {
 		if res := w.apply(dfs.GroupID(g+1), &wire.LogEntry{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: NewestLevel}}}); res.Kind != 0 {
-			t.Fatalf("level: %v", res)
+			w.t.Fatalf("level: %v", res)
 		}
 	}
-	return w
 }
 
 // txnClient sends commands by a driver.
