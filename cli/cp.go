@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -228,12 +227,6 @@ func (p *copier) file(ctx context.Context, a *client.Attr, at place) error {
 		return err
 	}
 	err = hardLink(ctx, at, made, !p.flags.noClobber)
-	if dfs.KindOf(err) == dfs.CrossGroup {
-		if _, err := p.content(ctx, a, at); err != nil {
-			return err
-		}
-		return errors.New("a hard link of a file in another namespace group: stored as a copy")
-	}
 	if err == nil {
 		p.done(counts{HardLinks: 1})
 	}

@@ -144,6 +144,9 @@ func newGroupShow(a *app) *cobra.Command {
 				if err := t.Flush(); err != nil {
 					return err
 				}
+				if g.Group != 0 {
+					fmt.Fprintf(t, "\nfeature level %d, coordinates %d operations over several groups, and has shares of %d\n", g.Level, g.Transactions, g.Shares)
+				}
 				fmt.Fprint(t, "\nNODE\tROLE\tTERM\tMATCH\tLAG\tAPPLIED\tLOG\tSNAPSHOT\tSTATE HASH\tFAULT\n")
 				for _, r := range replicas {
 					fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", r.Node, r.Role, r.Term, r.Match, r.Lag, r.Applied, sizeText(r.Log), yesNo(r.Snapshot),

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -49,21 +48,7 @@ func mv(ctx context.Context, c *client.Client, src string, to target, noClobber 
 	if to.slash {
 		dest += "/"
 	}
-	err := c.Rename(ctx, src, dest, noClobber)
-	if dfs.KindOf(err) == dfs.CrossGroup {
-		all := " -r"
-		if a, aerr := c.Lstat(ctx, strings.TrimRight(src, "/")); aerr == nil {
-			if a.Type == client.TypeFile {
-				all = ""
-			}
-			if inside, werr := within(ctx, c, to.dir, a.Ino); werr == nil && inside {
-				return failedf("mv", src, "%s is within it", quote(dest))
-			}
-		}
-		return withHint(failedf("mv", src, "%s is in another namespace group, and this release renames within one only", quote(dest)),
-			fmt.Sprintf("copy and remove it: dfsd cp%s %s %s && dfsd rm%s %s", all, quote(src), quote(dest), all, quote(src)))
-	}
-	if err != nil {
+	if err := c.Rename(ctx, src, dest, noClobber); err != nil {
 		return failed("mv", src, err)
 	}
 	return nil
@@ -114,12 +99,7 @@ func ln(ctx context.Context, c *client.Client, old, name string, symbolic, force
 	if err != nil {
 		return failed("ln", old, err)
 	}
-	err = hardLink(ctx, at, c.Inode(attr.Ino), force)
-	switch {
-	case dfs.KindOf(err) == dfs.CrossGroup:
-		return withHint(failedf("ln", at.full(), "%s is in another namespace group, and this release links within one only", quote(old)),
-			"link in the same directory, or make a symlink with ln -s")
-	case err != nil:
+	if err := hardLink(ctx, at, c.Inode(attr.Ino), force); err != nil {
 		return failed("ln", at.full(), err)
 	}
 	return nil

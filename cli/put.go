@@ -29,8 +29,6 @@ When DESTINATION is a directory the sources go into it, each under its own name.
 whole or not at all. Modes, modification times, symlinks, and hard links are kept; owners too
 when root stores. What cannot be stored is reported and the rest goes on; the exit code is 1 then.
 
-A hard link whose names fall into directories of different namespace groups cannot be kept in
-this release: the further names are stored as copies, reported, and the exit code is 1.
 Devices, sockets and named pipes are reported and skipped.`,
 		Example: "  dfsd put notes.txt /docs/\n  dfsd put -r src /backup/src\n  tar c . | dfsd put - /backup/all.tar",
 		Args:    checked(cobra.MinimumNArgs(2)),
@@ -317,7 +315,7 @@ func (p *putter) file(ctx context.Context, local string, at place) {
 		}
 		settle(p.c.Inode(a.Ino), true)
 	default:
-		p.link(ctx, f, st, local, at, made)
+		p.link(ctx, local, at, made)
 	}
 }
 
@@ -351,13 +349,9 @@ func (p *putter) content(ctx context.Context, f *os.File, st *syscall.Stat_t, lo
 }
 
 // link stores a further name of a file.
-func (p *putter) link(ctx context.Context, f *os.File, st *syscall.Stat_t, local string, at place, made client.Inode) {
+func (p *putter) link(ctx context.Context, local string, at place, made client.Inode) {
 	err := hardLink(ctx, at, made, !p.flags.noClobber)
 	switch {
-	case dfs.KindOf(err) == dfs.CrossGroup:
-		if p.content(ctx, f, st, local, at) != nil {
-			p.fail(local, errors.New("a hard link of a file in another namespace group: stored as a copy"))
-		}
 	case err != nil:
 		p.outcome(local, err)
 	default:

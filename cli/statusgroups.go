@@ -20,6 +20,10 @@ type groupStatus struct {
 	Target   []string `json:"target"` // nodes that should vote
 	Away     []string `json:"away"`   // those that are missed: they vote, or should, and are down or were replaced
 	LogBytes uint64   `json:"log_bytes"`
+
+	Transactions uint64 `json:"transactions"` // that it coordinates and that are not over
+	Shares       uint64 `json:"shares"`       // of transactions, its own among them
+	Level        uint32 `json:"level"`        // feature level
 }
 
 // groupReady is the state of a group that may be used.
@@ -43,6 +47,7 @@ func (s *status) addGroups(r *wire.StatusReply) {
 		g := known[id] // nil: no leader has reported
 		out := groupStatus{Group: id, Applied: g.GetApplied(), Inodes: g.GetInodes(), Members: s.names(g.GetVoters()), Learners: s.names(g.GetLearners()),
 			State: groupReady, Target: s.names(wire.Ints(row.Replicas)), LogBytes: g.GetLogBytes(),
+			Transactions: g.GetTransactions(), Shares: g.GetShares(), Level: g.GetLevel(),
 		}
 		if !row.Ready() {
 			out.State = "forming"

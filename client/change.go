@@ -29,6 +29,25 @@ func (c *Client) changeAttr(ctx context.Context, g dfs.GroupID, cmd *wire.Comman
 	return toAttr(res.Attr), nil
 }
 
+// mkdir makes a directory, in the group that the leader of the parent's chooses.
+func (c *Client) mkdir(ctx context.Context, parent dfs.Ino, name string, mode uint32) (*Attr, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	op := &wire.MkdirOp{Parent: uint64(parent), Name: []byte(name), Mode: mode}
+	return c.changeAttr(ctx, parent.Group(), &wire.Command{Op: &wire.Command_Mkdir{Mkdir: op}})
+}
+
+// rmdir removes an empty directory.
+func (c *Client) rmdir(ctx context.Context, parent dfs.Ino, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	op := &wire.RmdirOp{Parent: uint64(parent), Name: []byte(name)}
+	_, err := c.change(ctx, parent.Group(), &wire.Command{Op: &wire.Command_Rmdir{Rmdir: op}})
+	return err
+}
+
 func (c *Client) unlink(ctx context.Context, dir dfs.Ino, name string) error {
 	if err := checkName(name); err != nil {
 		return err

@@ -49,16 +49,7 @@ func (i Inode) Lookup(ctx context.Context, name string) (*Attr, error) {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
-		w, err := i.c.walk(ctx, i.ino, [][]byte{[]byte(name)}, false)
-		switch {
-		case err != nil:
-			return nil, err
-		case len(w.Steps) == 1:
-			return toAttr(w.Steps[0]), nil
-		case w.Next == 0:
-			return nil, dfs.Errorf(dfs.NotExist, "", "")
-		}
-		a, err := i.c.attr(ctx, dfs.Ino(w.Next))
+		a, err := i.c.entryAttr(ctx, i.ino, []byte(name))
 		if err != nil {
 			return nil, err
 		}
@@ -136,8 +127,14 @@ func (c *Client) readDir(ctx context.Context, dir dfs.Ino, after string, plus bo
 			if a == nil {
 				a = found[e.GetIno()]
 			}
-			if a == nil {
-				continue // removed meanwhile
+			if a == nil { // it is gone, and something else may have its name
+				var err error
+				if a, err = c.entryAttr(ctx, dir, e.GetName()); dfs.KindOf(err) == dfs.NotExist {
+					continue
+				} else if err != nil {
+					return dirPage{}, err
+				}
+				d.Ino, d.Type = dfs.Ino(a.GetIno()), Type(a.GetType())
 			}
 			d.Attr = toAttr(a)
 		}
@@ -178,15 +175,14 @@ func (i Inode) Symlink(ctx context.Context, name, target string, opts PutOptions
 	})
 }
 
-// Link gives a file one more name, in this directory. Errors: Exist; CrossGroup
-// when the file lives in another group than the directory.
+// Link gives a file one more name, in this directory. Errors: Exist, IsDir and others.
 func (i Inode) Link(ctx context.Context, name string, file Inode) (*Attr, error) {
 	return op(ctx, i.c, "link", name, func(ctx context.Context) (*Attr, error) { return i.c.link(ctx, i.ino, name, file.ino) })
 }
 
 // Rename moves an entry of this directory to a name in another one, or the
 // same, atomically, in place of what has the name unless noReplace is set.
-// Errors: Exist, NotEmpty, IsDir, NotDir; CrossGroup when it spans two groups.
+// Errors: Exist, NotEmpty, IsDir, NotDir; Invalid for a directory that would lie below itself.
 func (i Inode) Rename(ctx context.Context, name string, to Inode, newName string, noReplace bool) error {
 	return opErr(ctx, i.c, "rename", name, func(ctx context.Context) error {
 		return i.c.rename(ctx, i.ino, name, to.ino, newName, noReplace)

@@ -73,6 +73,24 @@ type walker struct {
 	content bool     // where the bytes of a file at the end are is asked for
 
 	found *wire.ExtentsResult // where they are, as old as the attributes; nil: not known
+
+	gone bool // an inode that a name led to was removed before its own group was asked
+}
+
+// vanished notes that what a name led to is gone: another inode may have the name.
+func (w *walker) vanished(err error) error {
+	w.gone = dfs.KindOf(err) == dfs.NotExist
+	return err
+}
+
+// followed makes walkers and runs fn with them until none has met an inode that vanished.
+func (c *Client) followed(names [][]byte, mustDir, follow bool, fn func(*walker) error) error {
+	for n := 1; ; n++ {
+		w := c.walker(names, mustDir, follow)
+		if err := fn(w); err == nil || !w.gone || n >= maxVanished {
+			return err
+		}
+	}
 }
 
 func (c *Client) walker(names [][]byte, mustDir, follow bool) *walker {
@@ -96,7 +114,7 @@ func (w *walker) run(ctx context.Context) (leaf *wire.Attr, missing []byte, err 
 		top := &w.stack[len(w.stack)-1]
 		res, err := w.c.walk(ctx, top.ino, w.names[:n], w.content)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, w.vanished(err)
 		}
 		top.attr, w.found = res.Start, res.Content
 		leaf, jumped, err := w.steps(res.Steps)
@@ -108,6 +126,16 @@ func (w *walker) run(ctx context.Context) (leaf *wire.Attr, missing []byte, err 
 			return nil, w.names[0], nil
 		case res.Missing:
 			return nil, nil, dfs.Errorf(dfs.NotExist, "", "%q does not exist", w.names[0])
+		case res.Next != 0 && res.NextType != wire.FileType_DIR && res.NextType != wire.FileType_NONE:
+			at, err := w.c.walk(ctx, dfs.Ino(res.Next), nil, w.content)
+			if err != nil {
+				return nil, nil, w.vanished(err)
+			}
+			w.found = at.Content
+			leaf, _, err := w.steps([]*wire.Attr{at.Start})
+			if err != nil || leaf != nil {
+				return leaf, nil, err
+			}
 		case res.Next != 0:
 			w.stack = append(w.stack, place{ino: dfs.Ino(res.Next)})
 			w.names = w.names[1:]
@@ -162,7 +190,7 @@ func (w *walker) top(ctx context.Context) (*wire.Attr, error) {
 	if p.attr == nil {
 		a, err := w.c.attr(ctx, p.ino)
 		if err != nil {
-			return nil, err
+			return nil, w.vanished(err)
 		}
 		p.attr = a
 	}
@@ -175,7 +203,12 @@ func (c *Client) find(ctx context.Context, path string, follow bool) (*wire.Attr
 	if err != nil {
 		return nil, err
 	}
-	return c.walker(names, mustDir, follow).find(ctx)
+	var a *wire.Attr
+	err = c.followed(names, mustDir, follow, func(w *walker) (err error) {
+		a, err = w.find(ctx)
+		return err
+	})
+	return a, err
 }
 
 // find returns the attributes of what the names lead to.
@@ -201,19 +234,24 @@ func (c *Client) findFile(ctx context.Context, path string) (*wire.Attr, *wire.E
 	if err != nil {
 		return nil, nil, err
 	}
-	w := c.walker(names, mustDir, true)
-	w.content = true
-	a, err := w.find(ctx)
+	var a *wire.Attr
+	var found *wire.ExtentsResult
+	err = c.followed(names, mustDir, true, func(w *walker) (err error) {
+		w.content = true
+		a, err = w.find(ctx)
+		found = w.found
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := checkFile(a); err != nil {
 		return nil, nil, err
 	}
-	if w.found.GetMore() {
+	if found.GetMore() {
 		return a, nil, nil
 	}
-	return a, w.found, nil
+	return a, found, nil
 }
 
 // entry is a name in a directory, which may or may not exist.
@@ -236,11 +274,17 @@ func (c *Client) findEntry(ctx context.Context, path string) (entry, error) {
 	if string(names[last]) == ".." {
 		return entry{}, dfs.Errorf(dfs.Invalid, "", "the path does not end with a name")
 	}
-	w := c.walker(names[:last], true, true)
-	if _, missing, err := w.run(ctx); err != nil {
+	e := entry{name: string(names[last]), mustDir: mustDir}
+	err = c.followed(names[:last], true, true, func(w *walker) error {
+		_, missing, err := w.run(ctx)
+		if err == nil && missing != nil {
+			err = dfs.Errorf(dfs.NotExist, "", "%q does not exist", missing)
+		}
+		e.dir = w.stack[len(w.stack)-1]
+		return err
+	})
+	if err != nil {
 		return entry{}, err
-	} else if missing != nil {
-		return entry{}, dfs.Errorf(dfs.NotExist, "", "%q does not exist", missing)
 	}
-	return entry{dir: w.stack[len(w.stack)-1], name: string(names[last]), mustDir: mustDir}, nil
+	return e, nil
 }

@@ -166,18 +166,28 @@ func (c *Client) walk(ctx context.Context, start dfs.Ino, names [][]byte, conten
 	return w, nil
 }
 
-// lookup returns the number of what a directory's entry names.
-func (c *Client) lookup(ctx context.Context, dir dfs.Ino, name []byte) (dfs.Ino, error) {
-	w, err := c.walk(ctx, dir, [][]byte{name}, false)
-	switch {
-	case err != nil:
-		return 0, err
-	case len(w.Steps) == 1:
-		return dfs.Ino(w.Steps[0].GetIno()), nil
-	case w.Next != 0:
-		return dfs.Ino(w.Next), nil
+// maxVanished is how often a name is followed anew whose inode was gone by the time
+// that its own group was asked: another one has taken its place meanwhile, or none.
+const maxVanished = 4
+
+// entryAttr returns the attributes of what a directory's entry names, whatever group
+// that lives in.
+func (c *Client) entryAttr(ctx context.Context, dir dfs.Ino, name []byte) (a *wire.Attr, err error) {
+	for range maxVanished {
+		w, werr := c.walk(ctx, dir, [][]byte{name}, false)
+		switch {
+		case werr != nil:
+			return nil, werr
+		case len(w.Steps) == 1:
+			return w.Steps[0], nil
+		case w.Next == 0:
+			return nil, dfs.Errorf(dfs.NotExist, "", "")
+		}
+		if a, err = c.attr(ctx, dfs.Ino(w.Next)); dfs.KindOf(err) != dfs.NotExist {
+			return a, err
+		}
 	}
-	return 0, dfs.Errorf(dfs.NotExist, "", "")
+	return nil, err
 }
 
 // maxPage is how many rows one request of a listing asks for: a page of names

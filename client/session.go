@@ -18,10 +18,9 @@ const (
 	// under the replies that a group keeps for a session.
 	maxInFlight = 256
 
-	// maxBoundaries bounds the operations over two groups that are under way,
-	// with or without their callers: each may hold one of maxInFlight, and the
-	// others need some too.
-	maxBoundaries = maxInFlight / 4
+	// maxCrossing bounds those among them that may take several groups: one of those
+	// may be stuck, and what takes another one shall have room.
+	maxCrossing = maxInFlight / 4
 
 	// maxCommand bounds an encoded command (bytes), as the meta nodes do.
 	maxCommand = 512 << 10
@@ -42,7 +41,7 @@ type session struct {
 	lose  context.CancelCauseFunc
 	slots *semaphore.Weighted // one of maxInFlight for a mutation under way
 
-	boundaries chan struct{} // one element an operation over two groups under way
+	crossing chan struct{} // one element a mutation under way that may take several groups
 
 	mu         sync.Mutex // guards what follows
 	renewed    time.Time  // when the last renewal that succeeded was sent; has monotonic and wall time
@@ -107,7 +106,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 
 func (c *Client) openSession(ctx context.Context) (*session, error) {
 	s := &session{
-		c: c, slots: semaphore.NewWeighted(maxInFlight), boundaries: make(chan struct{}, maxBoundaries),
+		c: c, slots: semaphore.NewWeighted(maxInFlight), crossing: make(chan struct{}, maxCrossing),
 		shared:     map[dfs.GroupID]*sharer[[]byte, *wire.Result]{},
 		unanswered: map[uint64]dfs.GroupID{}, blocks: map[uint64]struct{}{}, leases: map[dfs.GroupID]*inoLease{},
 	}
@@ -265,6 +264,14 @@ func (s *session) floor(g dfs.GroupID) uint64 {
 func (s *session) mutate(ctx context.Context, g dfs.GroupID, cmd *wire.Command) (*wire.Result, error) {
 	ctx, cancel := join(ctx, s.ctx)
 	defer cancel()
+	if mayCross(cmd) {
+		select {
+		case s.crossing <- struct{}{}:
+			defer func() { <-s.crossing }()
+		case <-ctx.Done():
+			return nil, s.gaveUp(ctx, false, ended(ctx))
+		}
+	}
 	if s.slots.Acquire(ctx, 1) != nil {
 		return nil, s.gaveUp(ctx, false, ended(ctx))
 	}
@@ -313,6 +320,20 @@ func (s *session) carry(ctx context.Context, g dfs.GroupID, cmd *wire.Command, m
 	}
 }
 
+// mayCross reports whether a command is likely to take several groups: it may have to
+// wait for one of them, and shares no request with what does not.
+func mayCross(cmd *wire.Command) bool {
+	switch op := cmd.Op.(type) {
+	case *wire.Command_Mkdir, *wire.Command_Rmdir:
+		return true
+	case *wire.Command_Rename:
+		return op.Rename.Parent != op.Rename.NewParent
+	case *wire.Command_Link:
+		return dfs.Ino(op.Link.Ino).Group() != dfs.Ino(op.Link.Parent).Group()
+	}
+	return false
+}
+
 // send has the group's leader answer the command, however often that takes.
 func (s *session) send(ctx context.Context, g dfs.GroupID, cmd *wire.Command, maybe *bool) (*wire.Result, error) {
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(cmd)
@@ -322,7 +343,7 @@ func (s *session) send(ctx context.Context, g dfs.GroupID, cmd *wire.Command, ma
 	if len(data) > maxCommand {
 		return nil, dfs.Errorf(dfs.TooLarge, "encode", "a command of %d bytes: at most %d", len(data), maxCommand)
 	}
-	if len(data) <= maxSharedItem {
+	if len(data) <= maxSharedItem && !mayCross(cmd) {
 		t := s.sharer(g).do(ctx, data)
 		*maybe = *maybe || t.maybe
 		if !t.alone {

@@ -180,60 +180,6 @@ func TestUnansweredPastTheDeadline(t *testing.T) {
 	})
 }
 
-// TestBoundaryOutlivesItsCaller cuts a mkdir and an rmdir over a boundary off
-// after each of their steps: they go on in the background and leave no intent.
-func TestBoundaryOutlivesItsCaller(t *testing.T) {
-	for step := range 3 {
-		for _, verb := range []string{"mkdir", "rmdir"} {
-			t.Run(fmt.Sprintf("%s/%d", verb, step), func(t *testing.T) {
-				inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
-					w.meta.place = func(dfs.Ino, []byte) dfs.GroupID { return 2 }
-					c := w.client(nil)
-					put(t, c, "/f", nil) // the session
-					run := func(ctx context.Context) error { _, err := c.Mkdir(ctx, "/d", 0o755); return err }
-					if verb == "rmdir" {
-						noErr(t, run(t.Context()))
-						run = func(ctx context.Context) error { return c.Rmdir(ctx, "/d") }
-					}
-					n, open := 0, make(chan struct{})
-					skip := step
-					if verb == "rmdir" {
-						skip++ // the first command only learns that it spans two groups
-					}
-					w.meta.intercept(func(ctx context.Context, _ dfs.GroupID) error {
-						w.meta.mu.Lock()
-						n++
-						block := n > skip
-						w.meta.mu.Unlock()
-						if !block {
-							return nil
-						}
-						select {
-						case <-open:
-							return nil
-						case <-ctx.Done():
-							return ctx.Err()
-						}
-					})
-					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-					defer cancel()
-					wantKind(t, run(ctx), dfs.Unknown)
-					close(open)
-					time.Sleep(20 * time.Second)
-					_, err := c.Stat(t.Context(), "/d")
-					if verb == "mkdir" {
-						noErr(t, err)
-						put(t, c, "/d/x", nil)
-					} else {
-						wantKind(t, err, dfs.NotExist)
-					}
-					w.meta.check(t)
-				})
-			})
-		}
-	}
-}
-
 // TestRacingDirectories has many clients make and remove the same directory: one
 // wins each time, and nothing is left over.
 func TestRacingDirectories(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dfsd/client"
@@ -12,7 +13,7 @@ import (
 )
 
 // TestOneStuckGroup: a group that does not answer holds up its own commands
-// only, however long that lasts: here a mkdir that goes on without its caller.
+// only, however long that lasts: here some mkdirs that need it.
 func TestOneStuckGroup(t *testing.T) {
 	inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
 		w.meta.place = func(dfs.Ino, []byte) dfs.GroupID { return 3 }
@@ -23,26 +24,28 @@ func TestOneStuckGroup(t *testing.T) {
 			}
 			return nil
 		})
-		_, err := c.Mkdir(ctx, "/stuck", 0o755)
-		wantKind(t, err, dfs.Unknown)
+		for i := range 20 {
+			go func() { _, _ = c.Mkdir(ctx, fmt.Sprintf("/stuck%d", i), 0o755) }()
+		}
+		synctest.Wait()
 		start := time.Now()
-		for i := range 1200 {
+		for i := range 900 {
 			_, err := c.Symlink(ctx, "target", fmt.Sprintf("/l%d", i), client.PutOptions{})
 			noErr(t, err)
 		}
 		if took := time.Since(start); took > time.Minute {
-			t.Errorf("1,200 commands of another group took %v", took)
+			t.Errorf("900 commands of another group took %v", took)
 		}
 		w.meta.intercept(nil)
 		time.Sleep(time.Minute)
-		_, err = c.Stat(ctx, "/stuck")
+		_, err := c.Stat(ctx, "/stuck7")
 		noErr(t, err)
 		w.meta.check(t)
 	})
 }
 
-// TestManyStuckDirectories: however many of them go on without their callers,
-// there is room for the commands of other groups.
+// TestManyStuckDirectories: however many of them are stuck, there is room for the
+// commands of other groups.
 func TestManyStuckDirectories(t *testing.T) {
 	inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
 		w.meta.place = func(dfs.Ino, []byte) dfs.GroupID { return 3 }
@@ -64,66 +67,22 @@ func TestManyStuckDirectories(t *testing.T) {
 				kinds[i] = dfs.KindOf(err)
 			})
 		}
-		wg.Wait()
+		synctest.Wait()
 		start := time.Now()
 		for i := range 10 {
 			_, err := c.Symlink(t.Context(), "target", fmt.Sprintf("/l%d", i), client.PutOptions{})
 			noErr(t, err)
 		}
-		if took := time.Since(start); took > 10*time.Second {
+		if took := time.Since(start); took > time.Second {
 			t.Errorf("10 commands of another group took %v", took)
 		}
+		wg.Wait()
 		w.meta.intercept(nil)
-		time.Sleep(time.Minute)
 		for i, kind := range kinds {
-			_, err := c.Stat(t.Context(), fmt.Sprintf("/d%d", i))
-			switch { // Unknown: it goes on; else it was not begun
-			case kind == dfs.Unknown:
-				noErr(t, err)
-			case kind == dfs.Deadline:
-				wantKind(t, err, dfs.NotExist)
-			default:
+			if kind != dfs.Unknown && kind != dfs.Deadline && kind != dfs.Unavailable {
 				t.Errorf("mkdir %d: %v", i, kind)
 			}
 		}
 		w.meta.check(t)
 	})
-}
-
-// TestSessionLossAfterTheCommit: what the parent's group has committed is done,
-// though the session is lost before its intent is ended.
-func TestSessionLossAfterTheCommit(t *testing.T) {
-	for _, verb := range []string{"mkdir", "rmdir"} {
-		t.Run(verb, func(t *testing.T) {
-			inWorld(t, worldOptions{}, func(t *testing.T, w *world) {
-				w.meta.place = func(dfs.Ino, []byte) dfs.GroupID { return 3 }
-				c, ctx := w.client(nil), t.Context()
-				if verb == "rmdir" {
-					_, err := c.Mkdir(ctx, "/d", 0o755)
-					noErr(t, err)
-				}
-				calls := 0
-				w.meta.intercept(func(ctx context.Context, g dfs.GroupID) error {
-					if g != 3 {
-						return nil
-					}
-					if calls++; calls > 1 { // the first is prepare or freeze, the next ends the intent
-						w.meta.expire()
-					}
-					return nil
-				})
-				var err error
-				if verb == "mkdir" {
-					_, err = c.Mkdir(ctx, "/d", 0o755)
-				} else {
-					err = c.Rmdir(ctx, "/d")
-				}
-				noErr(t, err)
-				_, err = c.Stat(ctx, "/d")
-				if exists := err == nil; exists != (verb == "mkdir") {
-					t.Errorf("after %s: %v", verb, err)
-				}
-			})
-		})
-	}
 }

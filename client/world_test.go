@@ -69,6 +69,7 @@ type metaState struct {
 	before    func(ctx context.Context, g dfs.GroupID) error // asked before a mutation
 	lose      bool                                           // the first answer to each command and session
 	answered  map[string]bool
+	crossing  chan struct{} // one element a command over several groups under way
 	place     func(parent dfs.Ino, name []byte) dfs.GroupID
 }
 
@@ -172,18 +173,29 @@ func (n *node) Mutate(ctx context.Context, in *wire.MutateRequest) (*wire.Mutate
 		return nil, dfs.Errorf(dfs.Invalid, "change", "malformed command")
 	}
 	n.mu.Lock()
-	before := n.before
 	n.commands = append(n.commands, cmd)
 	n.mu.Unlock()
-	if before != nil {
-		if err := before(ctx, g); err != nil {
-			return nil, err
-		}
+	if err := n.asked(ctx, g); err != nil {
+		return nil, err
 	}
-	res := n.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
+	res, err := n.mutate(ctx, g, cmd)
+	if err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return &wire.MutateReply{Result: res}, n.lostLocked(fmt.Sprint("command ", cmd.Session, " ", cmd.Seq))
+}
+
+// asked lets the test have a say before a group changes.
+func (n *node) asked(ctx context.Context, g dfs.GroupID) error {
+	n.mu.Lock()
+	before := n.before
+	n.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	return before(ctx, g)
 }
 
 func (n *node) MutateMany(ctx context.Context, in *wire.MutateManyRequest) (*wire.MutateManyReply, error) {
@@ -291,9 +303,6 @@ func (n *node) Read(_ context.Context, in *wire.ReadRequest) (*wire.ReadReply, e
 	defer n.mu.Unlock()
 	n.queries++
 	res, err := namespace.Query(raftgroup.NewReader(n.db, groupPrefix(g)), g, in.Query)
-	if place := in.Query.GetPlaceDir(); place != nil && err == nil {
-		res.GetPlaceDir().Group = uint32(n.place(dfs.Ino(place.Parent), place.Name))
-	}
 	return &wire.ReadReply{Result: res}, err
 }
 
@@ -565,7 +574,7 @@ func newWorld(t *testing.T, opts worldOptions) *world {
 	s := &metaState{
 		db: db, machines: map[dfs.GroupID]*namespace.Machine{}, newer: make(chan struct{}),
 		lose: opts.loseReplies, answered: map[string]bool{}, sessions: map[dfs.SessionID]time.Time{}, marks: map[uint64]dfs.SessionID{},
-		place: func(parent dfs.Ino, name []byte) dfs.GroupID {
+		crossing: make(chan struct{}, 1), place: func(parent dfs.Ino, name []byte) dfs.GroupID {
 			return dfs.GroupID(1 + (int(parent)+len(name)+int(name[0]))%groups)
 		},
 	}
@@ -576,7 +585,7 @@ func newWorld(t *testing.T, opts worldOptions) *world {
 	}
 	for g := dfs.GroupID(1); g <= groups; g++ {
 		s.machines[g] = namespace.New(g, opts.namespace)
-		s.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g), DefaultClass: opts.class.String()}}})
+		s.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g), DefaultClass: opts.class.String(), Level: namespace.NewestLevel}}})
 	}
 	for id := dfs.NodeID(1); id <= 2; id++ {
 		host := fmt.Sprintf("m%d", id)

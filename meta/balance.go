@@ -68,7 +68,7 @@ func (s *Service) balanceLoop() {
 		if !mine && over(me, leaders, max(1, len(m.MetaNodes()))) <= 0 {
 			continue
 		}
-		keep := share(len(leaders), hosts(m, full))
+		keep := fairShare(len(leaders), hosts(m, full))
 		if mine {
 			keep = 0
 		}
@@ -170,11 +170,11 @@ func over(me dfs.NodeID, leaders map[dfs.GroupID]dfs.NodeID, voters int) int {
 			led++
 		}
 	}
-	return led - share(len(leaders), voters)
+	return led - fairShare(len(leaders), voters)
 }
 
-// share is how many groups each of so many nodes leads at the most when they are even.
-func share(groups, nodes int) int { return (groups + nodes - 1) / max(nodes, 1) }
+// fairShare is how many groups each of so many nodes leads at the most when they are even.
+func fairShare(groups, nodes int) int { return (groups + nodes - 1) / max(nodes, 1) }
 
 // turn reports whether a node should look for one that leads at least two fewer,
 // though it may have no more than its share. Of those who lead the most one at a time

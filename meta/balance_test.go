@@ -90,7 +90,7 @@ func TestHeir(t *testing.T) {
 		if c.spoil != nil {
 			c.spoil(st)
 		}
-		if got := heir(c.me, leads(c.counts...), share(len(leads(c.counts...)), len(c.counts)), st, nil); got != c.want {
+		if got := heir(c.me, leads(c.counts...), fairShare(len(leads(c.counts...)), len(c.counts)), st, nil); got != c.want {
 			t.Errorf("%s: node %v hands to %v, want %v", c.name, c.me, got, c.want)
 		}
 	}
@@ -166,7 +166,7 @@ func balanceEnds(t *testing.T, groups int, gone dfs.NodeID) {
 			for step, calm := 0, balanceCalm; ; step++ {
 				next := maps.Clone(picture)
 				for me := range dfs.NodeID(nodes) {
-					keep := share(groups, nodes)
+					keep := fairShare(groups, nodes)
 					if turn(me+1, picture, all, calm) {
 						keep = 0
 					}
@@ -197,7 +197,7 @@ func balanceEnds(t *testing.T, groups int, gone dfs.NodeID) {
 				led[n]++
 			}
 			for i := range dfs.NodeID(nodes) {
-				if n, have := i+1, led[i+1]; n != gone && (have > share(groups, there) || have < groups/there) {
+				if n, have := i+1, led[i+1]; n != gone && (have > fairShare(groups, there) || have < groups/there) {
 					t.Fatalf("%d nodes, from %v %d: node %v leads %d in the end", nodes, counts, left, n, have)
 				}
 			}

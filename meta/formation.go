@@ -157,7 +157,7 @@ func (s *Service) peerList() []string {
 func (s *Service) Probe(context.Context, *wire.ProbeRequest) (*wire.ProbeReply, error) {
 	return &wire.ProbeReply{
 		Name: s.opts.Name, Cluster: s.opts.Identity.Membership().Cluster.Bytes(), Peers: s.peerList(),
-		Node: uint32(s.opts.Identity.Membership().Node), Ready: s.Ready(),
+		Node: uint32(s.opts.Identity.Membership().Node), Ready: s.Ready(), Level: s.newestLevel(),
 	}, nil
 }
 
@@ -352,7 +352,7 @@ func (s *Service) found(h *raftgroup.Host) error {
 		return err
 	}
 	for g := 1; g <= s.opts.Groups; g++ {
-		err = s.insist(func(ctx context.Context) error { return s.initGroup(ctx, h, dfs.GroupID(g)) })
+		err = s.insist(func(ctx context.Context) error { return s.initGroup(ctx, h, dfs.GroupID(g), s.newestLevel()) })
 		if err != nil {
 			return dfs.Wrap("found group", fmt.Sprint(g), err)
 		}

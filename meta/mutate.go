@@ -78,7 +78,7 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.proposeEntry(ctx, h, g, &wire.LogEntry{Entry: &wire.LogEntry_Command{Command: cmd}})
+	out, err := s.carryOut(ctx, h, g, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (s *Service) Mutate(ctx context.Context, req *wire.MutateRequest) (*wire.Mu
 	return &wire.MutateReply{Result: out}, nil
 }
 
-// command checks a command of a client.
+// command reads and checks a command of a client.
 func (s *Service) command(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, data []byte) (*wire.Command, error) {
 	if len(data) > MaxCommand {
 		return nil, dfs.Errorf(dfs.TooLarge, "change", "a command of %d bytes: at most %d", len(data), MaxCommand)
@@ -179,10 +179,17 @@ func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadRe
 		}
 	}
 	var out *wire.QueryResult
-	err = h.Read(ctx, g, func(r raftgroup.Reader) (err error) {
-		out, err = namespace.Query(r, g, req.Query)
-		return err
-	})
+	read := func() error {
+		return h.Read(ctx, g, func(r raftgroup.Reader) (err error) {
+			out, err = namespace.Query(r, g, req.Query)
+			return err
+		})
+	}
+	if req.Now {
+		err = read()
+	} else {
+		err = s.waitOut(ctx, h, g, read)
+	}
 	if err != nil {
 		return nil, dfs.Wrap("read", g.String(), err)
 	}
@@ -193,11 +200,24 @@ func (s *Service) Read(ctx context.Context, req *wire.ReadRequest) (*wire.ReadRe
 	return &wire.ReadReply{Result: out}, nil
 }
 
-func (s *Service) countInodes(h *raftgroup.Host, g dfs.GroupID) uint64 {
-	var n uint64
+// countGroup is what the rows of a namespace group say of it, for a report: nothing
+// where they cannot be read.
+func (s *Service) countGroup(h *raftgroup.Host, g dfs.GroupID) *wire.GroupBeat {
+	b := &wire.GroupBeat{}
 	_ = h.ReadLocal(g, func(r raftgroup.Reader) (err error) {
-		n, err = namespace.Inodes(r)
+		if b.Inodes, err = namespace.Inodes(r); err != nil {
+			return err
+		}
+		if b.Level, err = namespace.Level(r); err != nil {
+			return err
+		}
+		b.Transactions, b.Shares, err = namespace.Underway(r)
 		return err
 	})
-	return n
+	return b
+}
+
+// takeRows takes over what the rows of a group say.
+func takeRows(gb, rows *wire.GroupBeat) {
+	gb.Inodes, gb.Transactions, gb.Shares, gb.Level = rows.Inodes, rows.Transactions, rows.Shares, rows.Level
 }

@@ -245,9 +245,9 @@ func (s *Service) report(last census) (*wire.MetaReport, census) {
 		switch {
 		case g == dfs.ControlGroup:
 		case old != nil:
-			gb.Inodes = old.Inodes
+			takeRows(gb, old)
 		default:
-			gb.Inodes = s.countInodes(h, g)
+			takeRows(gb, s.countGroup(h, g))
 		}
 		c.beats = append(c.beats, gb)
 	}

@@ -221,7 +221,7 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 	})
 	if err == nil && !begun {
 		s.formStep(g, FormInit)
-		err = s.initGroup(ctx, h, g)
+		err = s.initGroup(ctx, h, g, s.knownBy(ctx, m, row.Replicas))
 	}
 	if err != nil {
 		return err
@@ -248,9 +248,9 @@ func (s *Service) formGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupI
 	})
 }
 
-// initGroup gives a group its first state, which it takes once.
-func (s *Service) initGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupID) error {
-	data, err := proto.Marshal(&wire.LogEntry{Version: s.clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g)}}})
+// initGroup gives a group its first state, which it takes once, at a feature level.
+func (s *Service) initGroup(ctx context.Context, h *raftgroup.Host, g dfs.GroupID, level uint32) error {
+	data, err := proto.Marshal(&wire.LogEntry{Version: s.clockVersion(), Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: uint32(g), Level: level}}})
 	if err != nil {
 		return err
 	}

@@ -92,6 +92,7 @@ func changedBeats(old, next []*wire.GroupBeat) (changed []*wire.GroupBeat, left 
 
 func sameBeat(a, b *wire.GroupBeat) bool {
 	return a == b || a.Group == b.Group && a.Term == b.Term && a.Applied == b.Applied && a.Inodes == b.Inodes && a.LogBytes == b.LogBytes && a.Rate == b.Rate &&
+		a.Transactions == b.Transactions && a.Shares == b.Shares && a.Level == b.Level &&
 		slices.Equal(a.Voters, b.Voters) && slices.Equal(a.Learners, b.Learners) && slices.Equal(a.Heard, b.Heard)
 }
 

@@ -106,6 +106,8 @@ type Options struct {
 	Logger  *slog.Logger
 
 	FormStep func(dfs.GroupID, FormStep) // for tests: called before each step of a new group, which waits for it
+	TxnStep  func(dfs.GroupID, TxnStep)  // likewise, at each step of an operation over several groups
+	Hooks    Hooks
 }
 
 func (o *Options) setDefaults() {
@@ -149,6 +151,8 @@ type Service struct {
 	space *space
 
 	agenda *agenda
+	txns   *txns
+	levels *levels
 
 	wake struct { // leader loops run at once instead of at their next tick
 		control chan struct{}
@@ -175,6 +179,8 @@ func New(opts Options) *Service {
 	s.place, s.rates = newPlacer(), newRates()
 	s.space = newSpace(s)
 	s.agenda = newAgenda()
+	s.txns = newTxns(s)
+	s.levels = newLevels()
 	s.wake.control = make(chan struct{}, 1)
 	s.setWaiting("starting")
 	return s
@@ -256,6 +262,7 @@ func (s *Service) Close() error {
 	s.cancel()
 	s.maps.close()
 	s.wg.Wait()
+	s.txns.close()
 	s.links.close()
 	if h := s.host.Load(); h != nil {
 		return h.Close()
@@ -316,6 +323,7 @@ func (s *Service) openHost() (*raftgroup.Host, error) {
 		if g == dfs.ControlGroup {
 			s.maps.poke()
 		}
+		s.txns.applied(g)
 		s.agenda.touch(g)
 	}
 	o.OnLeaderChange = func(g dfs.GroupID, leader dfs.NodeID, _ uint64) {

@@ -114,7 +114,7 @@ func TestHeirHasSpace(t *testing.T) {
 		{name: "this one full", me: 1, counts: []int{9, 0, 0}, full: []dfs.NodeID{1}},
 		{name: "all full", me: 1, counts: []int{9, 0, 0}, full: []dfs.NodeID{1, 2, 3}},
 	} {
-		if got := heir(c.me, leads(c.counts...), share(len(leads(c.counts...)), 3-len(c.full)), healthy(c.me, 3), fullNodes(c.full...)); got != c.want {
+		if got := heir(c.me, leads(c.counts...), fairShare(len(leads(c.counts...)), 3-len(c.full)), healthy(c.me, 3), fullNodes(c.full...)); got != c.want {
 			t.Errorf("%s: to %v, want %v", c.name, got, c.want)
 		}
 	}

@@ -76,7 +76,7 @@ func (s *Service) statusGroups(reply *wire.StatusReply) {
 	for _, g := range s.beats.groupBeats() {
 		reply.Groups = append(reply.Groups, &wire.GroupStatus{
 			Group: g.Group, Leader: uint32(leaders[g.Group]), Voters: g.Voters, Learners: g.Learners, Applied: g.Applied, Inodes: g.Inodes,
-			LogBytes: g.LogBytes,
+			LogBytes: g.LogBytes, Transactions: g.Transactions, Shares: g.Shares, Level: g.Level,
 		})
 	}
 	// A leader that has just taken over has not reported yet: what the replica
@@ -89,7 +89,8 @@ func (s *Service) statusGroups(reply *wire.StatusReply) {
 		}
 		gs := &wire.GroupStatus{Group: g, Leader: uint32(st.Leader), Voters: wire.Ints(st.Voters), Learners: wire.Ints(st.Learners), Applied: st.Applied, LogBytes: st.LogBytes}
 		if g != 0 {
-			gs.Inodes = s.countInodes(s.host.Load(), st.Group)
+			b := s.countGroup(s.host.Load(), st.Group)
+			gs.Inodes, gs.Transactions, gs.Shares, gs.Level = b.Inodes, b.Transactions, b.Shares, b.Level
 		}
 		reply.Groups = slices.Insert(reply.Groups, i, gs)
 	}

@@ -238,6 +238,8 @@ func (s *Service) tend(g dfs.GroupID) time.Time {
 	default:
 		t.step("trim", func() (time.Time, error) { return s.trim(ctx, h, g) })
 		t.step("delete queue", func() (time.Time, error) { return s.drainDeletes(ctx, h, g) })
+		t.step("feature level", func() (time.Time, error) { return s.raiseLevel(ctx, h, g) })
+		t.step("transactions", func() (time.Time, error) { return s.settleTxns(ctx, h, g) })
 		t.step("intents", func() (time.Time, error) { return s.resolveIntents(ctx, h, g) })
 	}
 	return t.next

@@ -134,6 +134,15 @@ func (c collector) collectRaft(send func(figure, float64, ...string)) {
 	send(counter("raft_log_bytes", "Bytes that these syncs made durable."), float64(log.Bytes))
 	send(gauge("raft_log_queue", "Writes that wait for the next sync of the Raft log."), float64(log.Queue))
 	c.collectSnapshots(send)
+	txns := c.n.meta.Txns()
+	send(gauge("txns", "Operations over several groups that this node drives."), float64(txns.Driven))
+	send(gauge("txn_oldest_seconds", "Time since the oldest of them began."), txns.Oldest.Seconds())
+	send(gauge("txn_shares_waiting", "Shares of other groups' operations that wait for a decision, in groups that this node leads."), float64(txns.Shares))
+	send(counter("txns_committed", "Operations over several groups that this node committed, since start."), float64(txns.Committed))
+	aborted := counter("txns_aborted", "Attempts at such operations that it aborted, since start.", "reason")
+	for kind, n := range txns.Aborted {
+		send(aborted, float64(n), outcome(kind))
+	}
 	me := c.n.id.Membership().Node
 	awake := 0
 	for _, st := range c.n.meta.Groups() {

@@ -37,7 +37,14 @@ const modeOfKept = math.MaxUint16
 type tree struct {
 	names [numNames]uint16
 	kept  uint16
+
+	across bool // each name is in a directory of another group, and directories come and go too
 }
+
+// dirBit is set in the mode that stands for a directory.
+const dirBit = 1 << 14
+
+func isDir(mode uint16) bool { return mode != modeOfKept && mode&dirBit != 0 }
 
 type verb string
 
@@ -49,6 +56,8 @@ const (
 	setAttr verb = "set"
 	stat    verb = "stat"
 	statOf  verb = "stat kept"
+	mkdir   verb = "mkdir"
+	rmdir   verb = "rmdir"
 )
 
 type request struct {
@@ -80,7 +89,7 @@ func (t *tree) links(mode uint16) (n uint32) {
 func (t tree) do(r request) (tree, answer) {
 	at := &t.names[r.name]
 	switch r.verb {
-	case create, link:
+	case create, link, mkdir:
 		if *at != 0 {
 			return t, answer{kind: dfs.Exist}
 		}
@@ -97,14 +106,32 @@ func (t tree) do(r request) (tree, answer) {
 	if *at == 0 {
 		return t, answer{kind: dfs.NotExist}
 	}
+	to := &t.names[r.to]
 	switch r.verb {
 	case remove:
+		if isDir(*at) {
+			return t, answer{kind: dfs.IsDir}
+		}
+		*at = 0
+	case rmdir:
+		if !isDir(*at) {
+			return t, answer{kind: dfs.NotDir}
+		}
 		*at = 0
 	case rename:
-		if t.names[r.to] != *at { // two names of one file both stay
-			t.names[r.to], *at = *at, 0
+		switch {
+		case *to == *at: // two names of one file both stay
+		case *to != 0 && isDir(*at) && !isDir(*to):
+			return t, answer{kind: dfs.NotDir}
+		case *to != 0 && !isDir(*at) && isDir(*to):
+			return t, answer{kind: dfs.IsDir}
+		default:
+			*to, *at = *at, 0
 		}
 	case stat:
+		if t.across { // the name and the attributes are of two moments: only what it names counts
+			return t, answer{mode: *at}
+		}
 		if *at == modeOfKept {
 			return t, answer{mode: t.kept, nlink: 1 + t.links(modeOfKept)}
 		}
@@ -113,9 +140,9 @@ func (t tree) do(r request) (tree, answer) {
 	return t, answer{}
 }
 
-func treeModel(kept uint16) porcupine.Model {
+func treeModel(kept uint16, across bool) porcupine.Model {
 	return porcupine.Model{
-		Init: func() any { return tree{kept: kept} },
+		Init: func() any { return tree{kept: kept, across: across} },
 		Step: func(state, input, output any) (bool, any) {
 			next, want := state.(tree).do(input.(request))
 			return output == nil || output.(answer) == want, next
@@ -128,7 +155,15 @@ type orderClient struct {
 	peer  *Peer
 	rand  *rand.Rand
 	modes *atomic.Uint32 // used so far
+	dirs  []string       // of the names, in turn; of a name alone it is the first one
+	kept  dfs.Ino
 }
+
+func (c *orderClient) across() bool { return len(c.dirs) > 1 }
+
+func (c *orderClient) path(n int) string { return fmt.Sprintf("%s/%d", c.dirs[n%len(c.dirs)], n) }
+
+func (c *orderClient) keptPath() string { return c.dirs[0] + "/kept" }
 
 func (c *orderClient) next() request {
 	r := request{name: c.rand.IntN(numNames), to: c.rand.IntN(numNames)}
@@ -148,37 +183,56 @@ func (c *orderClient) next() request {
 	default:
 		r.verb = statOf
 	}
+	switch {
+	case !c.across():
+	case r.verb == create && r.mode%3 == 0:
+		r.verb, r.mode = mkdir, r.mode|dirBit
+	case r.verb == remove && c.rand.IntN(3) == 0:
+		r.verb = rmdir
+	}
 	return r
 }
 
 // carryOut asks the cluster; ok is false when there was no answer.
 func (c *orderClient) carryOut(ctx context.Context, r request) (a answer, ok bool) {
-	path := func(n int) string { return fmt.Sprintf("/d/%d", n) }
+	path, kept := c.path, c.keptPath()
 	var err error
 	var attr *client.Attr
 	switch r.verb {
 	case create:
 		_, err = c.peer.PutFile(ctx, path(r.name), client.PutOptions{Mode: uint32(r.mode)}, strings.NewReader(""))
+	case mkdir:
+		_, err = c.peer.Mkdir(ctx, path(r.name), uint32(r.mode&^dirBit))
+	case rmdir:
+		err = c.peer.Rmdir(ctx, path(r.name))
 	case remove:
 		err = c.peer.Remove(ctx, path(r.name))
 	case rename:
 		err = c.peer.Rename(ctx, path(r.name), path(r.to), false)
 	case link:
-		_, err = c.peer.Link(ctx, "/d/kept", path(r.name))
+		_, err = c.peer.Link(ctx, kept, path(r.name))
 	case setAttr:
 		mode := uint32(r.mode)
-		_, err = c.peer.SetAttr(ctx, "/d/kept", client.SetAttr{Mode: &mode})
+		_, err = c.peer.SetAttr(ctx, kept, client.SetAttr{Mode: &mode})
 	case stat:
 		attr, err = c.peer.Lstat(ctx, path(r.name))
 	case statOf:
-		attr, err = c.peer.Lstat(ctx, "/d/kept")
+		attr, err = c.peer.Lstat(ctx, kept)
 	}
 	switch k := dfs.KindOf(err); {
-	case err == nil && attr != nil:
+	case err == nil && attr != nil && r.verb == stat && c.across():
+		switch {
+		case attr.Ino == c.kept:
+			return answer{mode: modeOfKept}, true
+		case attr.Type == client.TypeDir:
+			return answer{mode: uint16(attr.Mode) | dirBit}, true
+		}
+		return answer{mode: uint16(attr.Mode)}, true
+	case err == nil && attr != nil && (r.verb == stat || r.verb == statOf):
 		return answer{mode: uint16(attr.Mode), nlink: attr.Nlink}, true
 	case err == nil:
 		return answer{}, true
-	case k == dfs.Exist || k == dfs.NotExist:
+	case k == dfs.Exist || k == dfs.NotExist || k == dfs.IsDir || k == dfs.NotDir:
 		return answer{kind: k}, true
 	}
 	return answer{}, false
@@ -213,7 +267,22 @@ func (l *log) do(ctx context.Context, c *orderClient, r request) bool {
 type order struct {
 	*run
 	skew []atomic.Int64 // of the meta nodes' wall clocks
+
+	plan orderPlan
 }
+
+// orderPlan says where the names of a history are, and what happens meanwhile.
+type orderPlan struct {
+	across bool          // in directories of several groups
+	pause  time.Duration // between the requests of a client, at most
+	calm   bool          // nothing breaks
+}
+
+var (
+	oneDirectory  = orderPlan{pause: 700 * time.Millisecond}
+	overGroups    = orderPlan{across: true, pause: 700 * time.Millisecond}
+	stormOfGroups = orderPlan{across: true, pause: 5 * time.Millisecond, calm: true}
+)
 
 // mishap does one thing to the meta nodes or their network.
 func (o *order) mishap() error {
@@ -251,9 +320,9 @@ func (o *order) mishap() error {
 }
 
 // inOrder lets clients and mishaps loose and checks the history.
-func inOrder(t *testing.T, seed uint64, plant func(*node.Options)) (counts Counts, err error) {
+func inOrder(t *testing.T, seed uint64, plan orderPlan, plant func(*node.Options)) (counts Counts, err error) {
 	bubble.Test(t, func(t *testing.T) {
-		o := &order{skew: make([]atomic.Int64, 3)}
+		o := &order{skew: make([]atomic.Int64, 3), plan: plan}
 		cfg := Config{Seed: seed, Stores: 1, Class: dfs.Replicated(1), Logger: testLogger(), Tweak: func(n *node.Options) {
 			for i := range o.skew {
 				if n.Name == fmt.Sprintf("meta%d", i+1) {
@@ -276,20 +345,38 @@ func inOrder(t *testing.T, seed uint64, plant func(*node.Options)) (counts Count
 	return counts, err
 }
 
-// makeTree makes the directory and its first file. That it never comes to be is an
+// makeTree makes the directories and the first file. That they never come to be is an
 // error and no end of the test: a planted bug may show here.
-func (c *orderClient) makeTree(ctx context.Context) error {
+func (c *orderClient) makeTree(ctx context.Context, across bool) error {
 	begun := time.Now()
 	for {
-		_, err := c.peer.Mkdir(ctx, "/d", 0o755)
-		if err == nil || errors.Is(err, dfs.Exist) {
-			_, err = c.peer.PutFile(ctx, "/d/kept", client.PutOptions{Mode: uint32(c.modes.Add(1)), Replace: true}, strings.NewReader(""))
-		}
+		err := c.tryTree(ctx, across)
 		if err == nil || time.Since(begun) > time.Minute {
 			return err
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+func (c *orderClient) tryTree(ctx context.Context, across bool) error {
+	c.dirs = []string{"/d"}
+	if across {
+		c.dirs = nil
+		for g := range numNames {
+			dir, err := dirIn(ctx, c.peer, "/", dfs.GroupID(g+2))
+			if err != nil {
+				return err
+			}
+			c.dirs = append(c.dirs, dir)
+		}
+	} else if _, err := c.peer.Mkdir(ctx, "/d", 0o755); err != nil && !errors.Is(err, dfs.Exist) {
+		return err
+	}
+	a, err := c.peer.PutFile(ctx, c.keptPath(), client.PutOptions{Mode: uint32(c.modes.Add(1)), Replace: true}, strings.NewReader(""))
+	if err == nil {
+		c.kept = a.Ino
+	}
+	return err
 }
 
 func (o *order) all(t *testing.T) error {
@@ -306,12 +393,15 @@ func (o *order) all(t *testing.T) error {
 			return ""
 		})
 		defer p.Close()
-		clients = append(clients, &orderClient{p, rand.New(rand.NewPCG(o.c.cfg.Seed, uint64(10+i))), &modes})
+		clients = append(clients, &orderClient{peer: p, rand: rand.New(rand.NewPCG(o.c.cfg.Seed, uint64(10+i))), modes: &modes})
 	}
 	first := clients[0]
 	awaitReady(t, first.peer)
-	if err := first.makeTree(t.Context()); err != nil {
+	if err := first.makeTree(t.Context(), o.plan.across); err != nil {
 		return err
+	}
+	for _, c := range clients[1:] {
+		c.dirs, c.kept = first.dirs, first.kept
 	}
 	kept := uint16(modes.Load())
 	history := &log{}
@@ -323,7 +413,7 @@ func (o *order) all(t *testing.T) error {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Duration(c.rand.Int64N(int64(700 * time.Millisecond)))):
+				case <-time.After(time.Duration(c.rand.Int64N(int64(o.plan.pause)))):
 				}
 				history.do(t.Context(), c, c.next())
 			}
@@ -331,12 +421,17 @@ func (o *order) all(t *testing.T) error {
 	}
 	var err error
 	for range 10 {
+		if o.plan.calm {
+			break
+		}
 		o.rest(2 * time.Second)
 		if err = o.mishap(); err != nil {
 			break
 		}
 	}
-	close(stop)
+	if !o.plan.calm {
+		close(stop)
+	}
 	wg.Wait()
 	if err != nil {
 		return err
@@ -367,8 +462,11 @@ func (o *order) settle(ctx context.Context, clients []*orderClient, history *log
 		}
 	}
 	o.counts["requests"], o.counts["unanswered"] = len(history.ops), history.open
-	if porcupine.CheckOperationsTimeout(treeModel(kept), history.ops, 0) != porcupine.Ok {
+	if porcupine.CheckOperationsTimeout(treeModel(kept, o.plan.across), history.ops, 0) != porcupine.Ok {
 		return fmt.Errorf("the history of %d requests has no order", len(history.ops))
+	}
+	if o.plan.across {
+		return quiet(o.c)
 	}
 	return o.checkReplicas()
 }
@@ -383,13 +481,36 @@ func TestOrder(t *testing.T) {
 		n = 1
 	}
 	for seed := uint64(1); seed <= n; seed++ {
-		counts, err := inOrder(t, seed, nil)
+		counts, err := inOrder(t, seed, oneDirectory, nil)
 		if err != nil {
 			t.Errorf("seed %d: %v", seed, err)
 		}
 		total.add(counts)
 	}
 	t.Logf("%v", total)
+}
+
+// TestOrderOverGroups does the same where each name is in a directory of another
+// group: what takes several groups is seen as a whole or not at all. In a storm
+// nothing breaks, and many operations meet.
+func TestOrderOverGroups(t *testing.T) {
+	for name, plan := range map[string]orderPlan{"mishaps": overGroups, "storm": stormOfGroups} {
+		t.Run(name, func(t *testing.T) {
+			total := Counts{}
+			n := uint64(4)
+			if bubble.Race {
+				n = 1
+			}
+			for seed := uint64(1); seed <= n; seed++ {
+				counts, err := inOrder(t, seed, plan, nil)
+				if err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+				}
+				total.add(counts)
+			}
+			t.Logf("%v", total)
+		})
+	}
 }
 
 // TestSoakOrder runs fresh seeds for as long as DFSD_TEST_SOAK says.
@@ -400,7 +521,8 @@ func TestSoakOrder(t *testing.T) {
 	}
 	begun, total := time.Now(), Counts{}
 	for seed := uint64(begun.UnixNano()); time.Since(begun) < limit && !t.Failed(); seed++ {
-		counts, err := inOrder(t, seed, nil)
+		plan := []orderPlan{oneDirectory, overGroups, stormOfGroups}[seed%3]
+		counts, err := inOrder(t, seed, plan, nil)
 		if err != nil {
 			t.Errorf("seed %d: %v", seed, err)
 		}
@@ -426,7 +548,7 @@ func TestPlantedBugsBreakTheOrder(t *testing.T) {
 				t.Skip("see make soak")
 			}
 			for seed := uint64(1); seed <= 4*plantedSeeds; seed++ {
-				if _, err := inOrder(t, seed, p.plant); err != nil {
+				if _, err := inOrder(t, seed, oneDirectory, p.plant); err != nil {
 					t.Logf("found with seed %d: %v", seed, err)
 					return
 				}

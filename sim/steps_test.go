@@ -6,13 +6,10 @@ import (
 	"net"
 	"sync"
 	"testing"
-	"time"
 
 	"dfsd/client"
 	"dfsd/dfs"
-	"dfsd/meta/namespace"
 	"dfsd/node"
-	"dfsd/raftgroup"
 	"dfsd/transport"
 )
 
@@ -66,30 +63,8 @@ func (a *assassin) strike(ctx context.Context, p *Peer, n int, op func(context.C
 	}
 }
 
-// intentsOf lists the intents that any replica knows.
-func intentsOf(c *Cluster) (out []namespace.Intent) {
-	for _, i := range c.Up() {
-		m := c.nodes[i].node.Meta()
-		if m == nil {
-			continue
-		}
-		for g := dfs.GroupID(1); g <= simGroups; g++ {
-			_ = m.View(g, func(r raftgroup.Reader) error {
-				list, err := namespace.Intents(r, 0, 100)
-				out = append(out, list...)
-				return err
-			})
-		}
-	}
-	return out
-}
-
-// resolved is how long what a dead client left behind may last: its session's
-// lease, the fence, and the resolver's patience, each with a round of its loop.
-const resolved = dfs.SessionTTL + 15*time.Second
-
 // testSteps kills a client after every single step of an operation on a
-// directory of its own, and checks what is left once the leases are over.
+// directory of its own: what it began goes on without it, and nothing is left over.
 func testSteps(t *testing.T, prepare func(t *testing.T, p *Peer, path string), op func(ctx context.Context, p *Peer, path string) error) {
 	a := &assassin{}
 	tweak := func(o *node.Options) {
@@ -101,7 +76,6 @@ func testSteps(t *testing.T, prepare func(t *testing.T, p *Peer, path string), o
 		defer other.Close()
 		awaitReady(t, other)
 		var paths []string
-		stages := map[int]bool{} // steps after which an intent was left
 		for n, ended := 1, false; !ended; n++ {
 			if n > 30 {
 				t.Fatal("the operation does not end")
@@ -114,7 +88,6 @@ func testSteps(t *testing.T, prepare func(t *testing.T, p *Peer, path string), o
 				if _, err := p.Mkdir(t.Context(), fmt.Sprintf("/own%d-%d", n, try), 0o755); err != nil { // opens the session
 					t.Fatal(err)
 				}
-				before := len(intentsOf(c))
 				died, err := a.strike(t.Context(), p, n, func(ctx context.Context) error { return op(ctx, p, path) })
 				if !died {
 					if err != nil {
@@ -124,22 +97,14 @@ func testSteps(t *testing.T, prepare func(t *testing.T, p *Peer, path string), o
 				}
 				ended = ended && !died
 				paths = append(paths, path)
-				if len(intentsOf(c)) > before {
-					stages[n] = true
-				}
 			}
 		}
-		if len(stages) < 2 {
-			t.Errorf("intents were left after the steps %v only: the test proves nothing", stages)
+		if len(paths) < 6 {
+			t.Error("no client died: the test proves nothing")
 		}
-		took := await(t, resolved, func() string {
-			if list := intentsOf(c); len(list) > 0 {
-				return fmt.Sprintf("intents are left: %v", list)
-			}
-			return ""
-		})
-		t.Logf("%d clients died, intents were left after the steps %v and gone %v after the last", len(paths)-3, stages, took)
-		sound(t, c)
+		if err := quiet(c); err != nil {
+			t.Error(err)
+		}
 		for _, path := range paths {
 			wholeOrNot(t, other, path)
 		}

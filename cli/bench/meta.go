@@ -59,6 +59,12 @@ func metaFigures() (out []figure) {
 	add("lookup", "loopback", few, true, openLookups)
 	add("rename", "raw-append", few, true, openRenames)
 	add("unlink", "raw-append", few, true, openUnlinks)
+	ends := []int{1, 64}
+	add("link", "raw-append", ends, true, openLinks)
+	add("mkdir", "raw-append", ends, true, openMkdirs)
+	add("rename-x", "raw-append", ends, true, openRenamesOver)
+	add("link-x", "raw-append", ends, true, openLinksOver)
+	add("mkdir-x", "raw-append", ends, true, openMkdirsOver)
 	return out
 }
 
@@ -72,10 +78,11 @@ type metaRig struct {
 
 	cluster *cluster
 	cred    client.Cred
-	clients []func()       // closes them
-	dirs    []client.Inode // one for each worker
-	files   []client.Inode // likewise
-	made    []uint64       // files that each worker has made
+	clients []func()         // closes them
+	owners  []*client.Client // one for each worker, several of whom share one
+	dirs    []client.Inode   // one for each worker
+	files   []client.Inode   // likewise
+	made    []uint64         // files that each worker has made
 
 	raw  []*rawAppend // one for each meta node
 	last logged       // of the round of work before
@@ -164,6 +171,7 @@ func (r *metaRig) populate(ctx context.Context, c *client.Client, above string, 
 		if a, err = h.PutFile(ctx, "file", client.PutOptions{Mode: 0o644}, nil); err != nil {
 			return err
 		}
+		r.owners = append(r.owners, c)
 		r.dirs, r.files, r.made = append(r.dirs, h), append(r.files, c.Inode(a.Ino)), append(r.made, 0)
 	}
 	return nil
@@ -331,6 +339,89 @@ func openRenames(_ context.Context, e *env, r *metaRig) (*pair, error) {
 		r.made[worker]++
 		return r.dirs[worker].Rename(ctx, names[from], r.dirs[worker], names[1-from], false)
 	})
+}
+
+// openLinks measures further names of a file, in its own directory.
+func openLinks(_ context.Context, e *env, r *metaRig) (*pair, error) {
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		r.made[worker]++
+		_, err := r.dirs[worker].Link(ctx, fileName(r.made[worker]), r.files[worker])
+		return err
+	})
+}
+
+// openMkdirs measures directories of the group of their parent.
+func openMkdirs(_ context.Context, e *env, r *metaRig) (*pair, error) {
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		r.made[worker]++
+		_, err := r.dirs[worker].Mkdir(ctx, fileName(r.made[worker]), 0o755)
+		return err
+	})
+}
+
+// openRenamesOver measures a file that goes from a directory of one group to one of
+// another, and back.
+func openRenamesOver(ctx context.Context, e *env, r *metaRig) (*pair, error) {
+	others, err := r.elsewhere(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		from, to := r.dirs[worker], others[worker]
+		if r.made[worker]++; r.made[worker]%2 == 0 {
+			from, to = to, from
+		}
+		return from.Rename(ctx, "file", to, "file", false)
+	})
+}
+
+// openLinksOver measures further names of a file in a directory of another group.
+func openLinksOver(ctx context.Context, e *env, r *metaRig) (*pair, error) {
+	others, err := r.elsewhere(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		r.made[worker]++
+		_, err := others[worker].Link(ctx, fileName(r.made[worker]), r.files[worker])
+		return err
+	})
+}
+
+// openMkdirsOver measures directories so near the root that they are spread over all
+// groups: of eight, seven in another one than their parent.
+func openMkdirsOver(ctx context.Context, e *env, r *metaRig) (*pair, error) {
+	others, err := r.elsewhere(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return openChanges(e, r, func(ctx context.Context, worker int) error {
+		r.made[worker]++
+		_, err := others[worker].Mkdir(ctx, fileName(r.made[worker]), 0o755)
+		return err
+	})
+}
+
+// elsewhere makes a directory for each worker, just below the root, in another group
+// than the one that it has.
+func (r *metaRig) elsewhere(ctx context.Context) (out []client.Inode, err error) {
+	const tries = 100 // with two groups one is enough in half of the cases
+	for i, dir := range r.dirs {
+		for n := range tries {
+			a, err := r.cluster.client.Mkdir(ctx, fmt.Sprintf("/%s-%d-%d", path.Base(r.name), i, n), 0o777)
+			if err != nil {
+				return nil, err
+			}
+			if a.Ino.Group() != dir.Ino().Group() {
+				out = append(out, r.owners[i].Inode(a.Ino))
+				break
+			}
+		}
+		if len(out) != i+1 {
+			return nil, errors.New("the cluster has one group only")
+		}
+	}
+	return out, nil
 }
 
 // openUnlinks measures the removal of empty files, which are made between the

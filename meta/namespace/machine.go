@@ -69,6 +69,11 @@ type Options struct {
 	// prepared once more, after it was carried out. It is a planted bug like the
 	// other ones.
 	TakeLateShares bool
+
+	// SkipShareLocks makes participants lock nothing for a share, and ForgetCommits
+	// makes a commit leave no record. They are planted bugs too.
+	SkipShareLocks bool
+	ForgetCommits  bool
 }
 
 // Machine applies the entries of one namespace group. It holds no state: all

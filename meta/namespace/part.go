@@ -32,7 +32,7 @@ func (c *change) leavePart(in *wire.TxnIntent) error {
 	if c.st.parts >= MaxParts {
 		return refuse(dfs.Busy, "%d operations over several groups are under way in group %v", MaxParts, c.st.group)
 	}
-	rows := locksOf(in.Share)
+	rows := c.locksFor(in)
 	for _, h := range rows {
 		if err := c.room(h); err != nil {
 			return err
@@ -51,9 +51,17 @@ func (c *change) leavePart(in *wire.TxnIntent) error {
 	return c.set(partKey(holderOf(in.Txn)), value)
 }
 
+// locksFor lists what a share of this group locks.
+func (c *change) locksFor(in *wire.TxnIntent) []held {
+	if c.opts.SkipShareLocks && dfs.GroupID(in.Txn.Group) != c.st.group {
+		return nil
+	}
+	return locksOf(in.Share)
+}
+
 // endPart drops a share and its locks.
 func (c *change) endPart(in *wire.TxnIntent) error {
-	for _, h := range locksOf(in.Share) {
+	for _, h := range c.locksFor(in) {
 		if err := c.unlock(h.row); err != nil {
 			return err
 		}
@@ -154,6 +162,29 @@ func Parts(r raftgroup.Reader, past *wire.TxnID, limit int) (out []Part, err err
 		return len(out) < limit
 	})
 	return out, err
+}
+
+// HasShare reports whether a group holds a share of a transaction, its own ones
+// among them.
+func HasShare(r raftgroup.Reader, id *wire.TxnID) (bool, error) {
+	_, ok, err := r.Get(partKey(holderOf(id)))
+	return ok, err
+}
+
+// ShareFloor returns the version of the entry that prepared a share, 0 when there is none.
+func ShareFloor(r raftgroup.Reader, id *wire.TxnID) (dfs.Version, error) {
+	in, err := readPart(r, holderOf(id))
+	return dfs.Version(in.GetFloor()), err
+}
+
+// Underway returns how many transactions a group coordinates that are not dropped,
+// and how many shares lie in it.
+func Underway(r raftgroup.Reader) (txns, shares uint64, err error) {
+	st, err := readState(r)
+	if st == nil {
+		return 0, 0, err
+	}
+	return st.txns, st.parts, err
 }
 
 // scanParts calls fn with a group's shares of transactions of other groups, past

@@ -201,7 +201,7 @@ func (c *change) enterStep(p *prepared, op *wire.EnterStep) error {
 	if err != nil {
 		return err
 	}
-	if row != nil && !p.left[dfs.Ino(op.Ino)] {
+	if row != nil && op.Type == wire.FileType_DIR && !p.left[dfs.Ino(op.Ino)] {
 		return outdated("directory %v is %q here", dfs.Ino(op.Ino), row.name)
 	}
 	p.do = append(p.do, func() error {

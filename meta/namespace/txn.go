@@ -205,7 +205,13 @@ func (c *change) commit(op *wire.TxnCommitOp) ([]byte, error) {
 	if err := c.endPart(in); err != nil {
 		return nil, err
 	}
-	if err := c.writeTxn(op.Txn, rec); err != nil {
+	if c.opts.ForgetCommits {
+		c.st.txns--
+		err = c.delete(txnKey(dfs.SessionID(op.Txn.Session), op.Txn.Seq))
+	} else {
+		err = c.writeTxn(op.Txn, rec)
+	}
+	if err != nil {
 		return nil, err
 	}
 	reply, err := c.reply(out, nil)

@@ -115,6 +115,9 @@ func TestOverGroups(t *testing.T) {
 	if res, err := c.send(renameCmd(two, "none", three, "x")); err != nil || dfs.Kind(res.Kind) != dfs.NotExist {
 		t.Errorf("what does not exist, to another group: %v, %v", res, err)
 	}
+	if res, err := c.send(linkCmd(two, root, "dir")); err != nil || dfs.Kind(res.Kind) != dfs.Permission {
+		t.Errorf("a second name of a directory of another group: %v, %v", res, err)
+	}
 	for _, nowhere := range []dfs.Ino{dfs.MakeIno(0, 5), dfs.MakeIno(3, 0)} {
 		if res := w.command(2, &wire.Command{Session: 9, Seq: 1 + uint64(nowhere.Group()), Op: linkCmd(nowhere, two, "x").Op}); dfs.Kind(res.Kind) != dfs.Invalid {
 			t.Errorf("a link of %v: %v", nowhere, res)

@@ -74,7 +74,7 @@ func (x RecoverRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecoverRequest_Step.Descriptor instead.
 func (RecoverRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{69, 0}
+	return file_meta_proto_rawDescGZIP(), []int{74, 0}
 }
 
 type ProbeRequest struct {
@@ -136,6 +136,7 @@ type ProbeReply struct {
 	Peers         []string               `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
 	Node          uint32                 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
 	Ready         bool                   `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"` // takes part in the control group
+	Level         uint32                 `protobuf:"varint,6,opt,name=level,proto3" json:"level,omitempty"` // newest feature level of a namespace group that its release knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -203,6 +204,13 @@ func (x *ProbeReply) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *ProbeReply) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
 }
 
 type RegisterRequest struct {
@@ -1049,7 +1057,10 @@ type GroupBeat struct {
 	DeadIntents   []uint64               `protobuf:"varint,10,rep,packed,name=dead_intents,json=deadIntents,proto3" json:"dead_intents,omitempty"` // reserved
 	Heard         []uint32               `protobuf:"varint,11,rep,packed,name=heard,proto3" json:"heard,omitempty"`                                // the members that answer this leader, itself included
 	LogBytes      uint64                 `protobuf:"varint,12,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	Rate          uint32                 `protobuf:"varint,13,opt,name=rate,proto3" json:"rate,omitempty"` // commands of clients that this leader has carried out lately, a second: a count that decays by 1/e in 10 s
+	Rate          uint32                 `protobuf:"varint,13,opt,name=rate,proto3" json:"rate,omitempty"`                 // commands of clients that this leader has carried out lately, a second: a count that decays by 1/e in 10 s
+	Transactions  uint64                 `protobuf:"varint,14,opt,name=transactions,proto3" json:"transactions,omitempty"` // that the group coordinates and that are not over
+	Shares        uint64                 `protobuf:"varint,15,opt,name=shares,proto3" json:"shares,omitempty"`             // that lie in it, its own among them
+	Level         uint32                 `protobuf:"varint,16,opt,name=level,proto3" json:"level,omitempty"`               // feature level
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1171,6 +1182,27 @@ func (x *GroupBeat) GetLogBytes() uint64 {
 func (x *GroupBeat) GetRate() uint32 {
 	if x != nil {
 		return x.Rate
+	}
+	return 0
+}
+
+func (x *GroupBeat) GetTransactions() uint64 {
+	if x != nil {
+		return x.Transactions
+	}
+	return 0
+}
+
+func (x *GroupBeat) GetShares() uint64 {
+	if x != nil {
+		return x.Shares
+	}
+	return 0
+}
+
+func (x *GroupBeat) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
 	}
 	return 0
 }
@@ -2611,6 +2643,244 @@ func (*FenceReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
+type PrepareShareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"` // of the participant
+	Prepare       *TxnPrepareOp          `protobuf:"bytes,2,opt,name=prepare,proto3" json:"prepare,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareShareRequest) Reset() {
+	*x = PrepareShareRequest{}
+	mi := &file_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareShareRequest) ProtoMessage() {}
+
+func (x *PrepareShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareShareRequest.ProtoReflect.Descriptor instead.
+func (*PrepareShareRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PrepareShareRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *PrepareShareRequest) GetPrepare() *TxnPrepareOp {
+	if x != nil {
+		return x.Prepare
+	}
+	return nil
+}
+
+type FinishShareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`  // of the participant
+	Finish        *TxnFinishOp           `protobuf:"bytes,2,opt,name=finish,proto3" json:"finish,omitempty"` // without a floor: the transaction was aborted, whatever share there is of it goes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishShareRequest) Reset() {
+	*x = FinishShareRequest{}
+	mi := &file_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishShareRequest) ProtoMessage() {}
+
+func (x *FinishShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishShareRequest.ProtoReflect.Descriptor instead.
+func (*FinishShareRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *FinishShareRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *FinishShareRequest) GetFinish() *TxnFinishOp {
+	if x != nil {
+		return x.Finish
+	}
+	return nil
+}
+
+type ShareReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *Result                `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareReply) Reset() {
+	*x = ShareReply{}
+	mi := &file_meta_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareReply) ProtoMessage() {}
+
+func (x *ShareReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareReply.ProtoReflect.Descriptor instead.
+func (*ShareReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ShareReply) GetResult() *Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+// DecideTxnRequest asks what has become of a transaction. One that nobody drives
+// is decided first.
+type DecideTxnRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Query         *TxnQuery              `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideTxnRequest) Reset() {
+	*x = DecideTxnRequest{}
+	mi := &file_meta_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideTxnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideTxnRequest) ProtoMessage() {}
+
+func (x *DecideTxnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideTxnRequest.ProtoReflect.Descriptor instead.
+func (*DecideTxnRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DecideTxnRequest) GetQuery() *TxnQuery {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+type DecideTxnReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *TxnResult             `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideTxnReply) Reset() {
+	*x = DecideTxnReply{}
+	mi := &file_meta_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideTxnReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideTxnReply) ProtoMessage() {}
+
+func (x *DecideTxnReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideTxnReply.ProtoReflect.Descriptor instead.
+func (*DecideTxnReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DecideTxnReply) GetResult() *TxnResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
 type GarbageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`  // that owns the blocks' inodes
@@ -2621,7 +2891,7 @@ type GarbageRequest struct {
 
 func (x *GarbageRequest) Reset() {
 	*x = GarbageRequest{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2903,7 @@ func (x *GarbageRequest) String() string {
 func (*GarbageRequest) ProtoMessage() {}
 
 func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2916,7 @@ func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRequest.ProtoReflect.Descriptor instead.
 func (*GarbageRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GarbageRequest) GetGroup() uint32 {
@@ -2672,7 +2942,7 @@ type GarbageReply struct {
 
 func (x *GarbageReply) Reset() {
 	*x = GarbageReply{}
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2954,7 @@ func (x *GarbageReply) String() string {
 func (*GarbageReply) ProtoMessage() {}
 
 func (x *GarbageReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2967,7 @@ func (x *GarbageReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageReply.ProtoReflect.Descriptor instead.
 func (*GarbageReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GarbageReply) GetVerdicts() []byte {
@@ -2716,7 +2986,7 @@ type MarksRequest struct {
 
 func (x *MarksRequest) Reset() {
 	*x = MarksRequest{}
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2998,7 @@ func (x *MarksRequest) String() string {
 func (*MarksRequest) ProtoMessage() {}
 
 func (x *MarksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3011,7 @@ func (x *MarksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksRequest.ProtoReflect.Descriptor instead.
 func (*MarksRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *MarksRequest) GetSessions() []uint64 {
@@ -2760,7 +3030,7 @@ type MarksReply struct {
 
 func (x *MarksReply) Reset() {
 	*x = MarksReply{}
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +3042,7 @@ func (x *MarksReply) String() string {
 func (*MarksReply) ProtoMessage() {}
 
 func (x *MarksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +3055,7 @@ func (x *MarksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksReply.ProtoReflect.Descriptor instead.
 func (*MarksReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MarksReply) GetMarks() []*SessionMark {
@@ -2799,13 +3069,14 @@ type ReadRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	Query         *Query                 `protobuf:"bytes,2,opt,name=query,proto3" json:"query,omitempty"`
+	Now           bool                   `protobuf:"varint,3,opt,name=now,proto3" json:"now,omitempty"` // what hangs on another group's decision is refused at once, and not waited for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +3088,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3101,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -2847,6 +3118,13 @@ func (x *ReadRequest) GetQuery() *Query {
 	return nil
 }
 
+func (x *ReadRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
 type ReadReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Result        *QueryResult           `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
@@ -2856,7 +3134,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3146,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3159,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -2901,7 +3179,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +3191,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +3204,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateGroupRequest) GetReplicas() []uint32 {
@@ -2945,7 +3223,7 @@ type CreateGroupReply struct {
 
 func (x *CreateGroupReply) Reset() {
 	*x = CreateGroupReply{}
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3235,7 @@ func (x *CreateGroupReply) String() string {
 func (*CreateGroupReply) ProtoMessage() {}
 
 func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3248,7 @@ func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupReply.ProtoReflect.Descriptor instead.
 func (*CreateGroupReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateGroupReply) GetGroup() uint32 {
@@ -2993,7 +3271,7 @@ type ChangeReplicasRequest struct {
 
 func (x *ChangeReplicasRequest) Reset() {
 	*x = ChangeReplicasRequest{}
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3283,7 @@ func (x *ChangeReplicasRequest) String() string {
 func (*ChangeReplicasRequest) ProtoMessage() {}
 
 func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3296,7 @@ func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ChangeReplicasRequest) GetGroup() uint32 {
@@ -3050,7 +3328,7 @@ type ChangeReplicasReply struct {
 
 func (x *ChangeReplicasReply) Reset() {
 	*x = ChangeReplicasReply{}
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3340,7 @@ func (x *ChangeReplicasReply) String() string {
 func (*ChangeReplicasReply) ProtoMessage() {}
 
 func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3353,7 @@ func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasReply.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{49}
+	return file_meta_proto_rawDescGZIP(), []int{54}
 }
 
 type ReplicaRequest struct {
@@ -3088,7 +3366,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3378,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3391,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{50}
+	return file_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReplicaRequest) GetGroup() uint32 {
@@ -3153,7 +3431,7 @@ type ReplicaReply struct {
 
 func (x *ReplicaReply) Reset() {
 	*x = ReplicaReply{}
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3443,7 @@ func (x *ReplicaReply) String() string {
 func (*ReplicaReply) ProtoMessage() {}
 
 func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3456,7 @@ func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaReply.ProtoReflect.Descriptor instead.
 func (*ReplicaReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{51}
+	return file_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReplicaReply) GetNode() uint32 {
@@ -3298,7 +3576,7 @@ type PeerProgress struct {
 
 func (x *PeerProgress) Reset() {
 	*x = PeerProgress{}
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3588,7 @@ func (x *PeerProgress) String() string {
 func (*PeerProgress) ProtoMessage() {}
 
 func (x *PeerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3601,7 @@ func (x *PeerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerProgress.ProtoReflect.Descriptor instead.
 func (*PeerProgress) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{52}
+	return file_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PeerProgress) GetNode() uint32 {
@@ -3364,7 +3642,7 @@ type MoveLeaderRequest struct {
 
 func (x *MoveLeaderRequest) Reset() {
 	*x = MoveLeaderRequest{}
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3376,7 +3654,7 @@ func (x *MoveLeaderRequest) String() string {
 func (*MoveLeaderRequest) ProtoMessage() {}
 
 func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3389,7 +3667,7 @@ func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderRequest.ProtoReflect.Descriptor instead.
 func (*MoveLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{53}
+	return file_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *MoveLeaderRequest) GetGroup() uint32 {
@@ -3414,7 +3692,7 @@ type MoveLeaderReply struct {
 
 func (x *MoveLeaderReply) Reset() {
 	*x = MoveLeaderReply{}
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3426,7 +3704,7 @@ func (x *MoveLeaderReply) String() string {
 func (*MoveLeaderReply) ProtoMessage() {}
 
 func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3439,7 +3717,7 @@ func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderReply.ProtoReflect.Descriptor instead.
 func (*MoveLeaderReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{54}
+	return file_meta_proto_rawDescGZIP(), []int{59}
 }
 
 // GroupReadyOp says that every listed replica votes and that the group has its
@@ -3455,7 +3733,7 @@ type GroupReadyOp struct {
 
 func (x *GroupReadyOp) Reset() {
 	*x = GroupReadyOp{}
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3745,7 @@ func (x *GroupReadyOp) String() string {
 func (*GroupReadyOp) ProtoMessage() {}
 
 func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3758,7 @@ func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyOp.ProtoReflect.Descriptor instead.
 func (*GroupReadyOp) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{55}
+	return file_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GroupReadyOp) GetGroup() uint32 {
@@ -3519,7 +3797,7 @@ type StateDecision struct {
 
 func (x *StateDecision) Reset() {
 	*x = StateDecision{}
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3809,7 @@ func (x *StateDecision) String() string {
 func (*StateDecision) ProtoMessage() {}
 
 func (x *StateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3822,7 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
 func (*StateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{56}
+	return file_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StateDecision) GetStore() uint32 {
@@ -3599,7 +3877,7 @@ type TargetDecision struct {
 
 func (x *TargetDecision) Reset() {
 	*x = TargetDecision{}
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +3889,7 @@ func (x *TargetDecision) String() string {
 func (*TargetDecision) ProtoMessage() {}
 
 func (x *TargetDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +3902,7 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
 func (*TargetDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{57}
+	return file_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TargetDecision) GetPg() uint32 {
@@ -3652,7 +3930,7 @@ type ProposeDecision struct {
 
 func (x *ProposeDecision) Reset() {
 	*x = ProposeDecision{}
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3664,7 +3942,7 @@ func (x *ProposeDecision) String() string {
 func (*ProposeDecision) ProtoMessage() {}
 
 func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3677,7 +3955,7 @@ func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
 func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{58}
+	return file_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ProposeDecision) GetPg() uint32 {
@@ -3712,7 +3990,7 @@ type ActivateDecision struct {
 
 func (x *ActivateDecision) Reset() {
 	*x = ActivateDecision{}
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +4002,7 @@ func (x *ActivateDecision) String() string {
 func (*ActivateDecision) ProtoMessage() {}
 
 func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +4015,7 @@ func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
 func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{59}
+	return file_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ActivateDecision) GetPg() uint32 {
@@ -3773,7 +4051,7 @@ type PersistedMark struct {
 
 func (x *PersistedMark) Reset() {
 	*x = PersistedMark{}
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +4063,7 @@ func (x *PersistedMark) String() string {
 func (*PersistedMark) ProtoMessage() {}
 
 func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +4076,7 @@ func (x *PersistedMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
 func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{60}
+	return file_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PersistedMark) GetStore() uint32 {
@@ -3832,7 +4110,7 @@ type CreatePGsDecision struct {
 
 func (x *CreatePGsDecision) Reset() {
 	*x = CreatePGsDecision{}
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3844,7 +4122,7 @@ func (x *CreatePGsDecision) String() string {
 func (*CreatePGsDecision) ProtoMessage() {}
 
 func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3857,7 +4135,7 @@ func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
 func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{61}
+	return file_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CreatePGsDecision) GetClass() string {
@@ -3882,7 +4160,7 @@ type GroupReadyReply struct {
 
 func (x *GroupReadyReply) Reset() {
 	*x = GroupReadyReply{}
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4172,7 @@ func (x *GroupReadyReply) String() string {
 func (*GroupReadyReply) ProtoMessage() {}
 
 func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4185,7 @@ func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyReply.ProtoReflect.Descriptor instead.
 func (*GroupReadyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{62}
+	return file_meta_proto_rawDescGZIP(), []int{67}
 }
 
 type ReadManyRequest struct {
@@ -3920,7 +4198,7 @@ type ReadManyRequest struct {
 
 func (x *ReadManyRequest) Reset() {
 	*x = ReadManyRequest{}
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +4210,7 @@ func (x *ReadManyRequest) String() string {
 func (*ReadManyRequest) ProtoMessage() {}
 
 func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4223,7 @@ func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyRequest.ProtoReflect.Descriptor instead.
 func (*ReadManyRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{63}
+	return file_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReadManyRequest) GetGroup() uint32 {
@@ -3971,7 +4249,7 @@ type ReadManyReply struct {
 
 func (x *ReadManyReply) Reset() {
 	*x = ReadManyReply{}
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4261,7 @@ func (x *ReadManyReply) String() string {
 func (*ReadManyReply) ProtoMessage() {}
 
 func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4274,7 @@ func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyReply.ProtoReflect.Descriptor instead.
 func (*ReadManyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{64}
+	return file_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReadManyReply) GetAnswers() []*ReadAnswer {
@@ -4017,7 +4295,7 @@ type ReadAnswer struct {
 
 func (x *ReadAnswer) Reset() {
 	*x = ReadAnswer{}
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4029,7 +4307,7 @@ func (x *ReadAnswer) String() string {
 func (*ReadAnswer) ProtoMessage() {}
 
 func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4320,7 @@ func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAnswer.ProtoReflect.Descriptor instead.
 func (*ReadAnswer) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{65}
+	return file_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReadAnswer) GetResult() *QueryResult {
@@ -4067,7 +4345,7 @@ type SurvivorsRequest struct {
 
 func (x *SurvivorsRequest) Reset() {
 	*x = SurvivorsRequest{}
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4357,7 @@ func (x *SurvivorsRequest) String() string {
 func (*SurvivorsRequest) ProtoMessage() {}
 
 func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4370,7 @@ func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsRequest.ProtoReflect.Descriptor instead.
 func (*SurvivorsRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{66}
+	return file_meta_proto_rawDescGZIP(), []int{71}
 }
 
 type SurvivorsReply struct {
@@ -4108,7 +4386,7 @@ type SurvivorsReply struct {
 
 func (x *SurvivorsReply) Reset() {
 	*x = SurvivorsReply{}
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4398,7 @@ func (x *SurvivorsReply) String() string {
 func (*SurvivorsReply) ProtoMessage() {}
 
 func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4411,7 @@ func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsReply.ProtoReflect.Descriptor instead.
 func (*SurvivorsReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{67}
+	return file_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SurvivorsReply) GetName() string {
@@ -4199,7 +4477,7 @@ type Survivor struct {
 
 func (x *Survivor) Reset() {
 	*x = Survivor{}
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4211,7 +4489,7 @@ func (x *Survivor) String() string {
 func (*Survivor) ProtoMessage() {}
 
 func (x *Survivor) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4224,7 +4502,7 @@ func (x *Survivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
 func (*Survivor) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{68}
+	return file_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Survivor) GetGroup() uint32 {
@@ -4380,7 +4658,7 @@ type RecoverRequest struct {
 
 func (x *RecoverRequest) Reset() {
 	*x = RecoverRequest{}
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4392,7 +4670,7 @@ func (x *RecoverRequest) String() string {
 func (*RecoverRequest) ProtoMessage() {}
 
 func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4405,7 +4683,7 @@ func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
 func (*RecoverRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{69}
+	return file_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RecoverRequest) GetNode() uint32 {
@@ -4493,7 +4771,7 @@ type RecoverReply struct {
 
 func (x *RecoverReply) Reset() {
 	*x = RecoverReply{}
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4783,7 @@ func (x *RecoverReply) String() string {
 func (*RecoverReply) ProtoMessage() {}
 
 func (x *RecoverReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4796,7 @@ func (x *RecoverReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverReply.ProtoReflect.Descriptor instead.
 func (*RecoverReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{70}
+	return file_meta_proto_rawDescGZIP(), []int{75}
 }
 
 type GiveUpRequest struct {
@@ -4531,7 +4809,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4543,7 +4821,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4556,7 +4834,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{71}
+	return file_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GiveUpRequest) GetGeneration() uint64 {
@@ -4581,7 +4859,7 @@ type GiveUpReply struct {
 
 func (x *GiveUpReply) Reset() {
 	*x = GiveUpReply{}
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4593,7 +4871,7 @@ func (x *GiveUpReply) String() string {
 func (*GiveUpReply) ProtoMessage() {}
 
 func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4606,7 +4884,7 @@ func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpReply.ProtoReflect.Descriptor instead.
 func (*GiveUpReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{72}
+	return file_meta_proto_rawDescGZIP(), []int{77}
 }
 
 type AcknowledgeRequest struct {
@@ -4619,7 +4897,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4631,7 +4909,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4644,7 +4922,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{73}
+	return file_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *AcknowledgeRequest) GetGroup() uint32 {
@@ -4670,7 +4948,7 @@ type AcknowledgeReply struct {
 
 func (x *AcknowledgeReply) Reset() {
 	*x = AcknowledgeReply{}
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4682,7 +4960,7 @@ func (x *AcknowledgeReply) String() string {
 func (*AcknowledgeReply) ProtoMessage() {}
 
 func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4695,7 +4973,7 @@ func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
 func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{74}
+	return file_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *AcknowledgeReply) GetHeld() bool {
@@ -4713,7 +4991,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4725,7 +5003,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4738,7 +5016,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{75}
+	return file_meta_proto_rawDescGZIP(), []int{80}
 }
 
 type StatusReply struct {
@@ -4762,7 +5040,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4774,7 +5052,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4787,7 +5065,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{76}
+	return file_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -4890,13 +5168,16 @@ type GroupStatus struct {
 	Applied       uint64                 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
 	Inodes        uint64                 `protobuf:"varint,6,opt,name=inodes,proto3" json:"inodes,omitempty"`
 	LogBytes      uint64                 `protobuf:"varint,7,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	Transactions  uint64                 `protobuf:"varint,8,opt,name=transactions,proto3" json:"transactions,omitempty"` // that the group coordinates and that are not over
+	Shares        uint64                 `protobuf:"varint,9,opt,name=shares,proto3" json:"shares,omitempty"`             // that lie in it, its own among them
+	Level         uint32                 `protobuf:"varint,10,opt,name=level,proto3" json:"level,omitempty"`              // feature level
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4908,7 +5189,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4921,7 +5202,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{77}
+	return file_meta_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -4973,6 +5254,27 @@ func (x *GroupStatus) GetLogBytes() uint64 {
 	return 0
 }
 
+func (x *GroupStatus) GetTransactions() uint64 {
+	if x != nil {
+		return x.Transactions
+	}
+	return 0
+}
+
+func (x *GroupStatus) GetShares() uint64 {
+	if x != nil {
+		return x.Shares
+	}
+	return 0
+}
+
+func (x *GroupStatus) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
 type StoreStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Beat          *StoreBeat             `protobuf:"bytes,1,opt,name=beat,proto3" json:"beat,omitempty"`
@@ -4985,7 +5287,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[78]
+	mi := &file_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5299,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[78]
+	mi := &file_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5312,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{78}
+	return file_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -5056,7 +5358,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[79]
+	mi := &file_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5068,7 +5370,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[79]
+	mi := &file_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5081,7 +5383,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{79}
+	return file_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -5141,14 +5443,15 @@ const file_meta_proto_rawDesc = "" +
 	"meta.proto\x12\tdfsd.wire\x1a\tmap.proto\x1a\x0fnamespace.proto\"8\n" +
 	"\fProbeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05peers\x18\x02 \x03(\tR\x05peers\"z\n" +
+	"\x05peers\x18\x02 \x03(\tR\x05peers\"\x90\x01\n" +
 	"\n" +
 	"ProbeReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
 	"\x05peers\x18\x03 \x03(\tR\x05peers\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\rR\x04node\x12\x14\n" +
-	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xe0\x03\n" +
+	"\x05ready\x18\x05 \x01(\bR\x05ready\x12\x14\n" +
+	"\x05level\x18\x06 \x01(\rR\x05level\"\xe0\x03\n" +
 	"\x0fRegisterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
@@ -5231,7 +5534,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x04free\x18\x03 \x01(\x04R\x04free\x12\x1a\n" +
 	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x18\n" +
 	"\areserve\x18\x05 \x01(\x04R\areserve\x12\x10\n" +
-	"\x03dir\x18\x06 \x01(\tR\x03dir\"\xdf\x02\n" +
+	"\x03dir\x18\x06 \x01(\tR\x03dir\"\xb1\x03\n" +
 	"\tGroupBeat\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
@@ -5247,7 +5550,10 @@ const file_meta_proto_rawDesc = "" +
 	" \x03(\x04R\vdeadIntents\x12\x14\n" +
 	"\x05heard\x18\v \x03(\rR\x05heard\x12\x1b\n" +
 	"\tlog_bytes\x18\f \x01(\x04R\blogBytes\x12\x12\n" +
-	"\x04rate\x18\r \x01(\rR\x04rate\"\xd2\x01\n" +
+	"\x04rate\x18\r \x01(\rR\x04rate\x12\"\n" +
+	"\ftransactions\x18\x0e \x01(\x04R\ftransactions\x12\x16\n" +
+	"\x06shares\x18\x0f \x01(\x04R\x06shares\x12\x14\n" +
+	"\x05level\x18\x10 \x01(\rR\x05level\"\xd2\x01\n" +
 	"\x0fMetaReportReply\x12,\n" +
 	"\x06groups\x18\x01 \x03(\v2\x14.dfsd.wire.GroupLoadR\x06groups\x12\x16\n" +
 	"\x06formed\x18\x02 \x01(\bR\x06formed\x12'\n" +
@@ -5330,7 +5636,20 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.dfsd.wire.FenceOpR\x05fence\"\f\n" +
 	"\n" +
-	"FenceReply\">\n" +
+	"FenceReply\"^\n" +
+	"\x13PrepareShareRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x121\n" +
+	"\aprepare\x18\x02 \x01(\v2\x17.dfsd.wire.TxnPrepareOpR\aprepare\"Z\n" +
+	"\x12FinishShareRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12.\n" +
+	"\x06finish\x18\x02 \x01(\v2\x16.dfsd.wire.TxnFinishOpR\x06finish\"7\n" +
+	"\n" +
+	"ShareReply\x12)\n" +
+	"\x06result\x18\x01 \x01(\v2\x11.dfsd.wire.ResultR\x06result\"=\n" +
+	"\x10DecideTxnRequest\x12)\n" +
+	"\x05query\x18\x01 \x01(\v2\x13.dfsd.wire.TxnQueryR\x05query\">\n" +
+	"\x0eDecideTxnReply\x12,\n" +
+	"\x06result\x18\x01 \x01(\v2\x14.dfsd.wire.TxnResultR\x06result\">\n" +
 	"\x0eGarbageRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"*\n" +
@@ -5340,10 +5659,11 @@ const file_meta_proto_rawDesc = "" +
 	"\bsessions\x18\x01 \x03(\x04R\bsessions\":\n" +
 	"\n" +
 	"MarksReply\x12,\n" +
-	"\x05marks\x18\x01 \x03(\v2\x16.dfsd.wire.SessionMarkR\x05marks\"K\n" +
+	"\x05marks\x18\x01 \x03(\v2\x16.dfsd.wire.SessionMarkR\x05marks\"]\n" +
 	"\vReadRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12&\n" +
-	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\";\n" +
+	"\x05query\x18\x02 \x01(\v2\x10.dfsd.wire.QueryR\x05query\x12\x10\n" +
+	"\x03now\x18\x03 \x01(\bR\x03now\";\n" +
 	"\tReadReply\x12.\n" +
 	"\x06result\x18\x01 \x01(\v2\x16.dfsd.wire.QueryResultR\x06result\"0\n" +
 	"\x12CreateGroupRequest\x12\x1a\n" +
@@ -5507,7 +5827,7 @@ const file_meta_proto_rawDesc = "" +
 	" \x03(\tR\x05notes\x12)\n" +
 	"\x05disks\x18\v \x03(\v2\x13.dfsd.wire.MetaDiskR\x05disks\x12\x1c\n" +
 	"\trecovered\x18\f \x01(\x04R\trecovered\x12\x14\n" +
-	"\x05width\x18\r \x01(\rR\x05width\"\xbe\x01\n" +
+	"\x05width\x18\r \x01(\rR\x05width\"\x90\x02\n" +
 	"\vGroupStatus\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\rR\x06leader\x12\x16\n" +
@@ -5515,7 +5835,11 @@ const file_meta_proto_rawDesc = "" +
 	"\blearners\x18\x04 \x03(\rR\blearners\x12\x18\n" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12\x16\n" +
 	"\x06inodes\x18\x06 \x01(\x04R\x06inodes\x12\x1b\n" +
-	"\tlog_bytes\x18\a \x01(\x04R\blogBytes\"\x86\x01\n" +
+	"\tlog_bytes\x18\a \x01(\x04R\blogBytes\x12\"\n" +
+	"\ftransactions\x18\b \x01(\x04R\ftransactions\x12\x16\n" +
+	"\x06shares\x18\t \x01(\x04R\x06shares\x12\x14\n" +
+	"\x05level\x18\n" +
+	" \x01(\rR\x05level\"\x86\x01\n" +
 	"\vStoreStatus\x12(\n" +
 	"\x04beat\x18\x01 \x01(\v2\x14.dfsd.wire.StoreBeatR\x04beat\x12\x19\n" +
 	"\bbeat_age\x18\x02 \x01(\x03R\abeatAge\x12\x18\n" +
@@ -5529,7 +5853,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\x94\x0f\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xe5\x10\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -5554,7 +5878,10 @@ const file_meta_proto_rawDesc = "" +
 	"\n" +
 	"MutateMany\x12\x1c.dfsd.wire.MutateManyRequest\x1a\x1a.dfsd.wire.MutateManyReply\x12I\n" +
 	"\vMutateBatch\x12\x1d.dfsd.wire.MutateBatchRequest\x1a\x1b.dfsd.wire.MutateBatchReply\x127\n" +
-	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12=\n" +
+	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12E\n" +
+	"\fPrepareShare\x12\x1e.dfsd.wire.PrepareShareRequest\x1a\x15.dfsd.wire.ShareReply\x12C\n" +
+	"\vFinishShare\x12\x1d.dfsd.wire.FinishShareRequest\x1a\x15.dfsd.wire.ShareReply\x12C\n" +
+	"\tDecideTxn\x12\x1b.dfsd.wire.DecideTxnRequest\x1a\x19.dfsd.wire.DecideTxnReply\x12=\n" +
 	"\aGarbage\x12\x19.dfsd.wire.GarbageRequest\x1a\x17.dfsd.wire.GarbageReply\x127\n" +
 	"\x05Marks\x12\x17.dfsd.wire.MarksRequest\x1a\x15.dfsd.wire.MarksReply\x124\n" +
 	"\x04Read\x12\x16.dfsd.wire.ReadRequest\x1a\x14.dfsd.wire.ReadReply\x12@\n" +
@@ -5578,7 +5905,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_meta_proto_goTypes = []any{
 	(RecoverRequest_Step)(0),      // 0: dfsd.wire.RecoverRequest.Step
 	(*ProbeRequest)(nil),          // 1: dfsd.wire.ProbeRequest
@@ -5621,166 +5948,186 @@ var file_meta_proto_goTypes = []any{
 	(*Refusal)(nil),               // 38: dfsd.wire.Refusal
 	(*FenceRequest)(nil),          // 39: dfsd.wire.FenceRequest
 	(*FenceReply)(nil),            // 40: dfsd.wire.FenceReply
-	(*GarbageRequest)(nil),        // 41: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),          // 42: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),          // 43: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),            // 44: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),           // 45: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),             // 46: dfsd.wire.ReadReply
-	(*CreateGroupRequest)(nil),    // 47: dfsd.wire.CreateGroupRequest
-	(*CreateGroupReply)(nil),      // 48: dfsd.wire.CreateGroupReply
-	(*ChangeReplicasRequest)(nil), // 49: dfsd.wire.ChangeReplicasRequest
-	(*ChangeReplicasReply)(nil),   // 50: dfsd.wire.ChangeReplicasReply
-	(*ReplicaRequest)(nil),        // 51: dfsd.wire.ReplicaRequest
-	(*ReplicaReply)(nil),          // 52: dfsd.wire.ReplicaReply
-	(*PeerProgress)(nil),          // 53: dfsd.wire.PeerProgress
-	(*MoveLeaderRequest)(nil),     // 54: dfsd.wire.MoveLeaderRequest
-	(*MoveLeaderReply)(nil),       // 55: dfsd.wire.MoveLeaderReply
-	(*GroupReadyOp)(nil),          // 56: dfsd.wire.GroupReadyOp
-	(*StateDecision)(nil),         // 57: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 58: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 59: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 60: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),         // 61: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),     // 62: dfsd.wire.CreatePGsDecision
-	(*GroupReadyReply)(nil),       // 63: dfsd.wire.GroupReadyReply
-	(*ReadManyRequest)(nil),       // 64: dfsd.wire.ReadManyRequest
-	(*ReadManyReply)(nil),         // 65: dfsd.wire.ReadManyReply
-	(*ReadAnswer)(nil),            // 66: dfsd.wire.ReadAnswer
-	(*SurvivorsRequest)(nil),      // 67: dfsd.wire.SurvivorsRequest
-	(*SurvivorsReply)(nil),        // 68: dfsd.wire.SurvivorsReply
-	(*Survivor)(nil),              // 69: dfsd.wire.Survivor
-	(*RecoverRequest)(nil),        // 70: dfsd.wire.RecoverRequest
-	(*RecoverReply)(nil),          // 71: dfsd.wire.RecoverReply
-	(*GiveUpRequest)(nil),         // 72: dfsd.wire.GiveUpRequest
-	(*GiveUpReply)(nil),           // 73: dfsd.wire.GiveUpReply
-	(*AcknowledgeRequest)(nil),    // 74: dfsd.wire.AcknowledgeRequest
-	(*AcknowledgeReply)(nil),      // 75: dfsd.wire.AcknowledgeReply
-	(*StatusRequest)(nil),         // 76: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),           // 77: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),           // 78: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),           // 79: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),            // 80: dfsd.wire.Redundancy
-	nil,                           // 81: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),           // 82: dfsd.wire.Incarnation
-	(*Lineage)(nil),               // 83: dfsd.wire.Lineage
-	(*ClusterMap)(nil),            // 84: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),          // 85: dfsd.wire.ClassSetting
-	(*Result)(nil),                // 86: dfsd.wire.Result
-	(*FenceOp)(nil),               // 87: dfsd.wire.FenceOp
-	(*SessionMark)(nil),           // 88: dfsd.wire.SessionMark
-	(*Query)(nil),                 // 89: dfsd.wire.Query
-	(*QueryResult)(nil),           // 90: dfsd.wire.QueryResult
-	(*MapGroup)(nil),              // 91: dfsd.wire.MapGroup
+	(*PrepareShareRequest)(nil),   // 41: dfsd.wire.PrepareShareRequest
+	(*FinishShareRequest)(nil),    // 42: dfsd.wire.FinishShareRequest
+	(*ShareReply)(nil),            // 43: dfsd.wire.ShareReply
+	(*DecideTxnRequest)(nil),      // 44: dfsd.wire.DecideTxnRequest
+	(*DecideTxnReply)(nil),        // 45: dfsd.wire.DecideTxnReply
+	(*GarbageRequest)(nil),        // 46: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 47: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 48: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 49: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 50: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 51: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 52: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 53: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 54: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 55: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 56: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 57: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 58: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 59: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 60: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 61: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 62: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 63: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 64: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 65: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 66: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 67: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 68: dfsd.wire.GroupReadyReply
+	(*ReadManyRequest)(nil),       // 69: dfsd.wire.ReadManyRequest
+	(*ReadManyReply)(nil),         // 70: dfsd.wire.ReadManyReply
+	(*ReadAnswer)(nil),            // 71: dfsd.wire.ReadAnswer
+	(*SurvivorsRequest)(nil),      // 72: dfsd.wire.SurvivorsRequest
+	(*SurvivorsReply)(nil),        // 73: dfsd.wire.SurvivorsReply
+	(*Survivor)(nil),              // 74: dfsd.wire.Survivor
+	(*RecoverRequest)(nil),        // 75: dfsd.wire.RecoverRequest
+	(*RecoverReply)(nil),          // 76: dfsd.wire.RecoverReply
+	(*GiveUpRequest)(nil),         // 77: dfsd.wire.GiveUpRequest
+	(*GiveUpReply)(nil),           // 78: dfsd.wire.GiveUpReply
+	(*AcknowledgeRequest)(nil),    // 79: dfsd.wire.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),      // 80: dfsd.wire.AcknowledgeReply
+	(*StatusRequest)(nil),         // 81: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 82: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 83: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 84: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 85: dfsd.wire.Redundancy
+	nil,                           // 86: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 87: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 88: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 89: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 90: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 91: dfsd.wire.Result
+	(*FenceOp)(nil),               // 92: dfsd.wire.FenceOp
+	(*TxnPrepareOp)(nil),          // 93: dfsd.wire.TxnPrepareOp
+	(*TxnFinishOp)(nil),           // 94: dfsd.wire.TxnFinishOp
+	(*TxnQuery)(nil),              // 95: dfsd.wire.TxnQuery
+	(*TxnResult)(nil),             // 96: dfsd.wire.TxnResult
+	(*SessionMark)(nil),           // 97: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 98: dfsd.wire.Query
+	(*QueryResult)(nil),           // 99: dfsd.wire.QueryResult
+	(*MapGroup)(nil),              // 100: dfsd.wire.MapGroup
 }
 var file_meta_proto_depIdxs = []int32{
-	82, // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	83, // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	81, // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
-	4,  // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	82, // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	83, // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	82, // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	7,  // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	82, // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
-	8,  // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
-	12, // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
-	7,  // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
-	11, // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
-	14, // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
-	11, // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	84, // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
-	17, // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
-	19, // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	85, // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	86, // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
-	37, // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
-	37, // 21: dfsd.wire.MutateBatchReply.answers:type_name -> dfsd.wire.MutateAnswer
-	86, // 22: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
-	38, // 23: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
-	87, // 24: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	88, // 25: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	89, // 26: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	90, // 27: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	53, // 28: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
-	82, // 29: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	61, // 30: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	89, // 31: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
-	66, // 32: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
-	90, // 33: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
-	38, // 34: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
-	69, // 35: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
-	0,  // 36: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
-	91, // 37: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
-	84, // 38: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	78, // 39: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	79, // 40: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	80, // 41: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	11, // 42: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	7,  // 43: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	1,  // 44: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	3,  // 45: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	6,  // 46: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	10, // 47: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	15, // 48: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	18, // 49: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	21, // 50: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	23, // 51: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	25, // 52: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	27, // 53: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	29, // 54: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	47, // 55: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
-	49, // 56: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
-	51, // 57: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
-	54, // 58: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
-	56, // 59: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
-	31, // 60: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	33, // 61: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
-	35, // 62: dfsd.wire.Meta.MutateBatch:input_type -> dfsd.wire.MutateBatchRequest
-	39, // 63: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	41, // 64: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	43, // 65: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	45, // 66: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	64, // 67: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
-	67, // 68: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
-	70, // 69: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
-	72, // 70: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
-	74, // 71: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
-	76, // 72: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	2,  // 73: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	5,  // 74: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	9,  // 75: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	13, // 76: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	16, // 77: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	20, // 78: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	22, // 79: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	24, // 80: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	26, // 81: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	28, // 82: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	30, // 83: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	48, // 84: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
-	50, // 85: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
-	52, // 86: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
-	55, // 87: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
-	63, // 88: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
-	32, // 89: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	34, // 90: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
-	36, // 91: dfsd.wire.Meta.MutateBatch:output_type -> dfsd.wire.MutateBatchReply
-	40, // 92: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	42, // 93: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	44, // 94: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	46, // 95: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	65, // 96: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
-	68, // 97: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
-	71, // 98: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
-	73, // 99: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
-	75, // 100: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
-	77, // 101: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	73, // [73:102] is the sub-list for method output_type
-	44, // [44:73] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	87,  // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	88,  // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	86,  // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	4,   // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
+	87,  // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	88,  // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	87,  // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	7,   // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
+	87,  // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	8,   // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
+	12,  // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
+	7,   // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
+	11,  // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
+	14,  // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
+	11,  // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
+	89,  // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	17,  // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
+	19,  // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
+	90,  // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	91,  // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	37,  // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
+	37,  // 21: dfsd.wire.MutateBatchReply.answers:type_name -> dfsd.wire.MutateAnswer
+	91,  // 22: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
+	38,  // 23: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
+	92,  // 24: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	93,  // 25: dfsd.wire.PrepareShareRequest.prepare:type_name -> dfsd.wire.TxnPrepareOp
+	94,  // 26: dfsd.wire.FinishShareRequest.finish:type_name -> dfsd.wire.TxnFinishOp
+	91,  // 27: dfsd.wire.ShareReply.result:type_name -> dfsd.wire.Result
+	95,  // 28: dfsd.wire.DecideTxnRequest.query:type_name -> dfsd.wire.TxnQuery
+	96,  // 29: dfsd.wire.DecideTxnReply.result:type_name -> dfsd.wire.TxnResult
+	97,  // 30: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	98,  // 31: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	99,  // 32: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	58,  // 33: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	87,  // 34: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	66,  // 35: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	98,  // 36: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
+	71,  // 37: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
+	99,  // 38: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
+	38,  // 39: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
+	74,  // 40: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
+	0,   // 41: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
+	100, // 42: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
+	89,  // 43: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	83,  // 44: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	84,  // 45: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	85,  // 46: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	11,  // 47: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	7,   // 48: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	1,   // 49: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	3,   // 50: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	6,   // 51: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	10,  // 52: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	15,  // 53: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	18,  // 54: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	21,  // 55: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	23,  // 56: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	25,  // 57: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	27,  // 58: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	29,  // 59: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	52,  // 60: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	54,  // 61: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	56,  // 62: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	59,  // 63: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	61,  // 64: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	31,  // 65: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	33,  // 66: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
+	35,  // 67: dfsd.wire.Meta.MutateBatch:input_type -> dfsd.wire.MutateBatchRequest
+	39,  // 68: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	41,  // 69: dfsd.wire.Meta.PrepareShare:input_type -> dfsd.wire.PrepareShareRequest
+	42,  // 70: dfsd.wire.Meta.FinishShare:input_type -> dfsd.wire.FinishShareRequest
+	44,  // 71: dfsd.wire.Meta.DecideTxn:input_type -> dfsd.wire.DecideTxnRequest
+	46,  // 72: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	48,  // 73: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	50,  // 74: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	69,  // 75: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
+	72,  // 76: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
+	75,  // 77: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
+	77,  // 78: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
+	79,  // 79: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
+	81,  // 80: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	2,   // 81: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	5,   // 82: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	9,   // 83: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	13,  // 84: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	16,  // 85: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	20,  // 86: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	22,  // 87: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	24,  // 88: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	26,  // 89: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	28,  // 90: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	30,  // 91: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	53,  // 92: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	55,  // 93: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	57,  // 94: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	60,  // 95: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	68,  // 96: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	32,  // 97: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	34,  // 98: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
+	36,  // 99: dfsd.wire.Meta.MutateBatch:output_type -> dfsd.wire.MutateBatchReply
+	40,  // 100: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	43,  // 101: dfsd.wire.Meta.PrepareShare:output_type -> dfsd.wire.ShareReply
+	43,  // 102: dfsd.wire.Meta.FinishShare:output_type -> dfsd.wire.ShareReply
+	45,  // 103: dfsd.wire.Meta.DecideTxn:output_type -> dfsd.wire.DecideTxnReply
+	47,  // 104: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	49,  // 105: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	51,  // 106: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	70,  // 107: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
+	73,  // 108: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
+	76,  // 109: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
+	78,  // 110: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
+	80,  // 111: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
+	82,  // 112: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	81,  // [81:113] is the sub-list for method output_type
+	49,  // [49:81] is the sub-list for method input_type
+	49,  // [49:49] is the sub-list for extension type_name
+	49,  // [49:49] is the sub-list for extension extendee
+	0,   // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -5796,7 +6143,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   81,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

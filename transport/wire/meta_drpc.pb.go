@@ -48,6 +48,9 @@ type DRPCMetaClient interface {
 	MutateMany(ctx context.Context, in *MutateManyRequest) (*MutateManyReply, error)
 	MutateBatch(ctx context.Context, in *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
+	PrepareShare(ctx context.Context, in *PrepareShareRequest) (*ShareReply, error)
+	FinishShare(ctx context.Context, in *FinishShareRequest) (*ShareReply, error)
+	DecideTxn(ctx context.Context, in *DecideTxnRequest) (*DecideTxnReply, error)
 	Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error)
 	Marks(ctx context.Context, in *MarksRequest) (*MarksReply, error)
 	Read(ctx context.Context, in *ReadRequest) (*ReadReply, error)
@@ -249,6 +252,33 @@ func (c *drpcMetaClient) Fence(ctx context.Context, in *FenceRequest) (*FenceRep
 	return out, nil
 }
 
+func (c *drpcMetaClient) PrepareShare(ctx context.Context, in *PrepareShareRequest) (*ShareReply, error) {
+	out := new(ShareReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/PrepareShare", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) FinishShare(ctx context.Context, in *FinishShareRequest) (*ShareReply, error) {
+	out := new(ShareReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/FinishShare", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *drpcMetaClient) DecideTxn(ctx context.Context, in *DecideTxnRequest) (*DecideTxnReply, error) {
+	out := new(DecideTxnReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/DecideTxn", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) Garbage(ctx context.Context, in *GarbageRequest) (*GarbageReply, error) {
 	out := new(GarbageReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{}, in, out)
@@ -351,6 +381,9 @@ type DRPCMetaServer interface {
 	MutateMany(context.Context, *MutateManyRequest) (*MutateManyReply, error)
 	MutateBatch(context.Context, *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
+	PrepareShare(context.Context, *PrepareShareRequest) (*ShareReply, error)
+	FinishShare(context.Context, *FinishShareRequest) (*ShareReply, error)
+	DecideTxn(context.Context, *DecideTxnRequest) (*DecideTxnReply, error)
 	Garbage(context.Context, *GarbageRequest) (*GarbageReply, error)
 	Marks(context.Context, *MarksRequest) (*MarksReply, error)
 	Read(context.Context, *ReadRequest) (*ReadReply, error)
@@ -444,6 +477,18 @@ func (s *DRPCMetaUnimplementedServer) Fence(context.Context, *FenceRequest) (*Fe
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) PrepareShare(context.Context, *PrepareShareRequest) (*ShareReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) FinishShare(context.Context, *FinishShareRequest) (*ShareReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
+func (s *DRPCMetaUnimplementedServer) DecideTxn(context.Context, *DecideTxnRequest) (*DecideTxnReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) Garbage(context.Context, *GarbageRequest) (*GarbageReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -482,7 +527,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 29 }
+func (DRPCMetaDescription) NumMethods() int { return 32 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -667,6 +712,33 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.Fence, true
 	case 20:
+		return "/dfsd.wire.Meta/PrepareShare", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					PrepareShare(
+						ctx,
+						in1.(*PrepareShareRequest),
+					)
+			}, DRPCMetaServer.PrepareShare, true
+	case 21:
+		return "/dfsd.wire.Meta/FinishShare", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					FinishShare(
+						ctx,
+						in1.(*FinishShareRequest),
+					)
+			}, DRPCMetaServer.FinishShare, true
+	case 22:
+		return "/dfsd.wire.Meta/DecideTxn", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					DecideTxn(
+						ctx,
+						in1.(*DecideTxnRequest),
+					)
+			}, DRPCMetaServer.DecideTxn, true
+	case 23:
 		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -675,7 +747,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GarbageRequest),
 					)
 			}, DRPCMetaServer.Garbage, true
-	case 21:
+	case 24:
 		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -684,7 +756,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MarksRequest),
 					)
 			}, DRPCMetaServer.Marks, true
-	case 22:
+	case 25:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -693,7 +765,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 23:
+	case 26:
 		return "/dfsd.wire.Meta/ReadMany", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -702,7 +774,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadManyRequest),
 					)
 			}, DRPCMetaServer.ReadMany, true
-	case 24:
+	case 27:
 		return "/dfsd.wire.Meta/Survivors", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -711,7 +783,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*SurvivorsRequest),
 					)
 			}, DRPCMetaServer.Survivors, true
-	case 25:
+	case 28:
 		return "/dfsd.wire.Meta/Recover", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -720,7 +792,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*RecoverRequest),
 					)
 			}, DRPCMetaServer.Recover, true
-	case 26:
+	case 29:
 		return "/dfsd.wire.Meta/GiveUp", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -729,7 +801,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GiveUpRequest),
 					)
 			}, DRPCMetaServer.GiveUp, true
-	case 27:
+	case 30:
 		return "/dfsd.wire.Meta/Acknowledge", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -738,7 +810,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*AcknowledgeRequest),
 					)
 			}, DRPCMetaServer.Acknowledge, true
-	case 28:
+	case 31:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -1150,6 +1222,66 @@ func (x *drpcMeta_FenceStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_FenceStream) SendAndClose(m *FenceReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_PrepareShareStream interface {
+	drpc.Stream
+	SendAndClose(*ShareReply) error
+}
+
+type drpcMeta_PrepareShareStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_PrepareShareStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_PrepareShareStream) SendAndClose(m *ShareReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_FinishShareStream interface {
+	drpc.Stream
+	SendAndClose(*ShareReply) error
+}
+
+type drpcMeta_FinishShareStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_FinishShareStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_FinishShareStream) SendAndClose(m *ShareReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_DecideTxnStream interface {
+	drpc.Stream
+	SendAndClose(*DecideTxnReply) error
+}
+
+type drpcMeta_DecideTxnStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_DecideTxnStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_DecideTxnStream) SendAndClose(m *DecideTxnReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}
