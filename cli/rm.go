@@ -37,7 +37,7 @@ The root directory is never removed, and nothing is asked.`,
 	cmd.Flags().BoolVarP(&flags.recursive, "recursive", "r", false, "remove directories with everything below them")
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "what does not exist is no error")
 	cmd.Flags().BoolVarP(&dirs, "dir", "d", false, "remove empty directories")
-	cmd.Flags().IntVarP(&flags.jobs, "jobs", "j", defaultJobs, "removals under way at a time")
+	cmd.Flags().IntVarP(&flags.jobs, "jobs", "j", defaultJobs, "removals under way at a time, each of a directory or of several names in one")
 	return cmd
 }
 

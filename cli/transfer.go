@@ -21,7 +21,8 @@ const (
 	// small files, each of which waits for several disks.
 	defaultJobs = 16
 
-	// maxJobs bounds the memory: a file under way may hold two blocks.
+	// maxJobs bounds the memory: a file under way may hold two blocks, which is more
+	// than small files that go together.
 	maxJobs = 256
 
 	// listBatch is how many entries of a directory are read at a time.
@@ -38,7 +39,7 @@ func (f *transferFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&f.recursive, "recursive", "r", false, "copy directories with everything below them")
 	cmd.Flags().BoolVarP(&f.noClobber, "no-clobber", "n", false, "leave files that exist as they are")
 	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "no progress and no summary")
-	cmd.Flags().IntVarP(&f.jobs, "jobs", "j", defaultJobs, "files under way at a time")
+	cmd.Flags().IntVarP(&f.jobs, "jobs", "j", defaultJobs, "files under way at a time; several small ones of a directory count as one")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print the summary as an object")
 }
 
