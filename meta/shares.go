@@ -316,6 +316,9 @@ func (t *txns) age(g dfs.GroupID, parts []namespace.Part) (old []namespace.Part,
 			t.seen[k] = now
 		}
 		due := since.Add(shareAge)
+		if t.s.opts.Hooks.DropShares {
+			due = now
+		}
 		if !due.After(now) {
 			old = append(old, p)
 			due = now.Add(shareAge)

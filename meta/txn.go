@@ -85,7 +85,7 @@ func (s *Service) txnStep(g dfs.GroupID, step TxnStep) {
 // has a node say that its release is from before operations over several groups.
 type Hooks struct {
 	OldRelease  bool
-	DropShares  bool // a share that lies here for long is dropped, and the coordinator not asked
+	DropShares  bool // a share that lies here is dropped, and the coordinator not asked
 	FinishFirst bool // participants carry their shares out before the commit
 }
 

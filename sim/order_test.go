@@ -415,6 +415,9 @@ func (o *order) all(t *testing.T) error {
 					return
 				case <-time.After(time.Duration(c.rand.Int64N(int64(o.plan.pause)))):
 				}
+				if o.plan.calm && faultOf(o.c) != nil { // it would wait in vain
+					return
+				}
 				history.do(t.Context(), c, c.next())
 			}
 		})
@@ -439,9 +442,28 @@ func (o *order) all(t *testing.T) error {
 	return o.settle(t.Context(), clients, history, kept)
 }
 
+// faultOf returns why a replica is out of order, nil when none is.
+func faultOf(c *Cluster) error {
+	for _, i := range c.Up() {
+		m := c.nodes[i].node.Meta()
+		if m == nil {
+			continue
+		}
+		for _, st := range m.Groups() {
+			if st.Fault != nil {
+				return fmt.Errorf("%s: %v: %w", c.nodes[i].name, st.Group, st.Fault)
+			}
+		}
+	}
+	return nil
+}
+
 // settle makes the cluster whole, reads everything with every client, and looks
 // for an order.
 func (o *order) settle(ctx context.Context, clients []*orderClient, history *log, kept uint16) error {
+	if err := faultOf(o.c); o.plan.calm && err != nil {
+		return err
+	}
 	o.c.net.Heal()
 	if err := o.c.StartAll(); err != nil {
 		return err
