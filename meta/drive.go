@@ -35,6 +35,9 @@ type drive struct {
 	place dfs.GroupID   // of the directory that a mkdir makes
 	begun time.Time
 
+	holds map[uint64]bool // inodes, while participants carry their shares out; under txns.mu
+
+	ended    chan struct{}
 	once     sync.Once
 	answered chan struct{}
 	res      *wire.Result // nil without err: what the group remembers
@@ -42,7 +45,7 @@ type drive struct {
 }
 
 func newDrive(s *Service, h *raftgroup.Host, key txnKey) *drive {
-	return &drive{s: s, h: h, g: key.group, key: key, begun: time.Now(), answered: make(chan struct{})}
+	return &drive{s: s, h: h, g: key.group, key: key, begun: time.Now(), answered: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // answer tells whoever waits what came of the command; only the first one counts.
@@ -107,6 +110,7 @@ func (d *drive) attempt(ctx context.Context) (again *wire.Result, err error) {
 	if plan == nil {
 		return d.alone(ctx)
 	}
+	d.afterOthers(ctx, plan.Parts)
 	d.s.txnStep(d.g, TxnBegin)
 	op := &wire.TxnBeginOp{
 		Command: &wire.Command{Session: d.cmd.Session, Seq: d.cmd.Seq, Floor: d.cmd.Floor, Cred: d.cmd.Cred},
@@ -138,6 +142,23 @@ func (d *drive) attempt(ctx context.Context) (again *wire.Result, err error) {
 		return nil, dfs.Errorf(dfs.Unknown, "change", "the operation was carried out before, and its answer is forgotten")
 	}
 	return d.decide(ctx, txn)
+}
+
+// afterOthers waits for operations of this node that are done but for what their
+// participants have to carry out, and would be in the way there: one after the other
+// on the same file is what clients do. It holds nothing meanwhile.
+func (d *drive) afterOthers(ctx context.Context, parts []*wire.TxnPart) {
+	timer := time.NewTimer(txnWait)
+	defer timer.Stop()
+	for other := d.s.txns.overlapping(parts); other != nil; other = d.s.txns.overlapping(parts) {
+		select {
+		case <-other.ended:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // unknown is an error after which nobody can say whether the command is carried out.
@@ -200,6 +221,7 @@ func (d *drive) decide(ctx context.Context, txn *namespace.Transaction) (again *
 	}
 	d.s.txnStep(d.g, TxnCommitted)
 	d.s.txns.count(0)
+	d.s.txns.holding(d, txn.Parts)
 	d.answer(res, nil)
 	if txn, err = d.find(); err == nil && txn != nil && txn.Commit != 0 {
 		d.finish(ctx, txn)

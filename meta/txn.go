@@ -132,7 +132,7 @@ type TxnStats struct {
 func newTxns(s *Service) *txns {
 	return &txns{
 		s: s, drives: map[txnKey]*drive{}, drops: map[dfs.GroupID][]*wire.TxnID{}, waiters: map[dfs.GroupID]chan struct{}{},
-		asking: map[txnKey]bool{}, starving: map[dfs.GroupID]int{}, seen: map[share]time.Time{}, stats: TxnStats{Aborted: map[dfs.Kind]uint64{}},
+		asking: map[txnKey]bool{}, starving: map[dfs.GroupID]int{}, seen: map[share]time.Time{}, stats: TxnStats{Aborted: map[dfs.Kind]uint64{dfs.Frozen: 0, dfs.Unavailable: 0}},
 	}
 }
 
@@ -183,12 +183,51 @@ func (t *txns) start(d *drive, run func(context.Context)) (*drive, error) {
 			t.mu.Lock()
 			delete(t.drives, d.key)
 			t.mu.Unlock()
+			close(d.ended)
 			d.answer(nil, dfs.Errorf(dfs.Unknown, "change", "the operation was left to the group"))
 			t.s.agenda.touch(d.key.group) // what it left is taken up
 		}()
 		run(t.s.ctx)
 	})
 	return d, nil
+}
+
+// overlapping returns a drive that has its answer, whose participants have not carried
+// their shares out yet, and which holds what a plan needs there; nil when there is none.
+func (t *txns) overlapping(parts []*wire.TxnPart) *drive {
+	needs := inodesOf(parts)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range t.drives {
+		for ino := range d.holds {
+			if needs[ino] {
+				return d
+			}
+		}
+	}
+	return nil
+}
+
+// holding notes which inodes a drive holds at participants after its answer.
+func (t *txns) holding(d *drive, parts []*wire.TxnPart) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d.holds = inodesOf(parts)
+}
+
+// inodesOf lists the inodes that shares hold alone.
+func inodesOf(parts []*wire.TxnPart) map[uint64]bool {
+	out := map[uint64]bool{}
+	for _, p := range parts {
+		for _, st := range p.GetShare().GetSteps() {
+			for _, ino := range []uint64{st.GetLinks().GetIno(), st.GetMoved().GetIno(), st.GetRemoveDir().GetIno()} {
+				if ino != 0 {
+					out[ino] = true
+				}
+			}
+		}
+	}
+	return out
 }
 
 // count notes how an attempt ended.
