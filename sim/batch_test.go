@@ -86,16 +86,17 @@ func (b *batcher) take(verb, name string, err error, needs int, refusal dfs.Kind
 // TestBatchesAndCrashes: batches are exactly their commands, while their leaders
 // crash and every other answer to one is lost.
 func TestBatchesAndCrashes(t *testing.T) {
-	seeds := []uint64{1, 2}
+	seeds, rounds, crashes := []uint64{1, 2}, 60, 12
 	if bubble.Race {
-		seeds = seeds[:1]
+		seeds, rounds, crashes = seeds[:1], 10, 2
 	}
 	for _, seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { batchesAndCrashes(t, seed) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { batchesAndCrashes(t, seed, rounds, crashes) })
 	}
 }
 
-func batchesAndCrashes(t *testing.T, seed uint64) {
+// batchesAndCrashes takes so many rounds of each client at least.
+func batchesAndCrashes(t *testing.T, seed uint64, rounds, crashes int) {
 	l := &lossy{seen: map[string]int{}, lost: Counts{}}
 	tweak := func(o *node.Options) {
 		name := o.Name
@@ -125,14 +126,14 @@ func batchesAndCrashes(t *testing.T, seed uint64) {
 		var work sync.WaitGroup
 		for _, b := range all {
 			work.Go(func() {
-				for n := 0; (n < 60 || !closed(enough)) && !t.Failed(); n++ {
+				for n := 0; (n < rounds || !closed(enough)) && !t.Failed(); n++ {
 					b.round(t.Context())
 					time.Sleep(time.Duration(b.rand.IntN(200)) * time.Millisecond)
 				}
 			})
 		}
 		random := rand.New(rand.NewPCG(seed, 99))
-		for range 12 {
+		for range crashes {
 			i := random.IntN(3)
 			c.Crash(i)
 			time.Sleep(time.Duration(random.IntN(5000)) * time.Millisecond)
