@@ -30,6 +30,9 @@ func (s *Service) MutateBatch(ctx context.Context, req *wire.MutateBatchRequest)
 	if err := checkBatch(req.Commands); err != nil {
 		return nil, err
 	}
+	if s.level(h, g) < namespace.LevelTransactions {
+		return nil, dfs.Errorf(dfs.Unsupported, "change", "batches wait until every meta node of %v runs a release that knows them", g)
+	}
 	reply := &wire.MutateBatchReply{}
 	op := &wire.BatchOp{}
 	if req.Stop {

@@ -58,7 +58,7 @@ func (s *Service) MutateMany(ctx context.Context, req *wire.MutateManyRequest) (
 	}
 	if len(of) > 0 {
 		propose := s.proposeApart
-		if size > maxBatchBytes || !oneSession(op.Commands) {
+		if size > maxBatchBytes || !oneSession(op.Commands) || s.level(h, g) < namespace.LevelTransactions {
 			propose = s.proposeEach
 		}
 		for k, a := range propose(ctx, h, g, op) {
