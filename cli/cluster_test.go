@@ -420,8 +420,19 @@ func TestNames(t *testing.T) {
 	if out := c.ok("tree", "/"); out != "/\n└── d\n    ├── e\n    ├── new\nname\n    ├── second\n    └── sym\n\n2 directories, 3 files\n" {
 		t.Errorf("tree: %q", out)
 	}
-	if out := c.ok("du", "/"); out != "0\t/d/e\n1\t/d\n1\t/\n" {
+	if out := c.ok("du", "--walk", "-d", "9", "/"); out != "0\t/d/e\n1\t/d\n1\t/\n" {
 		t.Errorf("du: %q", out)
+	}
+	if out := c.ok("du", "--walk", "-a", "-d", "1", "/d", "/d/second"); out != "0\t/d/e\n1\t/d/new\nname\n0\t/d/second\n0\t/d/sym\n1\t/d\n1\t/d/second\n" {
+		t.Errorf("du -a: %q", out)
+	}
+	for _, args := range [][]string{{"/"}, {"-s", "-d", "9", "/"}} {
+		out, deadline := "", time.Now().Add(time.Minute)
+		for out != "1\t/\n" { // what directories know follows what is there
+			if out = c.ok(append([]string{"du"}, args...)...); time.Now().After(deadline) {
+				t.Fatalf("du %q: %q", args, out)
+			}
+		}
 	}
 	if out := c.ok("stat", "/d/second"); !strings.Contains(out, "Links: 3") || !strings.Contains(out, "1 block in 1 placement group, 1 complete copy at least") {
 		t.Errorf("stat: %q", out)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -56,6 +57,15 @@ type jsonStat struct {
 	Parent  uint64      `json:"parent,omitempty"` // inode of a directory's parent
 	Group   int         `json:"group"`            // namespace group that owns the inode
 	Blocks  *jsonBlocks `json:"blocks,omitempty"` // of a file
+	Below   *jsonBelow  `json:"below,omitempty"`  // of a directory whose group keeps accounts
+}
+
+// jsonBelow is what lies below a directory.
+type jsonBelow struct {
+	Bytes       uint64 `json:"bytes"`
+	Files       uint64 `json:"files"` // and symlinks
+	Directories uint64 `json:"directories"`
+	Settled     bool   `json:"settled"`
 }
 
 // jsonBlocks sums up where the bytes of a file are.
@@ -81,6 +91,11 @@ func (a *app) stat(ctx context.Context, c *client.Client, path string, follow bo
 			return err
 		}
 	}
+	if attr.Type == client.TypeDir {
+		if s.Below, err = below(ctx, c, attr.Ino); err != nil {
+			return err
+		}
+	}
 	if list != nil {
 		return list.add(s)
 	}
@@ -95,10 +110,29 @@ func (a *app) stat(ctx context.Context, c *client.Client, path string, follow bo
 	fmt.Fprintf(w, " Inode: %-12v Class: %s\n", attr.Ino, attr.Class)
 	fmt.Fprintf(w, "  Mode: %04o/%s  Uid: %d/%s  Gid: %d/%s\n", attr.Mode, modeText(attr.Type, attr.Mode), attr.UID, o.user(attr.UID), attr.GID, o.group(attr.GID))
 	fmt.Fprintf(w, "Access: %s\nModify: %s\nChange: %s\n", timeText(attr.Atime), timeText(attr.Mtime), timeText(attr.Ctime))
+	if b := s.Below; b != nil {
+		note := ""
+		if !b.Settled {
+			note = ", not everything counted yet"
+		}
+		_, err = fmt.Fprintf(w, " Below: %d bytes in %s, %s%s\n", b.Bytes, plural(b.Files, "file"), plural(b.Directories, "directory"), note)
+	}
 	if b := s.Blocks; b != nil && b.Blocks > 0 {
 		_, err = fmt.Fprintf(w, "Blocks: %s in %s, %s at least\n", plural(b.Blocks, "block"), plural(b.PGs, "placement group"), plural(b.LeastCopies, "complete copy"))
 	}
 	return err
+}
+
+// below returns what lies below a directory, nil where its group keeps no accounts.
+func below(ctx context.Context, c *client.Client, ino dfs.Ino) (*jsonBelow, error) {
+	u, err := c.Inode(ino).Usage(ctx)
+	switch {
+	case errors.Is(err, dfs.Unsupported):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return &jsonBelow{u.Bytes, u.Files, u.Dirs, u.Settled}, nil
 }
 
 // placement sums up where a file's bytes are.

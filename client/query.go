@@ -116,10 +116,20 @@ func readFailed(ctx context.Context, err error) error {
 // attrs returns the attributes of inodes of one group, in order; nil for those
 // that do not exist.
 func (c *Client) attrs(ctx context.Context, g dfs.GroupID, inos []uint64) ([]*wire.Attr, error) {
+	return c.attrPages(ctx, g, &wire.AttrQuery{Inos: inos})
+}
+
+// below is attrs, with what lies below directories.
+func (c *Client) below(ctx context.Context, g dfs.GroupID, inos []uint64) ([]*wire.Attr, error) {
+	return c.attrPages(ctx, g, &wire.AttrQuery{Inos: inos, Below: true})
+}
+
+func (c *Client) attrPages(ctx context.Context, g dfs.GroupID, q *wire.AttrQuery) ([]*wire.Attr, error) {
+	inos := q.Inos
 	var out []*wire.Attr
 	for len(inos) > 0 {
 		page := inos[:min(len(inos), maxPage)]
-		res, err := c.query(ctx, g, &wire.Query{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: page}}})
+		res, err := c.query(ctx, g, &wire.Query{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: page, Below: q.Below}}})
 		if err != nil {
 			return nil, err
 		}

@@ -240,6 +240,7 @@ func (s *Service) tend(g dfs.GroupID) time.Time {
 		t.step("delete queue", func() (time.Time, error) { return s.drainDeletes(ctx, h, g) })
 		t.step("feature level", func() (time.Time, error) { return s.raiseLevel(ctx, h, g) })
 		t.step("transactions", func() (time.Time, error) { return s.settleTxns(ctx, h, g) })
+		t.step("accounts", func() (time.Time, error) { return s.settleAccounts(ctx, h, g) })
 		t.step("intents", func() (time.Time, error) { return s.resolveIntents(ctx, h, g) })
 	}
 	return t.next

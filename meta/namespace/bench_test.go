@@ -14,15 +14,20 @@ import (
 
 // BenchmarkCreate applies creates with content, a hundred entries a batch, as
 // a group under load does. Of the commands of a session, every one comes to this
-// group, or one of 16.
+// group, or one of 16. At level 0 the group keeps no accounts.
 func BenchmarkCreate(b *testing.B) {
 	for _, step := range []int{1, 16} {
-		b.Run(fmt.Sprintf("step=%d", step), func(b *testing.B) { benchmarkCreate(b, step) })
+		for _, level := range []uint32{0, NewestLevel} {
+			b.Run(fmt.Sprintf("step=%d/level=%d", step, level), func(b *testing.B) { benchmarkCreate(b, step, level) })
+		}
 	}
 }
 
-func benchmarkCreate(b *testing.B, step int) {
+func benchmarkCreate(b *testing.B, step int, level uint32) {
 	w := newWorld(b, 1)
+	w.apply(1, &wire.LogEntry{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: level}}})
+	w.apply(1, &wire.LogEntry{Entry: &wire.LogEntry_Tally{Tally: &wire.TallyOp{Limit: MaxTally}}})
+	w.apply(1, &wire.LogEntry{Entry: &wire.LogEntry_Tally{Tally: &wire.TallyOp{Limit: MaxTally}}})
 	m := New(1, Options{})
 	var entries [][]byte
 	add := func(cmd *wire.Command) {
@@ -34,14 +39,15 @@ func benchmarkCreate(b *testing.B, step int) {
 		}
 		entries = append(entries, data)
 	}
-	ino := dfs.RootIno
+	made := w.command(1, &wire.Command{Session: 2, Seq: 1, Op: &wire.Command_Mkdir{Mkdir: &wire.MkdirOp{Parent: uint64(dfs.RootIno), Name: []byte("dir")}}})
+	parent, ino := made.Attr.Ino, dfs.Ino(made.Attr.Ino)
 	for i := range b.N {
 		if i%dfs.InoLease == 0 {
 			add(&wire.Command{Op: &wire.Command_LeaseInos{LeaseInos: &wire.LeaseInosOp{Count: dfs.InoLease}}})
 		}
 		ino++
 		add(&wire.Command{Op: &wire.Command_Create{Create: &wire.CreateOp{
-			Parent: uint64(dfs.RootIno), Name: fmt.Appendf(nil, "file-%d", i), Ino: uint64(ino), Type: wire.FileType_FILE, Size: 4096,
+			Parent: parent, Name: fmt.Appendf(nil, "file-%d", i), Ino: uint64(ino), Type: wire.FileType_FILE, Size: 4096,
 			Extents: []*wire.Extent{{Length: 4096, Block: blockID(ino, 1, uint64(i)).Bytes(), BlockLength: 4096}},
 		}}})
 	}

@@ -28,6 +28,9 @@ type change struct {
 	txn  holder
 	made dfs.Ino
 
+	named  []naming   // names that inodes have got and lost, each inode and directory once
+	ledger []*account // of directories, as loaded or made, each once
+
 	wrote  bool       // rows other than those of inodes and blocks
 	inodes []*inode   // as loaded or made, each once
 	blocks []blockRef // changes of block rows
@@ -214,7 +217,11 @@ func (c *change) enter(parent dfs.Ino, name []byte, ino dfs.Ino, typ wire.FileTy
 		if err := c.end(key, old.stored, endedReplaced); err != nil {
 			return err
 		}
+		if err := c.unname(parent, name, old); err != nil {
+			return err
+		}
 	}
+	c.name(ino, parent, 1)
 	e := dentry{ino: ino, typ: typ, version: c.version}
 	return c.set(key, e.append(nil))
 }
@@ -223,6 +230,9 @@ func (c *change) enter(parent dfs.Ino, name []byte, ino dfs.Ino, typ wire.FileTy
 func (c *change) leave(parent dfs.Ino, name []byte, old *dentry) error {
 	key := dentryKey(parent, name)
 	if err := c.end(key, old.stored, endedRemoved); err != nil {
+		return err
+	}
+	if err := c.unname(parent, name, old); err != nil {
 		return err
 	}
 	return c.delete(key)
@@ -244,6 +254,9 @@ func (c *change) count(id dfs.BlockID, length uint32, delta int) {
 // finish writes the inodes, the block rows and the counters, and returns the
 // version: that of the last change when this entry changed nothing.
 func (c *change) finish() (dfs.Version, error) {
+	if err := c.settle(); err != nil {
+		return 0, err
+	}
 	for _, n := range c.inodes {
 		if err := c.writeInode(n); err != nil {
 			return 0, err
@@ -260,10 +273,13 @@ func (c *change) finish() (dfs.Version, error) {
 }
 
 func (c *change) writeInode(n *inode) error {
+	key := inodeKey(n.ino)
 	if !n.changed && !n.disappeared {
+		if n.rehomed { // of which history tells nothing
+			return c.set(key, n.append(make([]byte, 0, 96)))
+		}
 		return nil
 	}
-	key := inodeKey(n.ino)
 	n.version = c.at(n)
 	c.latest = max(c.latest, n.version)
 	if n.disappeared {

@@ -44,6 +44,11 @@ func CheckTree(groups map[dfs.GroupID]raftgroup.Reader) []error {
 	for _, g := range slices.Sorted(maps.Keys(groups)) {
 		faults = append(faults, t.check(g)...)
 	}
+	t.checkAccounts(func(g dfs.GroupID, format string, args ...any) {
+		if len(faults) < maxFindings {
+			faults = append(faults, dfs.Errorf(dfs.Corrupt, "check", "%v: %s", g, fmt.Sprintf(format, args...)))
+		}
+	})
 	return faults
 }
 
@@ -66,6 +71,7 @@ type checker struct {
 	floors   map[dfs.SessionID]floorRow
 	remote   map[dfs.Ino]wire.FileType // files and symlinks of other groups that entries name
 	parts    []*wire.TxnIntent
+	ledgers  ledgers
 }
 
 func newChecker(r raftgroup.Reader) *checker {
@@ -118,6 +124,7 @@ func (c *checker) run() {
 	c.checkBlocks()
 	c.checkSessions()
 	c.checkTransactions()
+	c.checkAccounts()
 }
 
 func keyIno(key []byte) dfs.Ino { return dfs.Ino(binary.BigEndian.Uint64(key[1:])) }

@@ -130,7 +130,7 @@ func (c *change) reply(res outcome, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &wire.Result{Version: uint64(cmp.Or(res.version, version)), Leased: res.leased, Attr: res.attr, Txn: res.txn}
+	out := &wire.Result{Version: uint64(cmp.Or(res.version, version)), Leased: res.leased, Attr: res.attr, Txn: res.txn, Absorbed: res.absorbed}
 	if res.inode != nil {
 		out.Attr = res.inode.wire()
 	}
@@ -143,8 +143,9 @@ type outcome struct {
 	attr   *wire.Attr // of an inode that is not changed yet, or of another group
 	leased []*wire.InoRange
 
-	txn     *wire.TxnID // that was begun
-	version dfs.Version // of the entry that did what is asked for again; 0: this one
+	absorbed []uint64    // inodes of other groups
+	txn      *wire.TxnID // that was begun
+	version  dfs.Version // of the entry that did what is asked for again; 0: this one
 }
 
 // operate dispatches a command to its operation. A refusal has changed nothing.

@@ -16,6 +16,9 @@
 //     of it, and every group a share, from prepare to the decision, with locks
 //     on what that touches. docs/ARCHITECTURE.md has the protocol; the driver is in
 //     package meta.
+//   - An account says how much lies below a directory. An inode counts in one directory,
+//     its home; what the home has not taken in yet waits in a queue. accounting.go
+//     has the rules.
 //   - An intent is what a mkdir or rmdir over a group boundary leaves in the
 //     child's group until the parent's group has decided.
 //   - History holds every replaced or removed value until a trim drops it.
@@ -55,6 +58,8 @@
 //     delete queue.
 //   - Every linked inode is reachable from the root, link counts and directory
 //     sizes are exact. [Check] and [CheckTree] verify these.
+//   - An account is the sum of what all that has its home there has told; what is in no
+//     queue has told what it counts for.
 //   - Inode numbers are never given out twice.
 //
 // Package meta calls it, and tests of what stands above.

@@ -20,6 +20,8 @@ func TestRowBytes(t *testing.T) {
 
 	f := times
 	f.ino, f.typ, f.mode, f.uid, f.gid, f.nlink, f.size, f.class = file, wire.FileType_FILE, 0o644, 1000, 100, 1, 300, "rep3"
+	h := f
+	h.home = dir
 	d := times
 	d.ino, d.typ, d.mode, d.nlink, d.parent, d.level, d.frozen = dir, wire.FileType_DIR, 0o1755, 2, dfs.RootIno, 1, true
 	l := times
@@ -45,6 +47,12 @@ func TestRowBytes(t *testing.T) {
 		key, value []byte
 		want       string // key, a space, value; in hexadecimal
 	}{
+		{"account", accountKey(dir), (&account{below: sums{300, 2, 1}}).append(nil),
+			"610001000000000103 0100ac020201"},
+		{"account in the queue", accountKey(dir), (&account{below: sums{300, 2, 1}, queued: true, told: sums{0, 1, 1}}).append(nil),
+			"610001000000000103 0101ac020201000101"},
+		{"account that is reported", accountKey(dir), (&account{below: sums{300, 2, 1}, queued: true, elsewhere: true, since: version - 1, changed: version}).append(nil),
+			"610001000000000103 0103ac02020101920000000000020192000000000003"},
 		{"block", blockKey(block), (&blockRow{count: 2, length: 400}).append(nil),
 			"620001000000000102000000070001000000000102000000000005000000000006 01029003"},
 		{"child", childKey(far), (&childRow{parent: dfs.RootIno, name: []byte("a")}).append(nil),
@@ -57,10 +65,14 @@ func TestRowBytes(t *testing.T) {
 			"66 01000000000000000900000000000000080000000000000002000000000000000300000000000000070000000000000009"},
 		{"floor", floorKey(5), floorRow{floor: 4, last: 6}.append(nil),
 			"6f0000000000000005 0100000000000000040000000000000006"},
+		{"counting", []byte{tagCount}, countRow{raised: version, next: inodeKey(file)}.append(nil),
+			"67 010192000000000003690001000000000102"},
 		{"history of an entry", historyKey(version+1, dentryKey(dfs.RootIno, []byte("a"))), append([]byte{endedRemoved}, entry.append(nil)...),
 			"68019200000000000464000100000000000161 01010101920000000000030001000000000102"},
 		{"inode of a file", inodeKey(file), f.append(nil),
 			"690001000000000102 0101000192000000000003000000000000000100000000000000020000000000000003a403e8076401ac020472657033"},
+		{"inode of a file with a home", inodeKey(file), h.append(nil),
+			"690001000000000102 0101040192000000000003000000000000000100000000000000020000000000000003a403e8076401ac0204726570330001000000000103"},
 		{"inode of a directory", inodeKey(dir), d.append(nil),
 			"690001000000000103 0102010192000000000003000000000000000100000000000000020000000000000003ed070000020000000100000000000101"},
 		{"inode of a symlink", inodeKey(l.ino), l.append(nil),
@@ -90,8 +102,18 @@ func TestRowBytes(t *testing.T) {
 			"7200000000000000050000000000000006 080212026e6f1883808080808080c901"},
 		{"state", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", recovered: 300, unfenced: true}).append(nil),
 			"73 010192000000000003019200000000000201850204ac020172657033"},
-		{"state with a feature level", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", level: 1, locks: 300, parts: 2, txns: 1}).append(nil),
-			"73 010192000000000003019200000000000201850204000201ac02020172657033"},
+		{"state with a feature level", []byte{tagState}, (&state{group: 1, version: version, trimmed: version - 1, next: 0x105, inodes: 4, defaultClass: "rep3", level: 1, locks: 300, parts: 2, txns: 1, untold: 7, counting: true}).append(nil),
+			"73 010192000000000003019200000000000201850204000601ac0202010772657033"},
+		{"untold size of a file", untoldKey(file), untoldRow{told: 300}.append(tagUntold),
+			"750001000000000102 01ac02"},
+		{"untold directory", untoldKey(dir), []byte{rowFormat},
+			"750001000000000103 01"},
+		{"file that is reported", reportKey(file), untoldRow{changed: version}.append(tagReport),
+			"760001000000000102 010192000000000003"},
+		{"absorbed", absorbedKey(far, dir), (&absorbedRow{since: version - 1, seq: version, count: 1, sums: sums{300, 2, 1}}).append(nil),
+			"7800020000000000090001000000000103 010192000000000002019200000000000301ac020201"},
+		{"names", nameKey(file, far), nameRow{since: version, count: 2}.append(nil),
+			"7900010000000001020002000000000009 01019200000000000302"},
 		{"sweep", []byte{tagSweep}, []byte{rowFormat},
 			"77 01"},
 	} {

@@ -149,6 +149,31 @@ func txnEntries(t testing.TB, w *world) (out []*wire.LogEntry) {
 	)
 }
 
+// keeping is a populated world whose groups have begun to keep accounts, and are
+// somewhere on the way.
+func keeping(t testing.TB) *world {
+	w := populated(t)
+	for g := dfs.GroupID(1); g <= 2; g++ {
+		for _, limit := range []uint32{3, 100, 100} {
+			w.apply(g, &wire.LogEntry{Entry: &wire.LogEntry_Tally{Tally: &wire.TallyOp{Limit: limit}}})
+		}
+	}
+	far := dfs.MakeIno(2, 2)
+	u, err := ReadUntold(w.reader(2), 0, 10)
+	if err != nil || len(u.Reports) == 0 || dfs.Ino(u.Reports[0].Ino) != far {
+		t.Fatalf("%+v, %v", u, err)
+	}
+	w.apply(1, &wire.LogEntry{Entry: &wire.LogEntry_Absorb{Absorb: &wire.AbsorbOp{Of: u.Reports}}})
+	cmd := &wire.Command{Session: 1, Seq: 12, Op: &wire.Command_SetAttr{SetAttr: &wire.SetAttrOp{Ino: uint64(dfs.MakeIno(1, 2)), Size: proto.Int64(170)}}}
+	if res := w.command(1, cmd); res.Kind != 0 {
+		t.Fatal(res)
+	}
+	for _, err := range Check(w.reader(1)) {
+		t.Error(err)
+	}
+	return w
+}
+
 // entries are encoded log entries of every kind, for fuzzing to start from.
 func entries(t testing.TB, w *world) (out [][]byte) {
 	root, f, dir := uint64(dfs.RootIno), uint64(dfs.MakeIno(1, 2)), uint64(dfs.MakeIno(1, 7))
@@ -184,6 +209,10 @@ func entries(t testing.TB, w *world) (out [][]byte) {
 		{Entry: &wire.LogEntry_Deleted{Deleted: &wire.DeletedOp{Blocks: [][]byte{block}}}},
 		{Entry: &wire.LogEntry_Marks{Marks: &wire.MarksOp{Marks: []*wire.SessionMark{{Session: 1, Below: 8}, {Session: 3, Below: 1}}}}},
 		{Entry: &wire.LogEntry_Init{Init: &wire.InitOp{Group: 1}}},
+		{Entry: &wire.LogEntry_Level{Level: &wire.LevelOp{Level: NewestLevel}}},
+		{Entry: &wire.LogEntry_Tally{Tally: &wire.TallyOp{Limit: 9}}},
+		{Entry: &wire.LogEntry_Absorb{Absorb: &wire.AbsorbOp{Of: []*wire.Absorption{{Ino: far, Dir: root, Seq: 1 << 60, Sums: &wire.Sums{Bytes: 300, Files: 2, Directories: 1}}}}}},
+		{Entry: &wire.LogEntry_Reported{Reported: &wire.ReportedOp{Of: []*wire.Absorption{{Ino: uint64(dfs.MakeIno(1, 9)), Dir: far, Seq: 1 << 60}}}}},
 		{Entry: &wire.LogEntry_Resolve{Resolve: &wire.ResolveOp{Child: f, Intent: 1}}},
 		{Entry: &wire.LogEntry_Recovered{Recovered: &wire.NamespaceRecoveredOp{Generation: 1 << 40}}},
 		{Entry: &wire.LogEntry_Acknowledge{Acknowledge: &wire.NamespaceAcknowledgeOp{}}},
@@ -276,7 +305,12 @@ func tryEntry(t *testing.T, w *world, data []byte) *wire.Result {
 
 // TestEntriesMutated is what FuzzApply does, for some inputs on every run.
 func TestEntriesMutated(t *testing.T) {
-	w := populated(t)
+	for name, w := range map[string]*world{"populated": populated(t), "keeping accounts": keeping(t)} {
+		t.Run(name, func(t *testing.T) { mutateEntries(t, w) })
+	}
+}
+
+func mutateEntries(t *testing.T, w *world) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, data := range entries(t, w) {
 		tryEntry(t, w, data)
@@ -295,20 +329,23 @@ func TestEntriesMutated(t *testing.T) {
 
 // FuzzApply feeds arbitrary entries to a populated group.
 func FuzzApply(f *testing.F) {
-	w := populated(f)
+	w, keeps := populated(f), keeping(f)
 	for _, data := range entries(f, w) {
 		f.Add(data)
 	}
-	f.Fuzz(func(t *testing.T, data []byte) { tryEntry(t, w, data) })
+	f.Fuzz(func(t *testing.T, data []byte) {
+		tryEntry(t, w, data)
+		tryEntry(t, keeps, data)
+	})
 }
 
 // FuzzQuery feeds arbitrary queries to a populated group.
 func FuzzQuery(f *testing.F) {
-	w := populated(f)
+	w := keeping(f)
 	root := uint64(dfs.RootIno)
 	for _, q := range []*wire.Query{
 		{Query: &wire.Query_Walk{Walk: &wire.WalkQuery{Start: root, Names: [][]byte{[]byte("dir"), []byte("sub")}}}},
-		{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: []uint64{root, 5}}}},
+		{Query: &wire.Query_Attr{Attr: &wire.AttrQuery{Inos: []uint64{root, 5}, Below: true}}},
 		{Query: &wire.Query_ReadDir{ReadDir: &wire.ReadDirQuery{Ino: root, After: []byte("a"), Limit: 2, Plus: true}}},
 		{Query: &wire.Query_Extents{Extents: &wire.ExtentsQuery{Ino: uint64(dfs.MakeIno(1, 2)), Offset: 10, Length: 100, Limit: 1}}},
 		{Query: &wire.Query_PlaceDir{PlaceDir: &wire.PlaceDirQuery{Parent: root, Name: []byte("x")}}},
@@ -342,7 +379,7 @@ func FuzzQuery(f *testing.F) {
 // FuzzRows feeds arbitrary values to the decoders of rows: each gives an error
 // or a row that encodes to the same bytes.
 func FuzzRows(f *testing.F) {
-	for _, row := range populated(f).rows(1, "") {
+	for _, row := range append(populated(f).rows(1, ""), keeping(f).rows(1, "")...) {
 		f.Add(row[0], row[1])
 	}
 	f.Fuzz(func(t *testing.T, key, value []byte) {
@@ -376,6 +413,24 @@ func recode(key, value []byte) ([]byte, error) {
 	case tag == tagState && len(key) == 1:
 		st, err := decodeState(key, value)
 		return st.append(nil), err
+	case tag == tagAccount:
+		a, err := decodeAccount(key, value)
+		if err != nil {
+			return nil, err
+		}
+		return a.append(nil), nil
+	case tag == tagCount:
+		row, err := decodeCount(key, value)
+		return row.append(nil), err
+	case (tag == tagUntold || tag == tagReport) && len(value) != 1:
+		row, err := decodeUntold(key, value)
+		return row.append(tag), err
+	case tag == tagTaken:
+		row, err := decodeAbsorbed(key, value)
+		return row.append(nil), err
+	case tag == tagNames:
+		row, err := decodeName(key, value)
+		return row.append(nil), err
 	case tag == tagLock:
 		l, err := decodeLock(key, value)
 		return l.append(nil), err

@@ -11,11 +11,13 @@ import (
 // Keys: one tag byte, then big-endian numbers, then a name where there is one.
 // Values begin with the byte rowFormat. docs/FORMATS.md has the layouts.
 const (
+	tagAccount = 'a' // inode of a directory: sums of all that lies below it
 	tagBlock   = 'b' // inode, block ID (24): how often the block is named, and its length
 	tagChild   = 'c' // inode of another group: where it is linked here
 	tagDentry  = 'd' // parent, name: inode and type
 	tagExtent  = 'e' // inode, end of the extent: the extent
 	tagFence   = 'f' // alone: which sessions are fenced
+	tagCount   = 'g' // alone: how far what was there before accounts has been counted
 	tagHistory = 'h' // version at which it ended, key of the row: the value it had
 	tagInode   = 'i' // inode: attributes
 	tagLock    = 'k' // key of a row, or tagTree: the transactions that hold it
@@ -29,7 +31,11 @@ const (
 	tagState   = 's' // alone: counters
 	tagTxn     = 't' // session, sequence number: a transaction that this group coordinates
 	tagTree    = 'T' // alone, locked only, in the root's group: the shape of the tree of directories
+	tagUntold  = 'u' // inode: it counts for something else than its home, of this group, has taken in
+	tagReport  = 'v' // inode: likewise, and its home is in another group
 	tagSweep   = 'w' // alone, empty: rows of fenced sessions are left to be swept
+	tagTaken   = 'x' // inode of another group, directory that names it: what that has taken in
+	tagNames   = 'y' // inode of a file, directory: how many names it has there
 )
 
 func key8(tag byte, a uint64) []byte {

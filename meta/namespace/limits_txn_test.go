@@ -188,7 +188,7 @@ func TestTransactionsAreBounded(t *testing.T) {
 	}
 	w.check(2)
 	for g := range 2 {
-		if rows := w.rows(dfs.GroupID(g+1), "bcdefhilmnoqrsw"); len(rows) > 0 {
+		if rows := w.rows(dfs.GroupID(g+1), "abcdefghilmnoqrsuvwxy"); len(rows) > 0 {
 			t.Errorf("group %d has %d rows of transactions left", g+1, len(rows))
 		}
 	}

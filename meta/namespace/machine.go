@@ -45,6 +45,12 @@ const (
 	NewestLevel       = 1
 	LevelTransactions = 1
 
+	// LevelAccounts is the first level with accounts. It is that of transactions: so
+	// no name leads to a file of another group that was made before its group kept
+	// accounts, and a group that begins to keep them finds in its own rows all it has
+	// to count.
+	LevelAccounts = LevelTransactions
+
 	// MaxLinks is the greatest link count, and MaxDepth the longest walk towards
 	// the root when a directory moves.
 	MaxLinks = 1 << 30
@@ -175,6 +181,12 @@ func (m *Machine) apply(tx raftgroup.Tx, data []byte) ([]byte, error) {
 		return c.abort(op.TxnAbort)
 	case *wire.LogEntry_TxnFinish:
 		err = c.finishPart(op.TxnFinish)
+	case *wire.LogEntry_Tally:
+		err = c.tally(op.Tally)
+	case *wire.LogEntry_Absorb:
+		return c.reply(c.absorb(op.Absorb))
+	case *wire.LogEntry_Reported:
+		err = c.reported(op.Reported)
 	case *wire.LogEntry_TxnDrop:
 		err = c.dropRecords(op.TxnDrop)
 	default:
@@ -225,7 +237,11 @@ func (c *change) raiseLevel(op *wire.LevelOp) error {
 	case op.GetLevel() > NewestLevel:
 		return refuse(dfs.Unsupported, "feature level %d: this release knows %d", op.GetLevel(), NewestLevel)
 	case op.Level > c.st.level:
+		before := c.st.level
 		c.st.level, c.wrote = op.Level, true
+		if before < LevelAccounts && op.Level >= LevelAccounts {
+			return c.beginCounting()
+		}
 	}
 	return nil
 }

@@ -120,8 +120,8 @@ func (p *planner) enter(op *wire.EnterStep) {
 	p.in(dfs.Ino(op.Parent).Group(), &wire.TxnStep{Step: &wire.TxnStep_Enter{Enter: op}})
 }
 
-func (p *planner) links(ino dfs.Ino, less bool) {
-	p.in(ino.Group(), &wire.TxnStep{Step: &wire.TxnStep_Links{Links: &wire.LinksStep{Ino: uint64(ino), Less: less}}})
+func (p *planner) links(ino dfs.Ino, dir uint64, less bool) {
+	p.in(ino.Group(), &wire.TxnStep{Step: &wire.TxnStep_Links{Links: &wire.LinksStep{Ino: uint64(ino), Less: less, Dir: dir}}})
 }
 
 func (p *planner) removeDir(ino dfs.Ino) {
@@ -149,7 +149,7 @@ func (p *planner) create(op *wire.CreateOp, f Facts) {
 		return
 	}
 	p.in(p.own, &wire.TxnStep{Step: &wire.TxnStep_Create{Create: &wire.CreateStep{Op: op, Old: uint64(f.Entry.Ino)}}})
-	p.links(f.Entry.Ino, true)
+	p.links(f.Entry.Ino, op.Parent, true)
 }
 
 func (p *planner) unlink(op *wire.UnlinkOp, f Facts) {
@@ -157,7 +157,7 @@ func (p *planner) unlink(op *wire.UnlinkOp, f Facts) {
 		return
 	}
 	p.leave(op.Parent, op.Name, f.Entry)
-	p.links(f.Entry.Ino, true)
+	p.links(f.Entry.Ino, op.Parent, true)
 }
 
 func (p *planner) link(op *wire.LinkOp, f Facts) {
@@ -170,7 +170,7 @@ func (p *planner) link(op *wire.LinkOp, f Facts) {
 		typ = wire.FileType_FILE // the inode's group refuses
 	}
 	p.enter(&wire.EnterStep{Parent: op.Parent, Name: op.Name, Ino: op.Ino, Type: typ, NoReplace: true})
-	p.links(ino, false)
+	p.links(ino, op.Parent, false)
 }
 
 func (p *planner) rename(op *wire.RenameOp, f Facts) {
@@ -197,6 +197,9 @@ func (p *planner) rename(op *wire.RenameOp, f Facts) {
 		moved.Parent = op.NewParent
 		p.in(dfs.RootIno.Group(), &wire.TxnStep{Step: &wire.TxnStep_Tree{Tree: &wire.TreeStep{}}})
 		p.in(e.Ino.Group(), &wire.TxnStep{Step: &wire.TxnStep_Moved{Moved: moved}})
+	case from != to:
+		moved.From, moved.To = op.Parent, op.NewParent
+		p.in(e.Ino.Group(), &wire.TxnStep{Step: &wire.TxnStep_Moved{Moved: moved}})
 	case e.Ino.Group() == p.own: // elsewhere only the names change
 		if isDir {
 			moved.Parent = op.Parent
@@ -209,7 +212,7 @@ func (p *planner) rename(op *wire.RenameOp, f Facts) {
 	case isDir:
 		p.removeDir(f.Target.Ino)
 	default:
-		p.links(f.Target.Ino, true)
+		p.links(f.Target.Ino, op.NewParent, true)
 	}
 }
 

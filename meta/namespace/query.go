@@ -42,6 +42,7 @@ func Query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 type view struct {
 	r     raftgroup.Reader
 	g     dfs.GroupID
+	st    *state
 	locks uint64 // rows that are locked
 	own   holder // transaction that asks; zero: none does
 }
@@ -57,7 +58,7 @@ func query(r raftgroup.Reader, g dfs.GroupID, q *wire.Query) (*wire.QueryResult,
 	case st.group != g:
 		return nil, broken("the rows of group %v in place of those of %v", st.group, g)
 	}
-	v, out := view{r: r, g: g, locks: st.locks}, &wire.QueryResult{Version: uint64(st.version)}
+	v, out := view{r: r, g: g, st: st, locks: st.locks}, &wire.QueryResult{Version: uint64(st.version)}
 	switch q := q.GetQuery().(type) {
 	case *wire.Query_Walk:
 		res, err := v.walk(q.Walk)
@@ -221,6 +222,11 @@ func (v view) attr(q *wire.AttrQuery) (*wire.AttrResult, error) {
 		a := &wire.Attr{}
 		if n != nil {
 			a = n.wire()
+			if q.Below {
+				if a.Below, err = v.below(n); err != nil {
+					return nil, err
+				}
+			}
 		}
 		if size += proto.Size(a) + 4; size > MaxAnswer {
 			break

@@ -115,6 +115,9 @@ func (c *change) checkMove(m *move, noReplace bool) error {
 			return err
 		}
 	}
+	if m.from != m.to && m.inode == nil && c.accounts() {
+		return refuse(dfs.CrossGroup, "%q lives in group %v, which counts the names of each directory", m.name, m.entry.ino.Group())
+	}
 	if m.old == nil {
 		return nil
 	}

@@ -112,12 +112,16 @@ type state struct {
 	locks uint64 // rows that are locked
 	parts uint64 // shares of transactions that are prepared here
 	txns  uint64 // transactions that this group coordinates
+
+	untold   uint64 // inodes that count for something else than they have told: rows of both queues
+	counting bool   // what was there before accounts is being counted
 }
 
 // flags of the state row
 const (
 	flagUnfenced = 1
 	flagLeveled  = 2 // level and counts follow
+	flagCounting = 4
 )
 
 func (s *state) append(b []byte) []byte {
@@ -134,10 +138,14 @@ func (s *state) append(b []byte) []byte {
 	if s.level == 0 {
 		return append(append(b, flags), s.defaultClass...)
 	}
+	if s.counting {
+		flags |= flagCounting
+	}
 	b = binary.AppendUvarint(append(b, flags|flagLeveled), uint64(s.level))
 	b = binary.AppendUvarint(b, s.locks)
 	b = binary.AppendUvarint(b, s.parts)
 	b = binary.AppendUvarint(b, s.txns)
+	b = binary.AppendUvarint(b, s.untold)
 	return append(b, s.defaultClass...)
 }
 
@@ -158,9 +166,12 @@ func decodeState(key, v []byte) (*state, error) {
 	flags := d.uvarint()
 	s.unfenced = flags&flagUnfenced != 0
 	if flags&flagLeveled != 0 {
-		s.level, s.locks, s.parts, s.txns = d.u32(), d.uvarint(), d.uvarint(), d.uvarint()
+		s.level, s.locks, s.parts, s.txns, s.untold = d.u32(), d.uvarint(), d.uvarint(), d.uvarint(), d.uvarint()
+		s.counting = flags&flagCounting != 0
+	} else if flags&flagCounting != 0 {
+		d.bad = true
 	}
-	if flags > flagUnfenced|flagLeveled || flags&flagLeveled != 0 && s.level == 0 || s.level > NewestLevel {
+	if flags > flagUnfenced|flagLeveled|flagCounting || flags&flagLeveled != 0 && s.level == 0 || s.level > NewestLevel {
 		d.bad = true
 	}
 	s.defaultClass = string(d.rest())
@@ -180,14 +191,25 @@ type inode struct {
 	target               []byte  // of a symlink
 	level                uint32  // of a directory
 	parent               dfs.Ino // of a directory
+	home                 dfs.Ino // of a file or symlink: the directory in which it counts; 0: in none yet
 	frozen, unlinked     bool    // of a directory. Invariant: at most one of them, and only with an intent
 	stored               []byte  // the row as it was read; nil: the inode is new
+	was                  counted // as it was read
 	changed, disappeared bool    // what the entry does to it
+	rehomed              bool    // it has another home, and may be the same otherwise
+}
+
+// counted is what of an inode its account goes by.
+type counted struct {
+	home  dfs.Ino // of a directory: its parent
+	size  int64
+	nlink uint32
 }
 
 const (
 	flagFrozen   = 1
 	flagUnlinked = 2
+	flagHome     = 4 // of a file or symlink: its home follows
 )
 
 func (n *inode) append(b []byte) []byte {
@@ -197,6 +219,9 @@ func (n *inode) append(b []byte) []byte {
 	}
 	if n.unlinked {
 		flags |= flagUnlinked
+	}
+	if n.home != 0 {
+		flags |= flagHome
 	}
 	b = append(b, rowFormat, byte(n.typ), flags)
 	b = binary.BigEndian.AppendUint64(b, uint64(n.version))
@@ -213,6 +238,9 @@ func (n *inode) append(b []byte) []byte {
 		b = binary.BigEndian.AppendUint64(b, uint64(n.parent))
 		b = binary.AppendUvarint(b, uint64(n.level))
 	}
+	if n.home != 0 {
+		b = binary.BigEndian.AppendUint64(b, uint64(n.home))
+	}
 	return append(b, n.target...)
 }
 
@@ -228,9 +256,16 @@ func decodeInode(ino dfs.Ino, v []byte) (*inode, error) {
 	n.class = string(d.text())
 	if n.typ == wire.FileType_DIR {
 		n.parent, n.level = dfs.Ino(d.u64()), d.u32()
+		n.was.home = n.parent
 	}
+	if flags&flagHome != 0 {
+		n.home = dfs.Ino(d.u64())
+		n.was.home = n.home
+		d.bad = d.bad || n.isDir() || n.home == 0
+	}
+	n.was.size, n.was.nlink = n.size, n.nlink
 	n.target = d.rest()
-	if flags > flagFrozen|flagUnlinked || n.typ < wire.FileType_FILE || n.typ > wire.FileType_SYMLINK || n.size < 0 || len(n.target) > 0 && n.typ != wire.FileType_SYMLINK {
+	if flags > flagFrozen|flagUnlinked|flagHome || n.typ < wire.FileType_FILE || n.typ > wire.FileType_SYMLINK || n.size < 0 || len(n.target) > 0 && n.typ != wire.FileType_SYMLINK {
 		d.bad = true
 	}
 	return n, d.done(inodeKey(ino))

@@ -252,6 +252,7 @@ func (c *change) linksStep(p *prepared, op *wire.LinksStep) error {
 	}
 	if op.Less {
 		p.do = append(p.do, func() error {
+			c.otherwhere(n.ino, dfs.Ino(op.Dir), -1)
 			c.unlinkOne(n)
 			return nil
 		})
@@ -260,6 +261,7 @@ func (c *change) linksStep(p *prepared, op *wire.LinksStep) error {
 	p.out.attr = n.wire()
 	p.out.attr.Nlink++
 	p.do = append(p.do, func() error {
+		c.otherwhere(n.ino, dfs.Ino(op.Dir), 1)
 		n.nlink++
 		c.mark(n)
 		p.out.inode = n
@@ -291,7 +293,12 @@ func (c *change) movedStep(p *prepared, op *wire.MovedStep) error {
 	p.out.attr = n.wire()
 	p.out.attr.Parent = op.Parent
 	p.do = append(p.do, func() error {
-		n.parent = dfs.Ino(op.Parent)
+		if n.isDir() {
+			n.parent = dfs.Ino(op.Parent)
+		} else {
+			c.otherwhere(n.ino, dfs.Ino(op.From), -1)
+			c.otherwhere(n.ino, dfs.Ino(op.To), 1)
+		}
 		c.mark(n)
 		p.out.inode = n
 		return nil

@@ -74,7 +74,7 @@ func (x RecoverRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecoverRequest_Step.Descriptor instead.
 func (RecoverRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{74, 0}
+	return file_meta_proto_rawDescGZIP(), []int{76, 0}
 }
 
 type ProbeRequest struct {
@@ -2643,6 +2643,102 @@ func (*FenceReply) Descriptor() ([]byte, []int) {
 	return file_meta_proto_rawDescGZIP(), []int{39}
 }
 
+type AbsorbRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Absorb        *AbsorbOp              `protobuf:"bytes,2,opt,name=absorb,proto3" json:"absorb,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbsorbRequest) Reset() {
+	*x = AbsorbRequest{}
+	mi := &file_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbsorbRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbsorbRequest) ProtoMessage() {}
+
+func (x *AbsorbRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbsorbRequest.ProtoReflect.Descriptor instead.
+func (*AbsorbRequest) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AbsorbRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *AbsorbRequest) GetAbsorb() *AbsorbOp {
+	if x != nil {
+		return x.Absorb
+	}
+	return nil
+}
+
+type AbsorbReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inos          []uint64               `protobuf:"varint,1,rep,packed,name=inos,proto3" json:"inos,omitempty"` // of which this much or more is taken in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbsorbReply) Reset() {
+	*x = AbsorbReply{}
+	mi := &file_meta_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbsorbReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbsorbReply) ProtoMessage() {}
+
+func (x *AbsorbReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbsorbReply.ProtoReflect.Descriptor instead.
+func (*AbsorbReply) Descriptor() ([]byte, []int) {
+	return file_meta_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *AbsorbReply) GetInos() []uint64 {
+	if x != nil {
+		return x.Inos
+	}
+	return nil
+}
+
 type PrepareShareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"` // of the participant
@@ -2653,7 +2749,7 @@ type PrepareShareRequest struct {
 
 func (x *PrepareShareRequest) Reset() {
 	*x = PrepareShareRequest{}
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2761,7 @@ func (x *PrepareShareRequest) String() string {
 func (*PrepareShareRequest) ProtoMessage() {}
 
 func (x *PrepareShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[40]
+	mi := &file_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2774,7 @@ func (x *PrepareShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareShareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareShareRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PrepareShareRequest) GetGroup() uint32 {
@@ -2705,7 +2801,7 @@ type FinishShareRequest struct {
 
 func (x *FinishShareRequest) Reset() {
 	*x = FinishShareRequest{}
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2813,7 @@ func (x *FinishShareRequest) String() string {
 func (*FinishShareRequest) ProtoMessage() {}
 
 func (x *FinishShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[41]
+	mi := &file_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2826,7 @@ func (x *FinishShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishShareRequest.ProtoReflect.Descriptor instead.
 func (*FinishShareRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FinishShareRequest) GetGroup() uint32 {
@@ -2756,7 +2852,7 @@ type ShareReply struct {
 
 func (x *ShareReply) Reset() {
 	*x = ShareReply{}
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2864,7 @@ func (x *ShareReply) String() string {
 func (*ShareReply) ProtoMessage() {}
 
 func (x *ShareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[42]
+	mi := &file_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2877,7 @@ func (x *ShareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareReply.ProtoReflect.Descriptor instead.
 func (*ShareReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ShareReply) GetResult() *Result {
@@ -2802,7 +2898,7 @@ type DecideTxnRequest struct {
 
 func (x *DecideTxnRequest) Reset() {
 	*x = DecideTxnRequest{}
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2910,7 @@ func (x *DecideTxnRequest) String() string {
 func (*DecideTxnRequest) ProtoMessage() {}
 
 func (x *DecideTxnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[43]
+	mi := &file_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2923,7 @@ func (x *DecideTxnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideTxnRequest.ProtoReflect.Descriptor instead.
 func (*DecideTxnRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DecideTxnRequest) GetQuery() *TxnQuery {
@@ -2846,7 +2942,7 @@ type DecideTxnReply struct {
 
 func (x *DecideTxnReply) Reset() {
 	*x = DecideTxnReply{}
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +2954,7 @@ func (x *DecideTxnReply) String() string {
 func (*DecideTxnReply) ProtoMessage() {}
 
 func (x *DecideTxnReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[44]
+	mi := &file_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +2967,7 @@ func (x *DecideTxnReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideTxnReply.ProtoReflect.Descriptor instead.
 func (*DecideTxnReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DecideTxnReply) GetResult() *TxnResult {
@@ -2891,7 +2987,7 @@ type GarbageRequest struct {
 
 func (x *GarbageRequest) Reset() {
 	*x = GarbageRequest{}
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +2999,7 @@ func (x *GarbageRequest) String() string {
 func (*GarbageRequest) ProtoMessage() {}
 
 func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[45]
+	mi := &file_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3012,7 @@ func (x *GarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageRequest.ProtoReflect.Descriptor instead.
 func (*GarbageRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GarbageRequest) GetGroup() uint32 {
@@ -2942,7 +3038,7 @@ type GarbageReply struct {
 
 func (x *GarbageReply) Reset() {
 	*x = GarbageReply{}
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3050,7 @@ func (x *GarbageReply) String() string {
 func (*GarbageReply) ProtoMessage() {}
 
 func (x *GarbageReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[46]
+	mi := &file_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3063,7 @@ func (x *GarbageReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageReply.ProtoReflect.Descriptor instead.
 func (*GarbageReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GarbageReply) GetVerdicts() []byte {
@@ -2986,7 +3082,7 @@ type MarksRequest struct {
 
 func (x *MarksRequest) Reset() {
 	*x = MarksRequest{}
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3094,7 @@ func (x *MarksRequest) String() string {
 func (*MarksRequest) ProtoMessage() {}
 
 func (x *MarksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[47]
+	mi := &file_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3107,7 @@ func (x *MarksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksRequest.ProtoReflect.Descriptor instead.
 func (*MarksRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MarksRequest) GetSessions() []uint64 {
@@ -3030,7 +3126,7 @@ type MarksReply struct {
 
 func (x *MarksReply) Reset() {
 	*x = MarksReply{}
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3138,7 @@ func (x *MarksReply) String() string {
 func (*MarksReply) ProtoMessage() {}
 
 func (x *MarksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[48]
+	mi := &file_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3151,7 @@ func (x *MarksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksReply.ProtoReflect.Descriptor instead.
 func (*MarksReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MarksReply) GetMarks() []*SessionMark {
@@ -3076,7 +3172,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3184,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[49]
+	mi := &file_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3197,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{49}
+	return file_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReadRequest) GetGroup() uint32 {
@@ -3134,7 +3230,7 @@ type ReadReply struct {
 
 func (x *ReadReply) Reset() {
 	*x = ReadReply{}
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3242,7 @@ func (x *ReadReply) String() string {
 func (*ReadReply) ProtoMessage() {}
 
 func (x *ReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[50]
+	mi := &file_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3255,7 @@ func (x *ReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadReply.ProtoReflect.Descriptor instead.
 func (*ReadReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{50}
+	return file_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadReply) GetResult() *QueryResult {
@@ -3179,7 +3275,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3191,7 +3287,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[51]
+	mi := &file_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3204,7 +3300,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{51}
+	return file_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateGroupRequest) GetReplicas() []uint32 {
@@ -3223,7 +3319,7 @@ type CreateGroupReply struct {
 
 func (x *CreateGroupReply) Reset() {
 	*x = CreateGroupReply{}
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3331,7 @@ func (x *CreateGroupReply) String() string {
 func (*CreateGroupReply) ProtoMessage() {}
 
 func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[52]
+	mi := &file_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3344,7 @@ func (x *CreateGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupReply.ProtoReflect.Descriptor instead.
 func (*CreateGroupReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{52}
+	return file_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateGroupReply) GetGroup() uint32 {
@@ -3271,7 +3367,7 @@ type ChangeReplicasRequest struct {
 
 func (x *ChangeReplicasRequest) Reset() {
 	*x = ChangeReplicasRequest{}
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3379,7 @@ func (x *ChangeReplicasRequest) String() string {
 func (*ChangeReplicasRequest) ProtoMessage() {}
 
 func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[53]
+	mi := &file_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3392,7 @@ func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{53}
+	return file_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ChangeReplicasRequest) GetGroup() uint32 {
@@ -3328,7 +3424,7 @@ type ChangeReplicasReply struct {
 
 func (x *ChangeReplicasReply) Reset() {
 	*x = ChangeReplicasReply{}
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3436,7 @@ func (x *ChangeReplicasReply) String() string {
 func (*ChangeReplicasReply) ProtoMessage() {}
 
 func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[54]
+	mi := &file_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3449,7 @@ func (x *ChangeReplicasReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplicasReply.ProtoReflect.Descriptor instead.
 func (*ChangeReplicasReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{54}
+	return file_meta_proto_rawDescGZIP(), []int{56}
 }
 
 type ReplicaRequest struct {
@@ -3366,7 +3462,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3474,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[55]
+	mi := &file_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3487,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{55}
+	return file_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReplicaRequest) GetGroup() uint32 {
@@ -3431,7 +3527,7 @@ type ReplicaReply struct {
 
 func (x *ReplicaReply) Reset() {
 	*x = ReplicaReply{}
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3539,7 @@ func (x *ReplicaReply) String() string {
 func (*ReplicaReply) ProtoMessage() {}
 
 func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[56]
+	mi := &file_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3552,7 @@ func (x *ReplicaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaReply.ProtoReflect.Descriptor instead.
 func (*ReplicaReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{56}
+	return file_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReplicaReply) GetNode() uint32 {
@@ -3576,7 +3672,7 @@ type PeerProgress struct {
 
 func (x *PeerProgress) Reset() {
 	*x = PeerProgress{}
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3684,7 @@ func (x *PeerProgress) String() string {
 func (*PeerProgress) ProtoMessage() {}
 
 func (x *PeerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[57]
+	mi := &file_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3697,7 @@ func (x *PeerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerProgress.ProtoReflect.Descriptor instead.
 func (*PeerProgress) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{57}
+	return file_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PeerProgress) GetNode() uint32 {
@@ -3642,7 +3738,7 @@ type MoveLeaderRequest struct {
 
 func (x *MoveLeaderRequest) Reset() {
 	*x = MoveLeaderRequest{}
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +3750,7 @@ func (x *MoveLeaderRequest) String() string {
 func (*MoveLeaderRequest) ProtoMessage() {}
 
 func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[58]
+	mi := &file_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3763,7 @@ func (x *MoveLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderRequest.ProtoReflect.Descriptor instead.
 func (*MoveLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{58}
+	return file_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MoveLeaderRequest) GetGroup() uint32 {
@@ -3692,7 +3788,7 @@ type MoveLeaderReply struct {
 
 func (x *MoveLeaderReply) Reset() {
 	*x = MoveLeaderReply{}
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +3800,7 @@ func (x *MoveLeaderReply) String() string {
 func (*MoveLeaderReply) ProtoMessage() {}
 
 func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[59]
+	mi := &file_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +3813,7 @@ func (x *MoveLeaderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveLeaderReply.ProtoReflect.Descriptor instead.
 func (*MoveLeaderReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{59}
+	return file_meta_proto_rawDescGZIP(), []int{61}
 }
 
 // GroupReadyOp says that every listed replica votes and that the group has its
@@ -3733,7 +3829,7 @@ type GroupReadyOp struct {
 
 func (x *GroupReadyOp) Reset() {
 	*x = GroupReadyOp{}
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3841,7 @@ func (x *GroupReadyOp) String() string {
 func (*GroupReadyOp) ProtoMessage() {}
 
 func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[60]
+	mi := &file_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3854,7 @@ func (x *GroupReadyOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyOp.ProtoReflect.Descriptor instead.
 func (*GroupReadyOp) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{60}
+	return file_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GroupReadyOp) GetGroup() uint32 {
@@ -3797,7 +3893,7 @@ type StateDecision struct {
 
 func (x *StateDecision) Reset() {
 	*x = StateDecision{}
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +3905,7 @@ func (x *StateDecision) String() string {
 func (*StateDecision) ProtoMessage() {}
 
 func (x *StateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[61]
+	mi := &file_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +3918,7 @@ func (x *StateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDecision.ProtoReflect.Descriptor instead.
 func (*StateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{61}
+	return file_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StateDecision) GetStore() uint32 {
@@ -3877,7 +3973,7 @@ type TargetDecision struct {
 
 func (x *TargetDecision) Reset() {
 	*x = TargetDecision{}
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +3985,7 @@ func (x *TargetDecision) String() string {
 func (*TargetDecision) ProtoMessage() {}
 
 func (x *TargetDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[62]
+	mi := &file_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +3998,7 @@ func (x *TargetDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetDecision.ProtoReflect.Descriptor instead.
 func (*TargetDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{62}
+	return file_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *TargetDecision) GetPg() uint32 {
@@ -3930,7 +4026,7 @@ type ProposeDecision struct {
 
 func (x *ProposeDecision) Reset() {
 	*x = ProposeDecision{}
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3942,7 +4038,7 @@ func (x *ProposeDecision) String() string {
 func (*ProposeDecision) ProtoMessage() {}
 
 func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[63]
+	mi := &file_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3955,7 +4051,7 @@ func (x *ProposeDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeDecision.ProtoReflect.Descriptor instead.
 func (*ProposeDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{63}
+	return file_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ProposeDecision) GetPg() uint32 {
@@ -3990,7 +4086,7 @@ type ActivateDecision struct {
 
 func (x *ActivateDecision) Reset() {
 	*x = ActivateDecision{}
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4098,7 @@ func (x *ActivateDecision) String() string {
 func (*ActivateDecision) ProtoMessage() {}
 
 func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[64]
+	mi := &file_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4111,7 @@ func (x *ActivateDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDecision.ProtoReflect.Descriptor instead.
 func (*ActivateDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{64}
+	return file_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ActivateDecision) GetPg() uint32 {
@@ -4051,7 +4147,7 @@ type PersistedMark struct {
 
 func (x *PersistedMark) Reset() {
 	*x = PersistedMark{}
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4063,7 +4159,7 @@ func (x *PersistedMark) String() string {
 func (*PersistedMark) ProtoMessage() {}
 
 func (x *PersistedMark) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[65]
+	mi := &file_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4076,7 +4172,7 @@ func (x *PersistedMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistedMark.ProtoReflect.Descriptor instead.
 func (*PersistedMark) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{65}
+	return file_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PersistedMark) GetStore() uint32 {
@@ -4110,7 +4206,7 @@ type CreatePGsDecision struct {
 
 func (x *CreatePGsDecision) Reset() {
 	*x = CreatePGsDecision{}
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4218,7 @@ func (x *CreatePGsDecision) String() string {
 func (*CreatePGsDecision) ProtoMessage() {}
 
 func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[66]
+	mi := &file_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4231,7 @@ func (x *CreatePGsDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePGsDecision.ProtoReflect.Descriptor instead.
 func (*CreatePGsDecision) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{66}
+	return file_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreatePGsDecision) GetClass() string {
@@ -4160,7 +4256,7 @@ type GroupReadyReply struct {
 
 func (x *GroupReadyReply) Reset() {
 	*x = GroupReadyReply{}
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4172,7 +4268,7 @@ func (x *GroupReadyReply) String() string {
 func (*GroupReadyReply) ProtoMessage() {}
 
 func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[67]
+	mi := &file_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4185,7 +4281,7 @@ func (x *GroupReadyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupReadyReply.ProtoReflect.Descriptor instead.
 func (*GroupReadyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{67}
+	return file_meta_proto_rawDescGZIP(), []int{69}
 }
 
 type ReadManyRequest struct {
@@ -4198,7 +4294,7 @@ type ReadManyRequest struct {
 
 func (x *ReadManyRequest) Reset() {
 	*x = ReadManyRequest{}
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4306,7 @@ func (x *ReadManyRequest) String() string {
 func (*ReadManyRequest) ProtoMessage() {}
 
 func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[68]
+	mi := &file_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4319,7 @@ func (x *ReadManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyRequest.ProtoReflect.Descriptor instead.
 func (*ReadManyRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{68}
+	return file_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReadManyRequest) GetGroup() uint32 {
@@ -4249,7 +4345,7 @@ type ReadManyReply struct {
 
 func (x *ReadManyReply) Reset() {
 	*x = ReadManyReply{}
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4261,7 +4357,7 @@ func (x *ReadManyReply) String() string {
 func (*ReadManyReply) ProtoMessage() {}
 
 func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[69]
+	mi := &file_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4274,7 +4370,7 @@ func (x *ReadManyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadManyReply.ProtoReflect.Descriptor instead.
 func (*ReadManyReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{69}
+	return file_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ReadManyReply) GetAnswers() []*ReadAnswer {
@@ -4295,7 +4391,7 @@ type ReadAnswer struct {
 
 func (x *ReadAnswer) Reset() {
 	*x = ReadAnswer{}
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4307,7 +4403,7 @@ func (x *ReadAnswer) String() string {
 func (*ReadAnswer) ProtoMessage() {}
 
 func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[70]
+	mi := &file_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4320,7 +4416,7 @@ func (x *ReadAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAnswer.ProtoReflect.Descriptor instead.
 func (*ReadAnswer) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{70}
+	return file_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReadAnswer) GetResult() *QueryResult {
@@ -4345,7 +4441,7 @@ type SurvivorsRequest struct {
 
 func (x *SurvivorsRequest) Reset() {
 	*x = SurvivorsRequest{}
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4453,7 @@ func (x *SurvivorsRequest) String() string {
 func (*SurvivorsRequest) ProtoMessage() {}
 
 func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[71]
+	mi := &file_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4466,7 @@ func (x *SurvivorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsRequest.ProtoReflect.Descriptor instead.
 func (*SurvivorsRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{71}
+	return file_meta_proto_rawDescGZIP(), []int{73}
 }
 
 type SurvivorsReply struct {
@@ -4386,7 +4482,7 @@ type SurvivorsReply struct {
 
 func (x *SurvivorsReply) Reset() {
 	*x = SurvivorsReply{}
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4398,7 +4494,7 @@ func (x *SurvivorsReply) String() string {
 func (*SurvivorsReply) ProtoMessage() {}
 
 func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[72]
+	mi := &file_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4411,7 +4507,7 @@ func (x *SurvivorsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SurvivorsReply.ProtoReflect.Descriptor instead.
 func (*SurvivorsReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{72}
+	return file_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SurvivorsReply) GetName() string {
@@ -4477,7 +4573,7 @@ type Survivor struct {
 
 func (x *Survivor) Reset() {
 	*x = Survivor{}
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4585,7 @@ func (x *Survivor) String() string {
 func (*Survivor) ProtoMessage() {}
 
 func (x *Survivor) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[73]
+	mi := &file_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4598,7 @@ func (x *Survivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
 func (*Survivor) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{73}
+	return file_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Survivor) GetGroup() uint32 {
@@ -4658,7 +4754,7 @@ type RecoverRequest struct {
 
 func (x *RecoverRequest) Reset() {
 	*x = RecoverRequest{}
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4670,7 +4766,7 @@ func (x *RecoverRequest) String() string {
 func (*RecoverRequest) ProtoMessage() {}
 
 func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[74]
+	mi := &file_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4683,7 +4779,7 @@ func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
 func (*RecoverRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{74}
+	return file_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RecoverRequest) GetNode() uint32 {
@@ -4771,7 +4867,7 @@ type RecoverReply struct {
 
 func (x *RecoverReply) Reset() {
 	*x = RecoverReply{}
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4783,7 +4879,7 @@ func (x *RecoverReply) String() string {
 func (*RecoverReply) ProtoMessage() {}
 
 func (x *RecoverReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[75]
+	mi := &file_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4796,7 +4892,7 @@ func (x *RecoverReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverReply.ProtoReflect.Descriptor instead.
 func (*RecoverReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{75}
+	return file_meta_proto_rawDescGZIP(), []int{77}
 }
 
 type GiveUpRequest struct {
@@ -4809,7 +4905,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4821,7 +4917,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[76]
+	mi := &file_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +4930,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{76}
+	return file_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GiveUpRequest) GetGeneration() uint64 {
@@ -4859,7 +4955,7 @@ type GiveUpReply struct {
 
 func (x *GiveUpReply) Reset() {
 	*x = GiveUpReply{}
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4871,7 +4967,7 @@ func (x *GiveUpReply) String() string {
 func (*GiveUpReply) ProtoMessage() {}
 
 func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[77]
+	mi := &file_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4884,7 +4980,7 @@ func (x *GiveUpReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpReply.ProtoReflect.Descriptor instead.
 func (*GiveUpReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{77}
+	return file_meta_proto_rawDescGZIP(), []int{79}
 }
 
 type AcknowledgeRequest struct {
@@ -4897,7 +4993,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_meta_proto_msgTypes[78]
+	mi := &file_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5005,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[78]
+	mi := &file_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5018,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{78}
+	return file_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *AcknowledgeRequest) GetGroup() uint32 {
@@ -4948,7 +5044,7 @@ type AcknowledgeReply struct {
 
 func (x *AcknowledgeReply) Reset() {
 	*x = AcknowledgeReply{}
-	mi := &file_meta_proto_msgTypes[79]
+	mi := &file_meta_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4960,7 +5056,7 @@ func (x *AcknowledgeReply) String() string {
 func (*AcknowledgeReply) ProtoMessage() {}
 
 func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[79]
+	mi := &file_meta_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4973,7 +5069,7 @@ func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
 func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{79}
+	return file_meta_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *AcknowledgeReply) GetHeld() bool {
@@ -4991,7 +5087,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_meta_proto_msgTypes[80]
+	mi := &file_meta_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5003,7 +5099,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[80]
+	mi := &file_meta_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5016,7 +5112,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{80}
+	return file_meta_proto_rawDescGZIP(), []int{82}
 }
 
 type StatusReply struct {
@@ -5040,7 +5136,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_meta_proto_msgTypes[81]
+	mi := &file_meta_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5052,7 +5148,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[81]
+	mi := &file_meta_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5065,7 +5161,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{81}
+	return file_meta_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StatusReply) GetMap() *ClusterMap {
@@ -5177,7 +5273,7 @@ type GroupStatus struct {
 
 func (x *GroupStatus) Reset() {
 	*x = GroupStatus{}
-	mi := &file_meta_proto_msgTypes[82]
+	mi := &file_meta_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5189,7 +5285,7 @@ func (x *GroupStatus) String() string {
 func (*GroupStatus) ProtoMessage() {}
 
 func (x *GroupStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[82]
+	mi := &file_meta_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5202,7 +5298,7 @@ func (x *GroupStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupStatus.ProtoReflect.Descriptor instead.
 func (*GroupStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{82}
+	return file_meta_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GroupStatus) GetGroup() uint32 {
@@ -5287,7 +5383,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_meta_proto_msgTypes[83]
+	mi := &file_meta_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5299,7 +5395,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[83]
+	mi := &file_meta_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5312,7 +5408,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{83}
+	return file_meta_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StoreStatus) GetBeat() *StoreBeat {
@@ -5358,7 +5454,7 @@ type Redundancy struct {
 
 func (x *Redundancy) Reset() {
 	*x = Redundancy{}
-	mi := &file_meta_proto_msgTypes[84]
+	mi := &file_meta_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5370,7 +5466,7 @@ func (x *Redundancy) String() string {
 func (*Redundancy) ProtoMessage() {}
 
 func (x *Redundancy) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_proto_msgTypes[84]
+	mi := &file_meta_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5383,7 +5479,7 @@ func (x *Redundancy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redundancy.ProtoReflect.Descriptor instead.
 func (*Redundancy) Descriptor() ([]byte, []int) {
-	return file_meta_proto_rawDescGZIP(), []int{84}
+	return file_meta_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Redundancy) GetPgs() uint32 {
@@ -5636,7 +5732,12 @@ const file_meta_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.dfsd.wire.FenceOpR\x05fence\"\f\n" +
 	"\n" +
-	"FenceReply\"^\n" +
+	"FenceReply\"R\n" +
+	"\rAbsorbRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12+\n" +
+	"\x06absorb\x18\x02 \x01(\v2\x13.dfsd.wire.AbsorbOpR\x06absorb\"!\n" +
+	"\vAbsorbReply\x12\x12\n" +
+	"\x04inos\x18\x01 \x03(\x04R\x04inos\"^\n" +
 	"\x13PrepareShareRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x121\n" +
 	"\aprepare\x18\x02 \x01(\v2\x17.dfsd.wire.TxnPrepareOpR\aprepare\"Z\n" +
@@ -5853,7 +5954,7 @@ const file_meta_proto_rawDesc = "" +
 	"\rbelow_minimum\x18\x04 \x01(\rR\fbelowMinimum\x12\x18\n" +
 	"\astalled\x18\x05 \x01(\rR\astalled\x12&\n" +
 	"\x0fbytes_to_repair\x18\x06 \x01(\x04R\rbytesToRepair\x12\x19\n" +
-	"\ball_full\x18\a \x01(\bR\aallFull2\xe5\x10\n" +
+	"\ball_full\x18\a \x01(\bR\aallFull2\xa1\x11\n" +
 	"\x04Meta\x127\n" +
 	"\x05Probe\x12\x17.dfsd.wire.ProbeRequest\x1a\x15.dfsd.wire.ProbeReply\x12@\n" +
 	"\bRegister\x12\x1a.dfsd.wire.RegisterRequest\x1a\x18.dfsd.wire.RegisterReply\x12C\n" +
@@ -5878,7 +5979,8 @@ const file_meta_proto_rawDesc = "" +
 	"\n" +
 	"MutateMany\x12\x1c.dfsd.wire.MutateManyRequest\x1a\x1a.dfsd.wire.MutateManyReply\x12I\n" +
 	"\vMutateBatch\x12\x1d.dfsd.wire.MutateBatchRequest\x1a\x1b.dfsd.wire.MutateBatchReply\x127\n" +
-	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12E\n" +
+	"\x05Fence\x12\x17.dfsd.wire.FenceRequest\x1a\x15.dfsd.wire.FenceReply\x12:\n" +
+	"\x06Absorb\x12\x18.dfsd.wire.AbsorbRequest\x1a\x16.dfsd.wire.AbsorbReply\x12E\n" +
 	"\fPrepareShare\x12\x1e.dfsd.wire.PrepareShareRequest\x1a\x15.dfsd.wire.ShareReply\x12C\n" +
 	"\vFinishShare\x12\x1d.dfsd.wire.FinishShareRequest\x1a\x15.dfsd.wire.ShareReply\x12C\n" +
 	"\tDecideTxn\x12\x1b.dfsd.wire.DecideTxnRequest\x1a\x19.dfsd.wire.DecideTxnReply\x12=\n" +
@@ -5905,7 +6007,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_meta_proto_goTypes = []any{
 	(RecoverRequest_Step)(0),      // 0: dfsd.wire.RecoverRequest.Step
 	(*ProbeRequest)(nil),          // 1: dfsd.wire.ProbeRequest
@@ -5948,186 +6050,192 @@ var file_meta_proto_goTypes = []any{
 	(*Refusal)(nil),               // 38: dfsd.wire.Refusal
 	(*FenceRequest)(nil),          // 39: dfsd.wire.FenceRequest
 	(*FenceReply)(nil),            // 40: dfsd.wire.FenceReply
-	(*PrepareShareRequest)(nil),   // 41: dfsd.wire.PrepareShareRequest
-	(*FinishShareRequest)(nil),    // 42: dfsd.wire.FinishShareRequest
-	(*ShareReply)(nil),            // 43: dfsd.wire.ShareReply
-	(*DecideTxnRequest)(nil),      // 44: dfsd.wire.DecideTxnRequest
-	(*DecideTxnReply)(nil),        // 45: dfsd.wire.DecideTxnReply
-	(*GarbageRequest)(nil),        // 46: dfsd.wire.GarbageRequest
-	(*GarbageReply)(nil),          // 47: dfsd.wire.GarbageReply
-	(*MarksRequest)(nil),          // 48: dfsd.wire.MarksRequest
-	(*MarksReply)(nil),            // 49: dfsd.wire.MarksReply
-	(*ReadRequest)(nil),           // 50: dfsd.wire.ReadRequest
-	(*ReadReply)(nil),             // 51: dfsd.wire.ReadReply
-	(*CreateGroupRequest)(nil),    // 52: dfsd.wire.CreateGroupRequest
-	(*CreateGroupReply)(nil),      // 53: dfsd.wire.CreateGroupReply
-	(*ChangeReplicasRequest)(nil), // 54: dfsd.wire.ChangeReplicasRequest
-	(*ChangeReplicasReply)(nil),   // 55: dfsd.wire.ChangeReplicasReply
-	(*ReplicaRequest)(nil),        // 56: dfsd.wire.ReplicaRequest
-	(*ReplicaReply)(nil),          // 57: dfsd.wire.ReplicaReply
-	(*PeerProgress)(nil),          // 58: dfsd.wire.PeerProgress
-	(*MoveLeaderRequest)(nil),     // 59: dfsd.wire.MoveLeaderRequest
-	(*MoveLeaderReply)(nil),       // 60: dfsd.wire.MoveLeaderReply
-	(*GroupReadyOp)(nil),          // 61: dfsd.wire.GroupReadyOp
-	(*StateDecision)(nil),         // 62: dfsd.wire.StateDecision
-	(*TargetDecision)(nil),        // 63: dfsd.wire.TargetDecision
-	(*ProposeDecision)(nil),       // 64: dfsd.wire.ProposeDecision
-	(*ActivateDecision)(nil),      // 65: dfsd.wire.ActivateDecision
-	(*PersistedMark)(nil),         // 66: dfsd.wire.PersistedMark
-	(*CreatePGsDecision)(nil),     // 67: dfsd.wire.CreatePGsDecision
-	(*GroupReadyReply)(nil),       // 68: dfsd.wire.GroupReadyReply
-	(*ReadManyRequest)(nil),       // 69: dfsd.wire.ReadManyRequest
-	(*ReadManyReply)(nil),         // 70: dfsd.wire.ReadManyReply
-	(*ReadAnswer)(nil),            // 71: dfsd.wire.ReadAnswer
-	(*SurvivorsRequest)(nil),      // 72: dfsd.wire.SurvivorsRequest
-	(*SurvivorsReply)(nil),        // 73: dfsd.wire.SurvivorsReply
-	(*Survivor)(nil),              // 74: dfsd.wire.Survivor
-	(*RecoverRequest)(nil),        // 75: dfsd.wire.RecoverRequest
-	(*RecoverReply)(nil),          // 76: dfsd.wire.RecoverReply
-	(*GiveUpRequest)(nil),         // 77: dfsd.wire.GiveUpRequest
-	(*GiveUpReply)(nil),           // 78: dfsd.wire.GiveUpReply
-	(*AcknowledgeRequest)(nil),    // 79: dfsd.wire.AcknowledgeRequest
-	(*AcknowledgeReply)(nil),      // 80: dfsd.wire.AcknowledgeReply
-	(*StatusRequest)(nil),         // 81: dfsd.wire.StatusRequest
-	(*StatusReply)(nil),           // 82: dfsd.wire.StatusReply
-	(*GroupStatus)(nil),           // 83: dfsd.wire.GroupStatus
-	(*StoreStatus)(nil),           // 84: dfsd.wire.StoreStatus
-	(*Redundancy)(nil),            // 85: dfsd.wire.Redundancy
-	nil,                           // 86: dfsd.wire.RegisterRequest.LabelsEntry
-	(*Incarnation)(nil),           // 87: dfsd.wire.Incarnation
-	(*Lineage)(nil),               // 88: dfsd.wire.Lineage
-	(*ClusterMap)(nil),            // 89: dfsd.wire.ClusterMap
-	(*ClassSetting)(nil),          // 90: dfsd.wire.ClassSetting
-	(*Result)(nil),                // 91: dfsd.wire.Result
-	(*FenceOp)(nil),               // 92: dfsd.wire.FenceOp
-	(*TxnPrepareOp)(nil),          // 93: dfsd.wire.TxnPrepareOp
-	(*TxnFinishOp)(nil),           // 94: dfsd.wire.TxnFinishOp
-	(*TxnQuery)(nil),              // 95: dfsd.wire.TxnQuery
-	(*TxnResult)(nil),             // 96: dfsd.wire.TxnResult
-	(*SessionMark)(nil),           // 97: dfsd.wire.SessionMark
-	(*Query)(nil),                 // 98: dfsd.wire.Query
-	(*QueryResult)(nil),           // 99: dfsd.wire.QueryResult
-	(*MapGroup)(nil),              // 100: dfsd.wire.MapGroup
+	(*AbsorbRequest)(nil),         // 41: dfsd.wire.AbsorbRequest
+	(*AbsorbReply)(nil),           // 42: dfsd.wire.AbsorbReply
+	(*PrepareShareRequest)(nil),   // 43: dfsd.wire.PrepareShareRequest
+	(*FinishShareRequest)(nil),    // 44: dfsd.wire.FinishShareRequest
+	(*ShareReply)(nil),            // 45: dfsd.wire.ShareReply
+	(*DecideTxnRequest)(nil),      // 46: dfsd.wire.DecideTxnRequest
+	(*DecideTxnReply)(nil),        // 47: dfsd.wire.DecideTxnReply
+	(*GarbageRequest)(nil),        // 48: dfsd.wire.GarbageRequest
+	(*GarbageReply)(nil),          // 49: dfsd.wire.GarbageReply
+	(*MarksRequest)(nil),          // 50: dfsd.wire.MarksRequest
+	(*MarksReply)(nil),            // 51: dfsd.wire.MarksReply
+	(*ReadRequest)(nil),           // 52: dfsd.wire.ReadRequest
+	(*ReadReply)(nil),             // 53: dfsd.wire.ReadReply
+	(*CreateGroupRequest)(nil),    // 54: dfsd.wire.CreateGroupRequest
+	(*CreateGroupReply)(nil),      // 55: dfsd.wire.CreateGroupReply
+	(*ChangeReplicasRequest)(nil), // 56: dfsd.wire.ChangeReplicasRequest
+	(*ChangeReplicasReply)(nil),   // 57: dfsd.wire.ChangeReplicasReply
+	(*ReplicaRequest)(nil),        // 58: dfsd.wire.ReplicaRequest
+	(*ReplicaReply)(nil),          // 59: dfsd.wire.ReplicaReply
+	(*PeerProgress)(nil),          // 60: dfsd.wire.PeerProgress
+	(*MoveLeaderRequest)(nil),     // 61: dfsd.wire.MoveLeaderRequest
+	(*MoveLeaderReply)(nil),       // 62: dfsd.wire.MoveLeaderReply
+	(*GroupReadyOp)(nil),          // 63: dfsd.wire.GroupReadyOp
+	(*StateDecision)(nil),         // 64: dfsd.wire.StateDecision
+	(*TargetDecision)(nil),        // 65: dfsd.wire.TargetDecision
+	(*ProposeDecision)(nil),       // 66: dfsd.wire.ProposeDecision
+	(*ActivateDecision)(nil),      // 67: dfsd.wire.ActivateDecision
+	(*PersistedMark)(nil),         // 68: dfsd.wire.PersistedMark
+	(*CreatePGsDecision)(nil),     // 69: dfsd.wire.CreatePGsDecision
+	(*GroupReadyReply)(nil),       // 70: dfsd.wire.GroupReadyReply
+	(*ReadManyRequest)(nil),       // 71: dfsd.wire.ReadManyRequest
+	(*ReadManyReply)(nil),         // 72: dfsd.wire.ReadManyReply
+	(*ReadAnswer)(nil),            // 73: dfsd.wire.ReadAnswer
+	(*SurvivorsRequest)(nil),      // 74: dfsd.wire.SurvivorsRequest
+	(*SurvivorsReply)(nil),        // 75: dfsd.wire.SurvivorsReply
+	(*Survivor)(nil),              // 76: dfsd.wire.Survivor
+	(*RecoverRequest)(nil),        // 77: dfsd.wire.RecoverRequest
+	(*RecoverReply)(nil),          // 78: dfsd.wire.RecoverReply
+	(*GiveUpRequest)(nil),         // 79: dfsd.wire.GiveUpRequest
+	(*GiveUpReply)(nil),           // 80: dfsd.wire.GiveUpReply
+	(*AcknowledgeRequest)(nil),    // 81: dfsd.wire.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),      // 82: dfsd.wire.AcknowledgeReply
+	(*StatusRequest)(nil),         // 83: dfsd.wire.StatusRequest
+	(*StatusReply)(nil),           // 84: dfsd.wire.StatusReply
+	(*GroupStatus)(nil),           // 85: dfsd.wire.GroupStatus
+	(*StoreStatus)(nil),           // 86: dfsd.wire.StoreStatus
+	(*Redundancy)(nil),            // 87: dfsd.wire.Redundancy
+	nil,                           // 88: dfsd.wire.RegisterRequest.LabelsEntry
+	(*Incarnation)(nil),           // 89: dfsd.wire.Incarnation
+	(*Lineage)(nil),               // 90: dfsd.wire.Lineage
+	(*ClusterMap)(nil),            // 91: dfsd.wire.ClusterMap
+	(*ClassSetting)(nil),          // 92: dfsd.wire.ClassSetting
+	(*Result)(nil),                // 93: dfsd.wire.Result
+	(*FenceOp)(nil),               // 94: dfsd.wire.FenceOp
+	(*AbsorbOp)(nil),              // 95: dfsd.wire.AbsorbOp
+	(*TxnPrepareOp)(nil),          // 96: dfsd.wire.TxnPrepareOp
+	(*TxnFinishOp)(nil),           // 97: dfsd.wire.TxnFinishOp
+	(*TxnQuery)(nil),              // 98: dfsd.wire.TxnQuery
+	(*TxnResult)(nil),             // 99: dfsd.wire.TxnResult
+	(*SessionMark)(nil),           // 100: dfsd.wire.SessionMark
+	(*Query)(nil),                 // 101: dfsd.wire.Query
+	(*QueryResult)(nil),           // 102: dfsd.wire.QueryResult
+	(*MapGroup)(nil),              // 103: dfsd.wire.MapGroup
 }
 var file_meta_proto_depIdxs = []int32{
-	87,  // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
-	88,  // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
-	86,  // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
+	89,  // 0: dfsd.wire.RegisterRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	90,  // 1: dfsd.wire.RegisterRequest.lineage:type_name -> dfsd.wire.Lineage
+	88,  // 2: dfsd.wire.RegisterRequest.labels:type_name -> dfsd.wire.RegisterRequest.LabelsEntry
 	4,   // 3: dfsd.wire.RegisterRequest.stores:type_name -> dfsd.wire.RegisterStore
-	87,  // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
-	88,  // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
-	87,  // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
+	89,  // 4: dfsd.wire.RegisterStore.incarnation:type_name -> dfsd.wire.Incarnation
+	90,  // 5: dfsd.wire.RegisterStore.lineage:type_name -> dfsd.wire.Lineage
+	89,  // 6: dfsd.wire.HeartbeatRequest.incarnation:type_name -> dfsd.wire.Incarnation
 	7,   // 7: dfsd.wire.HeartbeatRequest.stores:type_name -> dfsd.wire.StoreBeat
-	87,  // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
+	89,  // 8: dfsd.wire.StoreBeat.incarnation:type_name -> dfsd.wire.Incarnation
 	8,   // 9: dfsd.wire.StoreBeat.refills:type_name -> dfsd.wire.RefillBeat
 	12,  // 10: dfsd.wire.MetaReport.groups:type_name -> dfsd.wire.GroupBeat
 	7,   // 11: dfsd.wire.MetaReport.stores:type_name -> dfsd.wire.StoreBeat
 	11,  // 12: dfsd.wire.MetaReport.disk:type_name -> dfsd.wire.MetaDisk
 	14,  // 13: dfsd.wire.MetaReportReply.groups:type_name -> dfsd.wire.GroupLoad
 	11,  // 14: dfsd.wire.MetaReportReply.full:type_name -> dfsd.wire.MetaDisk
-	89,  // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
+	91,  // 15: dfsd.wire.GetMapReply.map:type_name -> dfsd.wire.ClusterMap
 	17,  // 16: dfsd.wire.GetMapReply.leaders:type_name -> dfsd.wire.GroupLeader
 	19,  // 17: dfsd.wire.RefillDoneRequest.done:type_name -> dfsd.wire.RefillDone
-	90,  // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
-	91,  // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
+	92,  // 18: dfsd.wire.SetClassRequest.setting:type_name -> dfsd.wire.ClassSetting
+	93,  // 19: dfsd.wire.MutateReply.result:type_name -> dfsd.wire.Result
 	37,  // 20: dfsd.wire.MutateManyReply.answers:type_name -> dfsd.wire.MutateAnswer
 	37,  // 21: dfsd.wire.MutateBatchReply.answers:type_name -> dfsd.wire.MutateAnswer
-	91,  // 22: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
+	93,  // 22: dfsd.wire.MutateAnswer.result:type_name -> dfsd.wire.Result
 	38,  // 23: dfsd.wire.MutateAnswer.refusal:type_name -> dfsd.wire.Refusal
-	92,  // 24: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
-	93,  // 25: dfsd.wire.PrepareShareRequest.prepare:type_name -> dfsd.wire.TxnPrepareOp
-	94,  // 26: dfsd.wire.FinishShareRequest.finish:type_name -> dfsd.wire.TxnFinishOp
-	91,  // 27: dfsd.wire.ShareReply.result:type_name -> dfsd.wire.Result
-	95,  // 28: dfsd.wire.DecideTxnRequest.query:type_name -> dfsd.wire.TxnQuery
-	96,  // 29: dfsd.wire.DecideTxnReply.result:type_name -> dfsd.wire.TxnResult
-	97,  // 30: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
-	98,  // 31: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
-	99,  // 32: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
-	58,  // 33: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
-	87,  // 34: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
-	66,  // 35: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
-	98,  // 36: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
-	71,  // 37: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
-	99,  // 38: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
-	38,  // 39: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
-	74,  // 40: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
-	0,   // 41: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
-	100, // 42: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
-	89,  // 43: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
-	83,  // 44: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
-	84,  // 45: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
-	85,  // 46: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
-	11,  // 47: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
-	7,   // 48: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
-	1,   // 49: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
-	3,   // 50: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
-	6,   // 51: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
-	10,  // 52: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
-	15,  // 53: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
-	18,  // 54: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
-	21,  // 55: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
-	23,  // 56: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
-	25,  // 57: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
-	27,  // 58: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
-	29,  // 59: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
-	52,  // 60: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
-	54,  // 61: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
-	56,  // 62: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
-	59,  // 63: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
-	61,  // 64: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
-	31,  // 65: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
-	33,  // 66: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
-	35,  // 67: dfsd.wire.Meta.MutateBatch:input_type -> dfsd.wire.MutateBatchRequest
-	39,  // 68: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
-	41,  // 69: dfsd.wire.Meta.PrepareShare:input_type -> dfsd.wire.PrepareShareRequest
-	42,  // 70: dfsd.wire.Meta.FinishShare:input_type -> dfsd.wire.FinishShareRequest
-	44,  // 71: dfsd.wire.Meta.DecideTxn:input_type -> dfsd.wire.DecideTxnRequest
-	46,  // 72: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
-	48,  // 73: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
-	50,  // 74: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
-	69,  // 75: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
-	72,  // 76: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
-	75,  // 77: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
-	77,  // 78: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
-	79,  // 79: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
-	81,  // 80: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
-	2,   // 81: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
-	5,   // 82: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
-	9,   // 83: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
-	13,  // 84: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
-	16,  // 85: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
-	20,  // 86: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
-	22,  // 87: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
-	24,  // 88: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
-	26,  // 89: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
-	28,  // 90: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
-	30,  // 91: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
-	53,  // 92: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
-	55,  // 93: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
-	57,  // 94: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
-	60,  // 95: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
-	68,  // 96: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
-	32,  // 97: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
-	34,  // 98: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
-	36,  // 99: dfsd.wire.Meta.MutateBatch:output_type -> dfsd.wire.MutateBatchReply
-	40,  // 100: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
-	43,  // 101: dfsd.wire.Meta.PrepareShare:output_type -> dfsd.wire.ShareReply
-	43,  // 102: dfsd.wire.Meta.FinishShare:output_type -> dfsd.wire.ShareReply
-	45,  // 103: dfsd.wire.Meta.DecideTxn:output_type -> dfsd.wire.DecideTxnReply
-	47,  // 104: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
-	49,  // 105: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
-	51,  // 106: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
-	70,  // 107: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
-	73,  // 108: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
-	76,  // 109: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
-	78,  // 110: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
-	80,  // 111: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
-	82,  // 112: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
-	81,  // [81:113] is the sub-list for method output_type
-	49,  // [49:81] is the sub-list for method input_type
-	49,  // [49:49] is the sub-list for extension type_name
-	49,  // [49:49] is the sub-list for extension extendee
-	0,   // [0:49] is the sub-list for field type_name
+	94,  // 24: dfsd.wire.FenceRequest.fence:type_name -> dfsd.wire.FenceOp
+	95,  // 25: dfsd.wire.AbsorbRequest.absorb:type_name -> dfsd.wire.AbsorbOp
+	96,  // 26: dfsd.wire.PrepareShareRequest.prepare:type_name -> dfsd.wire.TxnPrepareOp
+	97,  // 27: dfsd.wire.FinishShareRequest.finish:type_name -> dfsd.wire.TxnFinishOp
+	93,  // 28: dfsd.wire.ShareReply.result:type_name -> dfsd.wire.Result
+	98,  // 29: dfsd.wire.DecideTxnRequest.query:type_name -> dfsd.wire.TxnQuery
+	99,  // 30: dfsd.wire.DecideTxnReply.result:type_name -> dfsd.wire.TxnResult
+	100, // 31: dfsd.wire.MarksReply.marks:type_name -> dfsd.wire.SessionMark
+	101, // 32: dfsd.wire.ReadRequest.query:type_name -> dfsd.wire.Query
+	102, // 33: dfsd.wire.ReadReply.result:type_name -> dfsd.wire.QueryResult
+	60,  // 34: dfsd.wire.ReplicaReply.peers:type_name -> dfsd.wire.PeerProgress
+	89,  // 35: dfsd.wire.StateDecision.incarnation:type_name -> dfsd.wire.Incarnation
+	68,  // 36: dfsd.wire.ActivateDecision.persisted:type_name -> dfsd.wire.PersistedMark
+	101, // 37: dfsd.wire.ReadManyRequest.queries:type_name -> dfsd.wire.Query
+	73,  // 38: dfsd.wire.ReadManyReply.answers:type_name -> dfsd.wire.ReadAnswer
+	102, // 39: dfsd.wire.ReadAnswer.result:type_name -> dfsd.wire.QueryResult
+	38,  // 40: dfsd.wire.ReadAnswer.refusal:type_name -> dfsd.wire.Refusal
+	76,  // 41: dfsd.wire.SurvivorsReply.groups:type_name -> dfsd.wire.Survivor
+	0,   // 42: dfsd.wire.RecoverRequest.step:type_name -> dfsd.wire.RecoverRequest.Step
+	103, // 43: dfsd.wire.RecoverRequest.found:type_name -> dfsd.wire.MapGroup
+	91,  // 44: dfsd.wire.StatusReply.map:type_name -> dfsd.wire.ClusterMap
+	85,  // 45: dfsd.wire.StatusReply.groups:type_name -> dfsd.wire.GroupStatus
+	86,  // 46: dfsd.wire.StatusReply.stores:type_name -> dfsd.wire.StoreStatus
+	87,  // 47: dfsd.wire.StatusReply.redundancy:type_name -> dfsd.wire.Redundancy
+	11,  // 48: dfsd.wire.StatusReply.disks:type_name -> dfsd.wire.MetaDisk
+	7,   // 49: dfsd.wire.StoreStatus.beat:type_name -> dfsd.wire.StoreBeat
+	1,   // 50: dfsd.wire.Meta.Probe:input_type -> dfsd.wire.ProbeRequest
+	3,   // 51: dfsd.wire.Meta.Register:input_type -> dfsd.wire.RegisterRequest
+	6,   // 52: dfsd.wire.Meta.Heartbeat:input_type -> dfsd.wire.HeartbeatRequest
+	10,  // 53: dfsd.wire.Meta.Report:input_type -> dfsd.wire.MetaReport
+	15,  // 54: dfsd.wire.Meta.GetMap:input_type -> dfsd.wire.GetMapRequest
+	18,  // 55: dfsd.wire.Meta.RefillDone:input_type -> dfsd.wire.RefillDoneRequest
+	21,  // 56: dfsd.wire.Meta.OpenSession:input_type -> dfsd.wire.OpenSessionRequest
+	23,  // 57: dfsd.wire.Meta.KeepAlive:input_type -> dfsd.wire.KeepAliveRequest
+	25,  // 58: dfsd.wire.Meta.CloseSession:input_type -> dfsd.wire.CloseSessionRequest
+	27,  // 59: dfsd.wire.Meta.WantClass:input_type -> dfsd.wire.WantClassRequest
+	29,  // 60: dfsd.wire.Meta.SetClass:input_type -> dfsd.wire.SetClassRequest
+	54,  // 61: dfsd.wire.Meta.CreateGroup:input_type -> dfsd.wire.CreateGroupRequest
+	56,  // 62: dfsd.wire.Meta.ChangeReplicas:input_type -> dfsd.wire.ChangeReplicasRequest
+	58,  // 63: dfsd.wire.Meta.Replica:input_type -> dfsd.wire.ReplicaRequest
+	61,  // 64: dfsd.wire.Meta.MoveLeader:input_type -> dfsd.wire.MoveLeaderRequest
+	63,  // 65: dfsd.wire.Meta.GroupReady:input_type -> dfsd.wire.GroupReadyOp
+	31,  // 66: dfsd.wire.Meta.Mutate:input_type -> dfsd.wire.MutateRequest
+	33,  // 67: dfsd.wire.Meta.MutateMany:input_type -> dfsd.wire.MutateManyRequest
+	35,  // 68: dfsd.wire.Meta.MutateBatch:input_type -> dfsd.wire.MutateBatchRequest
+	39,  // 69: dfsd.wire.Meta.Fence:input_type -> dfsd.wire.FenceRequest
+	41,  // 70: dfsd.wire.Meta.Absorb:input_type -> dfsd.wire.AbsorbRequest
+	43,  // 71: dfsd.wire.Meta.PrepareShare:input_type -> dfsd.wire.PrepareShareRequest
+	44,  // 72: dfsd.wire.Meta.FinishShare:input_type -> dfsd.wire.FinishShareRequest
+	46,  // 73: dfsd.wire.Meta.DecideTxn:input_type -> dfsd.wire.DecideTxnRequest
+	48,  // 74: dfsd.wire.Meta.Garbage:input_type -> dfsd.wire.GarbageRequest
+	50,  // 75: dfsd.wire.Meta.Marks:input_type -> dfsd.wire.MarksRequest
+	52,  // 76: dfsd.wire.Meta.Read:input_type -> dfsd.wire.ReadRequest
+	71,  // 77: dfsd.wire.Meta.ReadMany:input_type -> dfsd.wire.ReadManyRequest
+	74,  // 78: dfsd.wire.Meta.Survivors:input_type -> dfsd.wire.SurvivorsRequest
+	77,  // 79: dfsd.wire.Meta.Recover:input_type -> dfsd.wire.RecoverRequest
+	79,  // 80: dfsd.wire.Meta.GiveUp:input_type -> dfsd.wire.GiveUpRequest
+	81,  // 81: dfsd.wire.Meta.Acknowledge:input_type -> dfsd.wire.AcknowledgeRequest
+	83,  // 82: dfsd.wire.Meta.Status:input_type -> dfsd.wire.StatusRequest
+	2,   // 83: dfsd.wire.Meta.Probe:output_type -> dfsd.wire.ProbeReply
+	5,   // 84: dfsd.wire.Meta.Register:output_type -> dfsd.wire.RegisterReply
+	9,   // 85: dfsd.wire.Meta.Heartbeat:output_type -> dfsd.wire.HeartbeatReply
+	13,  // 86: dfsd.wire.Meta.Report:output_type -> dfsd.wire.MetaReportReply
+	16,  // 87: dfsd.wire.Meta.GetMap:output_type -> dfsd.wire.GetMapReply
+	20,  // 88: dfsd.wire.Meta.RefillDone:output_type -> dfsd.wire.RefillDoneReply
+	22,  // 89: dfsd.wire.Meta.OpenSession:output_type -> dfsd.wire.OpenSessionReply
+	24,  // 90: dfsd.wire.Meta.KeepAlive:output_type -> dfsd.wire.KeepAliveReply
+	26,  // 91: dfsd.wire.Meta.CloseSession:output_type -> dfsd.wire.CloseSessionReply
+	28,  // 92: dfsd.wire.Meta.WantClass:output_type -> dfsd.wire.WantClassReply
+	30,  // 93: dfsd.wire.Meta.SetClass:output_type -> dfsd.wire.SetClassReply
+	55,  // 94: dfsd.wire.Meta.CreateGroup:output_type -> dfsd.wire.CreateGroupReply
+	57,  // 95: dfsd.wire.Meta.ChangeReplicas:output_type -> dfsd.wire.ChangeReplicasReply
+	59,  // 96: dfsd.wire.Meta.Replica:output_type -> dfsd.wire.ReplicaReply
+	62,  // 97: dfsd.wire.Meta.MoveLeader:output_type -> dfsd.wire.MoveLeaderReply
+	70,  // 98: dfsd.wire.Meta.GroupReady:output_type -> dfsd.wire.GroupReadyReply
+	32,  // 99: dfsd.wire.Meta.Mutate:output_type -> dfsd.wire.MutateReply
+	34,  // 100: dfsd.wire.Meta.MutateMany:output_type -> dfsd.wire.MutateManyReply
+	36,  // 101: dfsd.wire.Meta.MutateBatch:output_type -> dfsd.wire.MutateBatchReply
+	40,  // 102: dfsd.wire.Meta.Fence:output_type -> dfsd.wire.FenceReply
+	42,  // 103: dfsd.wire.Meta.Absorb:output_type -> dfsd.wire.AbsorbReply
+	45,  // 104: dfsd.wire.Meta.PrepareShare:output_type -> dfsd.wire.ShareReply
+	45,  // 105: dfsd.wire.Meta.FinishShare:output_type -> dfsd.wire.ShareReply
+	47,  // 106: dfsd.wire.Meta.DecideTxn:output_type -> dfsd.wire.DecideTxnReply
+	49,  // 107: dfsd.wire.Meta.Garbage:output_type -> dfsd.wire.GarbageReply
+	51,  // 108: dfsd.wire.Meta.Marks:output_type -> dfsd.wire.MarksReply
+	53,  // 109: dfsd.wire.Meta.Read:output_type -> dfsd.wire.ReadReply
+	72,  // 110: dfsd.wire.Meta.ReadMany:output_type -> dfsd.wire.ReadManyReply
+	75,  // 111: dfsd.wire.Meta.Survivors:output_type -> dfsd.wire.SurvivorsReply
+	78,  // 112: dfsd.wire.Meta.Recover:output_type -> dfsd.wire.RecoverReply
+	80,  // 113: dfsd.wire.Meta.GiveUp:output_type -> dfsd.wire.GiveUpReply
+	82,  // 114: dfsd.wire.Meta.Acknowledge:output_type -> dfsd.wire.AcknowledgeReply
+	84,  // 115: dfsd.wire.Meta.Status:output_type -> dfsd.wire.StatusReply
+	83,  // [83:116] is the sub-list for method output_type
+	50,  // [50:83] is the sub-list for method input_type
+	50,  // [50:50] is the sub-list for extension type_name
+	50,  // [50:50] is the sub-list for extension extendee
+	0,   // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -6143,7 +6251,7 @@ func file_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   86,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,7 @@ type DRPCMetaClient interface {
 	MutateMany(ctx context.Context, in *MutateManyRequest) (*MutateManyReply, error)
 	MutateBatch(ctx context.Context, in *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(ctx context.Context, in *FenceRequest) (*FenceReply, error)
+	Absorb(ctx context.Context, in *AbsorbRequest) (*AbsorbReply, error)
 	PrepareShare(ctx context.Context, in *PrepareShareRequest) (*ShareReply, error)
 	FinishShare(ctx context.Context, in *FinishShareRequest) (*ShareReply, error)
 	DecideTxn(ctx context.Context, in *DecideTxnRequest) (*DecideTxnReply, error)
@@ -252,6 +253,15 @@ func (c *drpcMetaClient) Fence(ctx context.Context, in *FenceRequest) (*FenceRep
 	return out, nil
 }
 
+func (c *drpcMetaClient) Absorb(ctx context.Context, in *AbsorbRequest) (*AbsorbReply, error) {
+	out := new(AbsorbReply)
+	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/Absorb", drpcEncoding_File_meta_proto{}, in, out)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *drpcMetaClient) PrepareShare(ctx context.Context, in *PrepareShareRequest) (*ShareReply, error) {
 	out := new(ShareReply)
 	err := c.cc.Invoke(ctx, "/dfsd.wire.Meta/PrepareShare", drpcEncoding_File_meta_proto{}, in, out)
@@ -381,6 +391,7 @@ type DRPCMetaServer interface {
 	MutateMany(context.Context, *MutateManyRequest) (*MutateManyReply, error)
 	MutateBatch(context.Context, *MutateBatchRequest) (*MutateBatchReply, error)
 	Fence(context.Context, *FenceRequest) (*FenceReply, error)
+	Absorb(context.Context, *AbsorbRequest) (*AbsorbReply, error)
 	PrepareShare(context.Context, *PrepareShareRequest) (*ShareReply, error)
 	FinishShare(context.Context, *FinishShareRequest) (*ShareReply, error)
 	DecideTxn(context.Context, *DecideTxnRequest) (*DecideTxnReply, error)
@@ -477,6 +488,10 @@ func (s *DRPCMetaUnimplementedServer) Fence(context.Context, *FenceRequest) (*Fe
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
 
+func (s *DRPCMetaUnimplementedServer) Absorb(context.Context, *AbsorbRequest) (*AbsorbReply, error) {
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
+}
+
 func (s *DRPCMetaUnimplementedServer) PrepareShare(context.Context, *PrepareShareRequest) (*ShareReply, error) {
 	return nil, drpcerr.WithCode(errors.New("Unimplemented"), drpcerr.Unimplemented)
 }
@@ -527,7 +542,7 @@ func (s *DRPCMetaUnimplementedServer) Status(context.Context, *StatusRequest) (*
 
 type DRPCMetaDescription struct{}
 
-func (DRPCMetaDescription) NumMethods() int { return 32 }
+func (DRPCMetaDescription) NumMethods() int { return 33 }
 
 func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, interface{}, bool) {
 	switch n {
@@ -712,6 +727,15 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 					)
 			}, DRPCMetaServer.Fence, true
 	case 20:
+		return "/dfsd.wire.Meta/Absorb", drpcEncoding_File_meta_proto{},
+			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
+				return srv.(DRPCMetaServer).
+					Absorb(
+						ctx,
+						in1.(*AbsorbRequest),
+					)
+			}, DRPCMetaServer.Absorb, true
+	case 21:
 		return "/dfsd.wire.Meta/PrepareShare", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -720,7 +744,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*PrepareShareRequest),
 					)
 			}, DRPCMetaServer.PrepareShare, true
-	case 21:
+	case 22:
 		return "/dfsd.wire.Meta/FinishShare", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -729,7 +753,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*FinishShareRequest),
 					)
 			}, DRPCMetaServer.FinishShare, true
-	case 22:
+	case 23:
 		return "/dfsd.wire.Meta/DecideTxn", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -738,7 +762,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*DecideTxnRequest),
 					)
 			}, DRPCMetaServer.DecideTxn, true
-	case 23:
+	case 24:
 		return "/dfsd.wire.Meta/Garbage", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -747,7 +771,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GarbageRequest),
 					)
 			}, DRPCMetaServer.Garbage, true
-	case 24:
+	case 25:
 		return "/dfsd.wire.Meta/Marks", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -756,7 +780,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*MarksRequest),
 					)
 			}, DRPCMetaServer.Marks, true
-	case 25:
+	case 26:
 		return "/dfsd.wire.Meta/Read", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -765,7 +789,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadRequest),
 					)
 			}, DRPCMetaServer.Read, true
-	case 26:
+	case 27:
 		return "/dfsd.wire.Meta/ReadMany", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -774,7 +798,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*ReadManyRequest),
 					)
 			}, DRPCMetaServer.ReadMany, true
-	case 27:
+	case 28:
 		return "/dfsd.wire.Meta/Survivors", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -783,7 +807,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*SurvivorsRequest),
 					)
 			}, DRPCMetaServer.Survivors, true
-	case 28:
+	case 29:
 		return "/dfsd.wire.Meta/Recover", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -792,7 +816,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*RecoverRequest),
 					)
 			}, DRPCMetaServer.Recover, true
-	case 29:
+	case 30:
 		return "/dfsd.wire.Meta/GiveUp", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -801,7 +825,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*GiveUpRequest),
 					)
 			}, DRPCMetaServer.GiveUp, true
-	case 30:
+	case 31:
 		return "/dfsd.wire.Meta/Acknowledge", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -810,7 +834,7 @@ func (DRPCMetaDescription) Method(n int) (string, drpc.Encoding, drpc.Receiver, 
 						in1.(*AcknowledgeRequest),
 					)
 			}, DRPCMetaServer.Acknowledge, true
-	case 31:
+	case 32:
 		return "/dfsd.wire.Meta/Status", drpcEncoding_File_meta_proto{},
 			func(srv interface{}, ctx context.Context, in1, in2 interface{}) (drpc.Message, error) {
 				return srv.(DRPCMetaServer).
@@ -1222,6 +1246,26 @@ func (x *drpcMeta_FenceStream) GetStream() drpc.Stream {
 }
 
 func (x *drpcMeta_FenceStream) SendAndClose(m *FenceReply) error {
+	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
+		return err
+	}
+	return x.CloseSend()
+}
+
+type DRPCMeta_AbsorbStream interface {
+	drpc.Stream
+	SendAndClose(*AbsorbReply) error
+}
+
+type drpcMeta_AbsorbStream struct {
+	drpc.Stream
+}
+
+func (x *drpcMeta_AbsorbStream) GetStream() drpc.Stream {
+	return x.Stream
+}
+
+func (x *drpcMeta_AbsorbStream) SendAndClose(m *AbsorbReply) error {
 	if err := x.MsgSend(m, drpcEncoding_File_meta_proto{}); err != nil {
 		return err
 	}

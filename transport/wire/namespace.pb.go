@@ -124,7 +124,7 @@ func (x BatchOp_Refusals) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BatchOp_Refusals.Descriptor instead.
 func (BatchOp_Refusals) EnumDescriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{45, 0}
+	return file_namespace_proto_rawDescGZIP(), []int{50, 0}
 }
 
 type TxnResult_State int32
@@ -173,7 +173,7 @@ func (x TxnResult_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TxnResult_State.Descriptor instead.
 func (TxnResult_State) EnumDescriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{74, 0}
+	return file_namespace_proto_rawDescGZIP(), []int{79, 0}
 }
 
 // Cred is the caller: recorded with each mutation.
@@ -257,6 +257,7 @@ type Attr struct {
 	Parent        uint64                 `protobuf:"varint,15,opt,name=parent,proto3" json:"parent,omitempty"`     // of a directory
 	Frozen        bool                   `protobuf:"varint,16,opt,name=frozen,proto3" json:"frozen,omitempty"`     // a directory that an rmdir over a boundary holds
 	Unlinked      bool                   `protobuf:"varint,17,opt,name=unlinked,proto3" json:"unlinked,omitempty"` // a directory that a mkdir over a boundary has not linked yet
+	Below         *Sums                  `protobuf:"bytes,18,opt,name=below,proto3" json:"below,omitempty"`        // of a directory, where they are asked for and its group keeps accounts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +411,82 @@ func (x *Attr) GetUnlinked() bool {
 	return false
 }
 
+func (x *Attr) GetBelow() *Sums {
+	if x != nil {
+		return x.Below
+	}
+	return nil
+}
+
+// Sums is what lies below a directory. An inode with several names counts once.
+type Sums struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"` // of files, and of the targets of symlinks; modulo 2^64
+	Files         uint64                 `protobuf:"varint,2,opt,name=files,proto3" json:"files,omitempty"` // and symlinks
+	Directories   uint64                 `protobuf:"varint,3,opt,name=directories,proto3" json:"directories,omitempty"`
+	Settled       bool                   `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"` // nothing waits in the directory's group: what it has and was told is all in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sums) Reset() {
+	*x = Sums{}
+	mi := &file_namespace_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sums) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sums) ProtoMessage() {}
+
+func (x *Sums) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sums.ProtoReflect.Descriptor instead.
+func (*Sums) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Sums) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Sums) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Sums) GetDirectories() uint64 {
+	if x != nil {
+		return x.Directories
+	}
+	return 0
+}
+
+func (x *Sums) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
 // Extent maps a range of a file to a range of a block.
 type Extent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -424,7 +501,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_namespace_proto_msgTypes[2]
+	mi := &file_namespace_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +513,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[2]
+	mi := &file_namespace_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +526,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{2}
+	return file_namespace_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Extent) GetOffset() int64 {
@@ -519,7 +596,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_namespace_proto_msgTypes[3]
+	mi := &file_namespace_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +608,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[3]
+	mi := &file_namespace_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +621,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{3}
+	return file_namespace_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Command) GetSession() uint64 {
@@ -839,7 +916,7 @@ type CreateOp struct {
 
 func (x *CreateOp) Reset() {
 	*x = CreateOp{}
-	mi := &file_namespace_proto_msgTypes[4]
+	mi := &file_namespace_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +928,7 @@ func (x *CreateOp) String() string {
 func (*CreateOp) ProtoMessage() {}
 
 func (x *CreateOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[4]
+	mi := &file_namespace_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +941,7 @@ func (x *CreateOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOp.ProtoReflect.Descriptor instead.
 func (*CreateOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{4}
+	return file_namespace_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateOp) GetParent() uint64 {
@@ -963,7 +1040,7 @@ type MkdirOp struct {
 
 func (x *MkdirOp) Reset() {
 	*x = MkdirOp{}
-	mi := &file_namespace_proto_msgTypes[5]
+	mi := &file_namespace_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1052,7 @@ func (x *MkdirOp) String() string {
 func (*MkdirOp) ProtoMessage() {}
 
 func (x *MkdirOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[5]
+	mi := &file_namespace_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1065,7 @@ func (x *MkdirOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirOp.ProtoReflect.Descriptor instead.
 func (*MkdirOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{5}
+	return file_namespace_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MkdirOp) GetParent() uint64 {
@@ -1022,7 +1099,7 @@ type UnlinkOp struct {
 
 func (x *UnlinkOp) Reset() {
 	*x = UnlinkOp{}
-	mi := &file_namespace_proto_msgTypes[6]
+	mi := &file_namespace_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1111,7 @@ func (x *UnlinkOp) String() string {
 func (*UnlinkOp) ProtoMessage() {}
 
 func (x *UnlinkOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[6]
+	mi := &file_namespace_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1124,7 @@ func (x *UnlinkOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlinkOp.ProtoReflect.Descriptor instead.
 func (*UnlinkOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{6}
+	return file_namespace_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UnlinkOp) GetParent() uint64 {
@@ -1076,7 +1153,7 @@ type RmdirOp struct {
 
 func (x *RmdirOp) Reset() {
 	*x = RmdirOp{}
-	mi := &file_namespace_proto_msgTypes[7]
+	mi := &file_namespace_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1165,7 @@ func (x *RmdirOp) String() string {
 func (*RmdirOp) ProtoMessage() {}
 
 func (x *RmdirOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[7]
+	mi := &file_namespace_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1178,7 @@ func (x *RmdirOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RmdirOp.ProtoReflect.Descriptor instead.
 func (*RmdirOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{7}
+	return file_namespace_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RmdirOp) GetParent() uint64 {
@@ -1131,7 +1208,7 @@ type RenameOp struct {
 
 func (x *RenameOp) Reset() {
 	*x = RenameOp{}
-	mi := &file_namespace_proto_msgTypes[8]
+	mi := &file_namespace_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1220,7 @@ func (x *RenameOp) String() string {
 func (*RenameOp) ProtoMessage() {}
 
 func (x *RenameOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[8]
+	mi := &file_namespace_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1233,7 @@ func (x *RenameOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameOp.ProtoReflect.Descriptor instead.
 func (*RenameOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{8}
+	return file_namespace_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenameOp) GetParent() uint64 {
@@ -1205,7 +1282,7 @@ type LinkOp struct {
 
 func (x *LinkOp) Reset() {
 	*x = LinkOp{}
-	mi := &file_namespace_proto_msgTypes[9]
+	mi := &file_namespace_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1294,7 @@ func (x *LinkOp) String() string {
 func (*LinkOp) ProtoMessage() {}
 
 func (x *LinkOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[9]
+	mi := &file_namespace_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1307,7 @@ func (x *LinkOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkOp.ProtoReflect.Descriptor instead.
 func (*LinkOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{9}
+	return file_namespace_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LinkOp) GetIno() uint64 {
@@ -1270,7 +1347,7 @@ type SetAttrOp struct {
 
 func (x *SetAttrOp) Reset() {
 	*x = SetAttrOp{}
-	mi := &file_namespace_proto_msgTypes[10]
+	mi := &file_namespace_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1359,7 @@ func (x *SetAttrOp) String() string {
 func (*SetAttrOp) ProtoMessage() {}
 
 func (x *SetAttrOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[10]
+	mi := &file_namespace_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1372,7 @@ func (x *SetAttrOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttrOp.ProtoReflect.Descriptor instead.
 func (*SetAttrOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{10}
+	return file_namespace_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetAttrOp) GetIno() uint64 {
@@ -1360,7 +1437,7 @@ type WriteOp struct {
 
 func (x *WriteOp) Reset() {
 	*x = WriteOp{}
-	mi := &file_namespace_proto_msgTypes[11]
+	mi := &file_namespace_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1449,7 @@ func (x *WriteOp) String() string {
 func (*WriteOp) ProtoMessage() {}
 
 func (x *WriteOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[11]
+	mi := &file_namespace_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1462,7 @@ func (x *WriteOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteOp.ProtoReflect.Descriptor instead.
 func (*WriteOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{11}
+	return file_namespace_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WriteOp) GetIno() uint64 {
@@ -1426,7 +1503,7 @@ type LeaseInosOp struct {
 
 func (x *LeaseInosOp) Reset() {
 	*x = LeaseInosOp{}
-	mi := &file_namespace_proto_msgTypes[12]
+	mi := &file_namespace_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1515,7 @@ func (x *LeaseInosOp) String() string {
 func (*LeaseInosOp) ProtoMessage() {}
 
 func (x *LeaseInosOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[12]
+	mi := &file_namespace_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1528,7 @@ func (x *LeaseInosOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInosOp.ProtoReflect.Descriptor instead.
 func (*LeaseInosOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{12}
+	return file_namespace_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeaseInosOp) GetCount() uint32 {
@@ -1474,7 +1551,7 @@ type SetPolicyOp struct {
 
 func (x *SetPolicyOp) Reset() {
 	*x = SetPolicyOp{}
-	mi := &file_namespace_proto_msgTypes[13]
+	mi := &file_namespace_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1563,7 @@ func (x *SetPolicyOp) String() string {
 func (*SetPolicyOp) ProtoMessage() {}
 
 func (x *SetPolicyOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[13]
+	mi := &file_namespace_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1576,7 @@ func (x *SetPolicyOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyOp.ProtoReflect.Descriptor instead.
 func (*SetPolicyOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{13}
+	return file_namespace_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetPolicyOp) GetIno() uint64 {
@@ -1540,7 +1617,7 @@ type MkdirPrepareOp struct {
 
 func (x *MkdirPrepareOp) Reset() {
 	*x = MkdirPrepareOp{}
-	mi := &file_namespace_proto_msgTypes[14]
+	mi := &file_namespace_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1629,7 @@ func (x *MkdirPrepareOp) String() string {
 func (*MkdirPrepareOp) ProtoMessage() {}
 
 func (x *MkdirPrepareOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[14]
+	mi := &file_namespace_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1642,7 @@ func (x *MkdirPrepareOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirPrepareOp.ProtoReflect.Descriptor instead.
 func (*MkdirPrepareOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{14}
+	return file_namespace_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MkdirPrepareOp) GetParent() uint64 {
@@ -1629,7 +1706,7 @@ type MkdirCommitOp struct {
 
 func (x *MkdirCommitOp) Reset() {
 	*x = MkdirCommitOp{}
-	mi := &file_namespace_proto_msgTypes[15]
+	mi := &file_namespace_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1718,7 @@ func (x *MkdirCommitOp) String() string {
 func (*MkdirCommitOp) ProtoMessage() {}
 
 func (x *MkdirCommitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[15]
+	mi := &file_namespace_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1731,7 @@ func (x *MkdirCommitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirCommitOp.ProtoReflect.Descriptor instead.
 func (*MkdirCommitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{15}
+	return file_namespace_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MkdirCommitOp) GetParent() uint64 {
@@ -1690,7 +1767,7 @@ type RmdirFreezeOp struct {
 
 func (x *RmdirFreezeOp) Reset() {
 	*x = RmdirFreezeOp{}
-	mi := &file_namespace_proto_msgTypes[16]
+	mi := &file_namespace_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1779,7 @@ func (x *RmdirFreezeOp) String() string {
 func (*RmdirFreezeOp) ProtoMessage() {}
 
 func (x *RmdirFreezeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[16]
+	mi := &file_namespace_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1792,7 @@ func (x *RmdirFreezeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RmdirFreezeOp.ProtoReflect.Descriptor instead.
 func (*RmdirFreezeOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{16}
+	return file_namespace_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RmdirFreezeOp) GetChild() uint64 {
@@ -1751,7 +1828,7 @@ type RmdirCommitOp struct {
 
 func (x *RmdirCommitOp) Reset() {
 	*x = RmdirCommitOp{}
-	mi := &file_namespace_proto_msgTypes[17]
+	mi := &file_namespace_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1840,7 @@ func (x *RmdirCommitOp) String() string {
 func (*RmdirCommitOp) ProtoMessage() {}
 
 func (x *RmdirCommitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[17]
+	mi := &file_namespace_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1853,7 @@ func (x *RmdirCommitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RmdirCommitOp.ProtoReflect.Descriptor instead.
 func (*RmdirCommitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{17}
+	return file_namespace_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RmdirCommitOp) GetParent() uint64 {
@@ -1813,7 +1890,7 @@ type ResolveOp struct {
 
 func (x *ResolveOp) Reset() {
 	*x = ResolveOp{}
-	mi := &file_namespace_proto_msgTypes[18]
+	mi := &file_namespace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1902,7 @@ func (x *ResolveOp) String() string {
 func (*ResolveOp) ProtoMessage() {}
 
 func (x *ResolveOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[18]
+	mi := &file_namespace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1915,7 @@ func (x *ResolveOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveOp.ProtoReflect.Descriptor instead.
 func (*ResolveOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{18}
+	return file_namespace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResolveOp) GetChild() uint64 {
@@ -1876,13 +1953,14 @@ type Result struct {
 	// To a BatchOp: the encoded Results of its first commands, in order. A command
 	// that has none was not carried out.
 	Members       [][]byte `protobuf:"bytes,16,rep,name=members,proto3" json:"members,omitempty"`
+	Absorbed      []uint64 `protobuf:"varint,18,rep,packed,name=absorbed,proto3" json:"absorbed,omitempty"` // to an AbsorbOp: the inodes of which this much or more is taken in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_namespace_proto_msgTypes[19]
+	mi := &file_namespace_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1972,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[19]
+	mi := &file_namespace_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1985,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{19}
+	return file_namespace_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Result) GetKind() uint32 {
@@ -1973,6 +2051,13 @@ func (x *Result) GetMembers() [][]byte {
 	return nil
 }
 
+func (x *Result) GetAbsorbed() []uint64 {
+	if x != nil {
+		return x.Absorbed
+	}
+	return nil
+}
+
 type InoRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
@@ -1983,7 +2068,7 @@ type InoRange struct {
 
 func (x *InoRange) Reset() {
 	*x = InoRange{}
-	mi := &file_namespace_proto_msgTypes[20]
+	mi := &file_namespace_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2080,7 @@ func (x *InoRange) String() string {
 func (*InoRange) ProtoMessage() {}
 
 func (x *InoRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[20]
+	mi := &file_namespace_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2093,7 @@ func (x *InoRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InoRange.ProtoReflect.Descriptor instead.
 func (*InoRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{20}
+	return file_namespace_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InoRange) GetFirst() uint64 {
@@ -2048,6 +2133,9 @@ type LogEntry struct {
 	//	*LogEntry_TxnFinish
 	//	*LogEntry_TxnDrop
 	//	*LogEntry_Batch
+	//	*LogEntry_Tally
+	//	*LogEntry_Absorb
+	//	*LogEntry_Reported
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2055,7 +2143,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_namespace_proto_msgTypes[21]
+	mi := &file_namespace_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2155,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[21]
+	mi := &file_namespace_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2168,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{21}
+	return file_namespace_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogEntry) GetVersion() uint64 {
@@ -2250,6 +2338,33 @@ func (x *LogEntry) GetBatch() *BatchOp {
 	return nil
 }
 
+func (x *LogEntry) GetTally() *TallyOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Tally); ok {
+			return x.Tally
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetAbsorb() *AbsorbOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Absorb); ok {
+			return x.Absorb
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetReported() *ReportedOp {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Reported); ok {
+			return x.Reported
+		}
+	}
+	return nil
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2322,6 +2437,18 @@ type LogEntry_Batch struct {
 	Batch *BatchOp `protobuf:"bytes,40,opt,name=batch,proto3,oneof"`
 }
 
+type LogEntry_Tally struct {
+	Tally *TallyOp `protobuf:"bytes,50,opt,name=tally,proto3,oneof"`
+}
+
+type LogEntry_Absorb struct {
+	Absorb *AbsorbOp `protobuf:"bytes,51,opt,name=absorb,proto3,oneof"`
+}
+
+type LogEntry_Reported struct {
+	Reported *ReportedOp `protobuf:"bytes,52,opt,name=reported,proto3,oneof"`
+}
+
 func (*LogEntry_Command) isLogEntry_Entry() {}
 
 func (*LogEntry_Fence) isLogEntry_Entry() {}
@@ -2356,6 +2483,12 @@ func (*LogEntry_TxnDrop) isLogEntry_Entry() {}
 
 func (*LogEntry_Batch) isLogEntry_Entry() {}
 
+func (*LogEntry_Tally) isLogEntry_Entry() {}
+
+func (*LogEntry_Absorb) isLogEntry_Entry() {}
+
+func (*LogEntry_Reported) isLogEntry_Entry() {}
+
 // LevelOp raises the feature level of a group: what every member knows by now.
 type LevelOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2366,7 +2499,7 @@ type LevelOp struct {
 
 func (x *LevelOp) Reset() {
 	*x = LevelOp{}
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2511,7 @@ func (x *LevelOp) String() string {
 func (*LevelOp) ProtoMessage() {}
 
 func (x *LevelOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2524,7 @@ func (x *LevelOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LevelOp.ProtoReflect.Descriptor instead.
 func (*LevelOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{22}
+	return file_namespace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LevelOp) GetLevel() uint32 {
@@ -2399,6 +2532,219 @@ func (x *LevelOp) GetLevel() uint32 {
 		return x.Level
 	}
 	return 0
+}
+
+// TallyOp moves up what inodes count for and their homes, in this group, do not know.
+type TallyOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"` // rows that are looked at, at the most: 1 to 1,024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TallyOp) Reset() {
+	*x = TallyOp{}
+	mi := &file_namespace_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TallyOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TallyOp) ProtoMessage() {}
+
+func (x *TallyOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TallyOp.ProtoReflect.Descriptor instead.
+func (*TallyOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TallyOp) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// Absorption is what an inode counts for in its home, a directory of another group:
+// absolutely, so that it may be lost, late or repeated.
+type Absorption struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Dir           uint64                 `protobuf:"varint,2,opt,name=dir,proto3" json:"dir,omitempty"`
+	Since         uint64                 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"` // version of the transaction that made its last name there; 0: it was made by a one-sided mkdir
+	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`     // version of the inode's group of which this tells
+	Sums          *Sums                  `protobuf:"bytes,5,opt,name=sums,proto3" json:"sums,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Absorption) Reset() {
+	*x = Absorption{}
+	mi := &file_namespace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Absorption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Absorption) ProtoMessage() {}
+
+func (x *Absorption) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Absorption.ProtoReflect.Descriptor instead.
+func (*Absorption) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Absorption) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Absorption) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *Absorption) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Absorption) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Absorption) GetSums() *Sums {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
+// AbsorbOp, in the group of the directories: takes in what inodes of another group count for.
+type AbsorbOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            []*Absorption          `protobuf:"bytes,1,rep,name=of,proto3" json:"of,omitempty"` // at most 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbsorbOp) Reset() {
+	*x = AbsorbOp{}
+	mi := &file_namespace_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbsorbOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbsorbOp) ProtoMessage() {}
+
+func (x *AbsorbOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbsorbOp.ProtoReflect.Descriptor instead.
+func (*AbsorbOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *AbsorbOp) GetOf() []*Absorption {
+	if x != nil {
+		return x.Of
+	}
+	return nil
+}
+
+// ReportedOp, in the group of the inodes: what was told has been taken in.
+type ReportedOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            []*Absorption          `protobuf:"bytes,1,rep,name=of,proto3" json:"of,omitempty"` // at most 256, without sums
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportedOp) Reset() {
+	*x = ReportedOp{}
+	mi := &file_namespace_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportedOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportedOp) ProtoMessage() {}
+
+func (x *ReportedOp) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportedOp.ProtoReflect.Descriptor instead.
+func (*ReportedOp) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ReportedOp) GetOf() []*Absorption {
+	if x != nil {
+		return x.Of
+	}
+	return nil
 }
 
 // TxnID names one attempt at an operation over several groups.
@@ -2414,7 +2760,7 @@ type TxnID struct {
 
 func (x *TxnID) Reset() {
 	*x = TxnID{}
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2772,7 @@ func (x *TxnID) String() string {
 func (*TxnID) ProtoMessage() {}
 
 func (x *TxnID) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2785,7 @@ func (x *TxnID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnID.ProtoReflect.Descriptor instead.
 func (*TxnID) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{23}
+	return file_namespace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TxnID) GetGroup() uint32 {
@@ -2481,7 +2827,7 @@ type TxnShare struct {
 
 func (x *TxnShare) Reset() {
 	*x = TxnShare{}
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2839,7 @@ func (x *TxnShare) String() string {
 func (*TxnShare) ProtoMessage() {}
 
 func (x *TxnShare) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2852,7 @@ func (x *TxnShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnShare.ProtoReflect.Descriptor instead.
 func (*TxnShare) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{24}
+	return file_namespace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TxnShare) GetSteps() []*TxnStep {
@@ -2538,7 +2884,7 @@ type TxnStep struct {
 
 func (x *TxnStep) Reset() {
 	*x = TxnStep{}
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2896,7 @@ func (x *TxnStep) String() string {
 func (*TxnStep) ProtoMessage() {}
 
 func (x *TxnStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2909,7 @@ func (x *TxnStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnStep.ProtoReflect.Descriptor instead.
 func (*TxnStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{25}
+	return file_namespace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TxnStep) GetStep() isTxnStep_Step {
@@ -2725,7 +3071,7 @@ type LeaveStep struct {
 
 func (x *LeaveStep) Reset() {
 	*x = LeaveStep{}
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +3083,7 @@ func (x *LeaveStep) String() string {
 func (*LeaveStep) ProtoMessage() {}
 
 func (x *LeaveStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +3096,7 @@ func (x *LeaveStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveStep.ProtoReflect.Descriptor instead.
 func (*LeaveStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{26}
+	return file_namespace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LeaveStep) GetParent() uint64 {
@@ -2796,7 +3142,7 @@ type EnterStep struct {
 
 func (x *EnterStep) Reset() {
 	*x = EnterStep{}
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3154,7 @@ func (x *EnterStep) String() string {
 func (*EnterStep) ProtoMessage() {}
 
 func (x *EnterStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3167,7 @@ func (x *EnterStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnterStep.ProtoReflect.Descriptor instead.
 func (*EnterStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{27}
+	return file_namespace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnterStep) GetParent() uint64 {
@@ -2879,7 +3225,7 @@ type KeepStep struct {
 
 func (x *KeepStep) Reset() {
 	*x = KeepStep{}
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3237,7 @@ func (x *KeepStep) String() string {
 func (*KeepStep) ProtoMessage() {}
 
 func (x *KeepStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3250,7 @@ func (x *KeepStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepStep.ProtoReflect.Descriptor instead.
 func (*KeepStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{28}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *KeepStep) GetParent() uint64 {
@@ -2941,13 +3287,14 @@ type LinksStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Less          bool                   `protobuf:"varint,2,opt,name=less,proto3" json:"less,omitempty"`
+	Dir           uint64                 `protobuf:"varint,3,opt,name=dir,proto3" json:"dir,omitempty"` // in which the name is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LinksStep) Reset() {
 	*x = LinksStep{}
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +3306,7 @@ func (x *LinksStep) String() string {
 func (*LinksStep) ProtoMessage() {}
 
 func (x *LinksStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3319,7 @@ func (x *LinksStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinksStep.ProtoReflect.Descriptor instead.
 func (*LinksStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{29}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LinksStep) GetIno() uint64 {
@@ -2989,18 +3336,27 @@ func (x *LinksStep) GetLess() bool {
 	return false
 }
 
+func (x *LinksStep) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
 // MovedStep notes that what names an inode has moved.
 type MovedStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Parent        uint64                 `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"` // of a directory: the new one; else 0
+	From          uint64                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`     // of a file or symlink that gets into another directory: the old one
+	To            uint64                 `protobuf:"varint,4,opt,name=to,proto3" json:"to,omitempty"`         // and the new one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MovedStep) Reset() {
 	*x = MovedStep{}
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3368,7 @@ func (x *MovedStep) String() string {
 func (*MovedStep) ProtoMessage() {}
 
 func (x *MovedStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3381,7 @@ func (x *MovedStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovedStep.ProtoReflect.Descriptor instead.
 func (*MovedStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{30}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MovedStep) GetIno() uint64 {
@@ -3042,6 +3398,20 @@ func (x *MovedStep) GetParent() uint64 {
 	return 0
 }
 
+func (x *MovedStep) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *MovedStep) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 // RemoveDirStep removes an empty directory.
 type RemoveDirStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3052,7 +3422,7 @@ type RemoveDirStep struct {
 
 func (x *RemoveDirStep) Reset() {
 	*x = RemoveDirStep{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3434,7 @@ func (x *RemoveDirStep) String() string {
 func (*RemoveDirStep) ProtoMessage() {}
 
 func (x *RemoveDirStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3447,7 @@ func (x *RemoveDirStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDirStep.ProtoReflect.Descriptor instead.
 func (*RemoveDirStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveDirStep) GetIno() uint64 {
@@ -3104,7 +3474,7 @@ type MakeDirStep struct {
 
 func (x *MakeDirStep) Reset() {
 	*x = MakeDirStep{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3486,7 @@ func (x *MakeDirStep) String() string {
 func (*MakeDirStep) ProtoMessage() {}
 
 func (x *MakeDirStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3499,7 @@ func (x *MakeDirStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirStep.ProtoReflect.Descriptor instead.
 func (*MakeDirStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MakeDirStep) GetParent() uint64 {
@@ -3192,7 +3562,7 @@ type CreateStep struct {
 
 func (x *CreateStep) Reset() {
 	*x = CreateStep{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3574,7 @@ func (x *CreateStep) String() string {
 func (*CreateStep) ProtoMessage() {}
 
 func (x *CreateStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3587,7 @@ func (x *CreateStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateStep.ProtoReflect.Descriptor instead.
 func (*CreateStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateStep) GetOp() *CreateOp {
@@ -3243,7 +3613,7 @@ type TreeStep struct {
 
 func (x *TreeStep) Reset() {
 	*x = TreeStep{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3625,7 @@ func (x *TreeStep) String() string {
 func (*TreeStep) ProtoMessage() {}
 
 func (x *TreeStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3638,7 @@ func (x *TreeStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeStep.ProtoReflect.Descriptor instead.
 func (*TreeStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 // TxnPart is the share of one group.
@@ -3283,7 +3653,7 @@ type TxnPart struct {
 
 func (x *TxnPart) Reset() {
 	*x = TxnPart{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3665,7 @@ func (x *TxnPart) String() string {
 func (*TxnPart) ProtoMessage() {}
 
 func (x *TxnPart) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3678,7 @@ func (x *TxnPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnPart.ProtoReflect.Descriptor instead.
 func (*TxnPart) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TxnPart) GetGroup() uint32 {
@@ -3345,7 +3715,7 @@ type TxnBeginOp struct {
 
 func (x *TxnBeginOp) Reset() {
 	*x = TxnBeginOp{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3357,7 +3727,7 @@ func (x *TxnBeginOp) String() string {
 func (*TxnBeginOp) ProtoMessage() {}
 
 func (x *TxnBeginOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,7 +3740,7 @@ func (x *TxnBeginOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnBeginOp.ProtoReflect.Descriptor instead.
 func (*TxnBeginOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TxnBeginOp) GetCommand() *Command {
@@ -3406,7 +3776,7 @@ type TxnPrepareOp struct {
 
 func (x *TxnPrepareOp) Reset() {
 	*x = TxnPrepareOp{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3418,7 +3788,7 @@ func (x *TxnPrepareOp) String() string {
 func (*TxnPrepareOp) ProtoMessage() {}
 
 func (x *TxnPrepareOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3431,7 +3801,7 @@ func (x *TxnPrepareOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnPrepareOp.ProtoReflect.Descriptor instead.
 func (*TxnPrepareOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TxnPrepareOp) GetTxn() *TxnID {
@@ -3466,7 +3836,7 @@ type TxnCommitOp struct {
 
 func (x *TxnCommitOp) Reset() {
 	*x = TxnCommitOp{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3848,7 @@ func (x *TxnCommitOp) String() string {
 func (*TxnCommitOp) ProtoMessage() {}
 
 func (x *TxnCommitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3861,7 @@ func (x *TxnCommitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnCommitOp.ProtoReflect.Descriptor instead.
 func (*TxnCommitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TxnCommitOp) GetTxn() *TxnID {
@@ -3520,7 +3890,7 @@ type TxnPrepared struct {
 
 func (x *TxnPrepared) Reset() {
 	*x = TxnPrepared{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3902,7 @@ func (x *TxnPrepared) String() string {
 func (*TxnPrepared) ProtoMessage() {}
 
 func (x *TxnPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3915,7 @@ func (x *TxnPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnPrepared.ProtoReflect.Descriptor instead.
 func (*TxnPrepared) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TxnPrepared) GetGroup() uint32 {
@@ -3581,7 +3951,7 @@ type TxnAbortOp struct {
 
 func (x *TxnAbortOp) Reset() {
 	*x = TxnAbortOp{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3963,7 @@ func (x *TxnAbortOp) String() string {
 func (*TxnAbortOp) ProtoMessage() {}
 
 func (x *TxnAbortOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3976,7 @@ func (x *TxnAbortOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnAbortOp.ProtoReflect.Descriptor instead.
 func (*TxnAbortOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TxnAbortOp) GetTxn() *TxnID {
@@ -3644,7 +4014,7 @@ type TxnFinishOp struct {
 
 func (x *TxnFinishOp) Reset() {
 	*x = TxnFinishOp{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3656,7 +4026,7 @@ func (x *TxnFinishOp) String() string {
 func (*TxnFinishOp) ProtoMessage() {}
 
 func (x *TxnFinishOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3669,7 +4039,7 @@ func (x *TxnFinishOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnFinishOp.ProtoReflect.Descriptor instead.
 func (*TxnFinishOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TxnFinishOp) GetTxn() *TxnID {
@@ -3711,7 +4081,7 @@ type TxnDropOp struct {
 
 func (x *TxnDropOp) Reset() {
 	*x = TxnDropOp{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +4093,7 @@ func (x *TxnDropOp) String() string {
 func (*TxnDropOp) ProtoMessage() {}
 
 func (x *TxnDropOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +4106,7 @@ func (x *TxnDropOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnDropOp.ProtoReflect.Descriptor instead.
 func (*TxnDropOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TxnDropOp) GetTxns() []*TxnID {
@@ -3760,7 +4130,7 @@ type TxnRecord struct {
 
 func (x *TxnRecord) Reset() {
 	*x = TxnRecord{}
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +4142,7 @@ func (x *TxnRecord) String() string {
 func (*TxnRecord) ProtoMessage() {}
 
 func (x *TxnRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +4155,7 @@ func (x *TxnRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnRecord.ProtoReflect.Descriptor instead.
 func (*TxnRecord) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{43}
+	return file_namespace_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TxnRecord) GetBegun() uint64 {
@@ -3837,7 +4207,7 @@ type TxnIntent struct {
 
 func (x *TxnIntent) Reset() {
 	*x = TxnIntent{}
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +4219,7 @@ func (x *TxnIntent) String() string {
 func (*TxnIntent) ProtoMessage() {}
 
 func (x *TxnIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +4232,7 @@ func (x *TxnIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnIntent.ProtoReflect.Descriptor instead.
 func (*TxnIntent) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{44}
+	return file_namespace_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TxnIntent) GetTxn() *TxnID {
@@ -3912,7 +4282,7 @@ type BatchOp struct {
 
 func (x *BatchOp) Reset() {
 	*x = BatchOp{}
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3924,7 +4294,7 @@ func (x *BatchOp) String() string {
 func (*BatchOp) ProtoMessage() {}
 
 func (x *BatchOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3937,7 +4307,7 @@ func (x *BatchOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchOp.ProtoReflect.Descriptor instead.
 func (*BatchOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{45}
+	return file_namespace_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BatchOp) GetCommands() []*Command {
@@ -3964,7 +4334,7 @@ type NamespaceRecoveredOp struct {
 
 func (x *NamespaceRecoveredOp) Reset() {
 	*x = NamespaceRecoveredOp{}
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4346,7 @@ func (x *NamespaceRecoveredOp) String() string {
 func (*NamespaceRecoveredOp) ProtoMessage() {}
 
 func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4359,7 @@ func (x *NamespaceRecoveredOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceRecoveredOp.ProtoReflect.Descriptor instead.
 func (*NamespaceRecoveredOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{46}
+	return file_namespace_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NamespaceRecoveredOp) GetGeneration() uint64 {
@@ -4008,7 +4378,7 @@ type NamespaceAcknowledgeOp struct {
 
 func (x *NamespaceAcknowledgeOp) Reset() {
 	*x = NamespaceAcknowledgeOp{}
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4020,7 +4390,7 @@ func (x *NamespaceAcknowledgeOp) String() string {
 func (*NamespaceAcknowledgeOp) ProtoMessage() {}
 
 func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4033,7 +4403,7 @@ func (x *NamespaceAcknowledgeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceAcknowledgeOp.ProtoReflect.Descriptor instead.
 func (*NamespaceAcknowledgeOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{47}
+	return file_namespace_proto_rawDescGZIP(), []int{52}
 }
 
 // InitOp gives a new group its first state; the first group makes the root.
@@ -4048,7 +4418,7 @@ type InitOp struct {
 
 func (x *InitOp) Reset() {
 	*x = InitOp{}
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4060,7 +4430,7 @@ func (x *InitOp) String() string {
 func (*InitOp) ProtoMessage() {}
 
 func (x *InitOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4073,7 +4443,7 @@ func (x *InitOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitOp.ProtoReflect.Descriptor instead.
 func (*InitOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{48}
+	return file_namespace_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *InitOp) GetGroup() uint32 {
@@ -4109,7 +4479,7 @@ type FenceOp struct {
 
 func (x *FenceOp) Reset() {
 	*x = FenceOp{}
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4491,7 @@ func (x *FenceOp) String() string {
 func (*FenceOp) ProtoMessage() {}
 
 func (x *FenceOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4504,7 @@ func (x *FenceOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceOp.ProtoReflect.Descriptor instead.
 func (*FenceOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{49}
+	return file_namespace_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FenceOp) GetHighest() uint64 {
@@ -4169,7 +4539,7 @@ type TrimOp struct {
 
 func (x *TrimOp) Reset() {
 	*x = TrimOp{}
-	mi := &file_namespace_proto_msgTypes[50]
+	mi := &file_namespace_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +4551,7 @@ func (x *TrimOp) String() string {
 func (*TrimOp) ProtoMessage() {}
 
 func (x *TrimOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[50]
+	mi := &file_namespace_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +4564,7 @@ func (x *TrimOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimOp.ProtoReflect.Descriptor instead.
 func (*TrimOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{50}
+	return file_namespace_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TrimOp) GetBefore() uint64 {
@@ -4221,7 +4591,7 @@ type MarksOp struct {
 
 func (x *MarksOp) Reset() {
 	*x = MarksOp{}
-	mi := &file_namespace_proto_msgTypes[51]
+	mi := &file_namespace_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +4603,7 @@ func (x *MarksOp) String() string {
 func (*MarksOp) ProtoMessage() {}
 
 func (x *MarksOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[51]
+	mi := &file_namespace_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +4616,7 @@ func (x *MarksOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarksOp.ProtoReflect.Descriptor instead.
 func (*MarksOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{51}
+	return file_namespace_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MarksOp) GetMarks() []*SessionMark {
@@ -4268,7 +4638,7 @@ type SessionMark struct {
 
 func (x *SessionMark) Reset() {
 	*x = SessionMark{}
-	mi := &file_namespace_proto_msgTypes[52]
+	mi := &file_namespace_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4650,7 @@ func (x *SessionMark) String() string {
 func (*SessionMark) ProtoMessage() {}
 
 func (x *SessionMark) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[52]
+	mi := &file_namespace_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4663,7 @@ func (x *SessionMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMark.ProtoReflect.Descriptor instead.
 func (*SessionMark) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{52}
+	return file_namespace_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SessionMark) GetSession() uint64 {
@@ -4320,7 +4690,7 @@ type DeletedOp struct {
 
 func (x *DeletedOp) Reset() {
 	*x = DeletedOp{}
-	mi := &file_namespace_proto_msgTypes[53]
+	mi := &file_namespace_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4702,7 @@ func (x *DeletedOp) String() string {
 func (*DeletedOp) ProtoMessage() {}
 
 func (x *DeletedOp) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[53]
+	mi := &file_namespace_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4715,7 @@ func (x *DeletedOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletedOp.ProtoReflect.Descriptor instead.
 func (*DeletedOp) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{53}
+	return file_namespace_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeletedOp) GetBlocks() [][]byte {
@@ -4377,7 +4747,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_namespace_proto_msgTypes[54]
+	mi := &file_namespace_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4389,7 +4759,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[54]
+	mi := &file_namespace_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4402,7 +4772,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{54}
+	return file_namespace_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -4579,7 +4949,7 @@ type QueryResult struct {
 
 func (x *QueryResult) Reset() {
 	*x = QueryResult{}
-	mi := &file_namespace_proto_msgTypes[55]
+	mi := &file_namespace_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +4961,7 @@ func (x *QueryResult) String() string {
 func (*QueryResult) ProtoMessage() {}
 
 func (x *QueryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[55]
+	mi := &file_namespace_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +4974,7 @@ func (x *QueryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryResult.ProtoReflect.Descriptor instead.
 func (*QueryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{55}
+	return file_namespace_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *QueryResult) GetVersion() uint64 {
@@ -4772,7 +5142,7 @@ type WalkQuery struct {
 
 func (x *WalkQuery) Reset() {
 	*x = WalkQuery{}
-	mi := &file_namespace_proto_msgTypes[56]
+	mi := &file_namespace_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4784,7 +5154,7 @@ func (x *WalkQuery) String() string {
 func (*WalkQuery) ProtoMessage() {}
 
 func (x *WalkQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[56]
+	mi := &file_namespace_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4797,7 +5167,7 @@ func (x *WalkQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkQuery.ProtoReflect.Descriptor instead.
 func (*WalkQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{56}
+	return file_namespace_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *WalkQuery) GetStart() uint64 {
@@ -4839,7 +5209,7 @@ type WalkResult struct {
 
 func (x *WalkResult) Reset() {
 	*x = WalkResult{}
-	mi := &file_namespace_proto_msgTypes[57]
+	mi := &file_namespace_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +5221,7 @@ func (x *WalkResult) String() string {
 func (*WalkResult) ProtoMessage() {}
 
 func (x *WalkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[57]
+	mi := &file_namespace_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5234,7 @@ func (x *WalkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WalkResult.ProtoReflect.Descriptor instead.
 func (*WalkResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{57}
+	return file_namespace_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *WalkResult) GetSteps() []*Attr {
@@ -4919,13 +5289,14 @@ func (x *WalkResult) GetContent() *ExtentsResult {
 type AttrQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inos          []uint64               `protobuf:"varint,1,rep,packed,name=inos,proto3" json:"inos,omitempty"` // of this group, at most 1,024
+	Below         bool                   `protobuf:"varint,2,opt,name=below,proto3" json:"below,omitempty"`      // with what lies below directories
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttrQuery) Reset() {
 	*x = AttrQuery{}
-	mi := &file_namespace_proto_msgTypes[58]
+	mi := &file_namespace_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4937,7 +5308,7 @@ func (x *AttrQuery) String() string {
 func (*AttrQuery) ProtoMessage() {}
 
 func (x *AttrQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[58]
+	mi := &file_namespace_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4950,7 +5321,7 @@ func (x *AttrQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrQuery.ProtoReflect.Descriptor instead.
 func (*AttrQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{58}
+	return file_namespace_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AttrQuery) GetInos() []uint64 {
@@ -4958,6 +5329,13 @@ func (x *AttrQuery) GetInos() []uint64 {
 		return x.Inos
 	}
 	return nil
+}
+
+func (x *AttrQuery) GetBelow() bool {
+	if x != nil {
+		return x.Below
+	}
+	return false
 }
 
 type AttrResult struct {
@@ -4969,7 +5347,7 @@ type AttrResult struct {
 
 func (x *AttrResult) Reset() {
 	*x = AttrResult{}
-	mi := &file_namespace_proto_msgTypes[59]
+	mi := &file_namespace_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4981,7 +5359,7 @@ func (x *AttrResult) String() string {
 func (*AttrResult) ProtoMessage() {}
 
 func (x *AttrResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[59]
+	mi := &file_namespace_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4994,7 +5372,7 @@ func (x *AttrResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttrResult.ProtoReflect.Descriptor instead.
 func (*AttrResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{59}
+	return file_namespace_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AttrResult) GetAttrs() []*Attr {
@@ -5016,7 +5394,7 @@ type ReadDirQuery struct {
 
 func (x *ReadDirQuery) Reset() {
 	*x = ReadDirQuery{}
-	mi := &file_namespace_proto_msgTypes[60]
+	mi := &file_namespace_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +5406,7 @@ func (x *ReadDirQuery) String() string {
 func (*ReadDirQuery) ProtoMessage() {}
 
 func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[60]
+	mi := &file_namespace_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +5419,7 @@ func (x *ReadDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirQuery.ProtoReflect.Descriptor instead.
 func (*ReadDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{60}
+	return file_namespace_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReadDirQuery) GetIno() uint64 {
@@ -5083,7 +5461,7 @@ type ReadDirResult struct {
 
 func (x *ReadDirResult) Reset() {
 	*x = ReadDirResult{}
-	mi := &file_namespace_proto_msgTypes[61]
+	mi := &file_namespace_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5095,7 +5473,7 @@ func (x *ReadDirResult) String() string {
 func (*ReadDirResult) ProtoMessage() {}
 
 func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[61]
+	mi := &file_namespace_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5108,7 +5486,7 @@ func (x *ReadDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResult.ProtoReflect.Descriptor instead.
 func (*ReadDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{61}
+	return file_namespace_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReadDirResult) GetEntries() []*DirEntry {
@@ -5144,7 +5522,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_namespace_proto_msgTypes[62]
+	mi := &file_namespace_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5156,7 +5534,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[62]
+	mi := &file_namespace_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5169,7 +5547,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{62}
+	return file_namespace_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -5212,7 +5590,7 @@ type ExtentsQuery struct {
 
 func (x *ExtentsQuery) Reset() {
 	*x = ExtentsQuery{}
-	mi := &file_namespace_proto_msgTypes[63]
+	mi := &file_namespace_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5602,7 @@ func (x *ExtentsQuery) String() string {
 func (*ExtentsQuery) ProtoMessage() {}
 
 func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[63]
+	mi := &file_namespace_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5615,7 @@ func (x *ExtentsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsQuery.ProtoReflect.Descriptor instead.
 func (*ExtentsQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{63}
+	return file_namespace_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExtentsQuery) GetIno() uint64 {
@@ -5279,7 +5657,7 @@ type ExtentsResult struct {
 
 func (x *ExtentsResult) Reset() {
 	*x = ExtentsResult{}
-	mi := &file_namespace_proto_msgTypes[64]
+	mi := &file_namespace_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5291,7 +5669,7 @@ func (x *ExtentsResult) String() string {
 func (*ExtentsResult) ProtoMessage() {}
 
 func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[64]
+	mi := &file_namespace_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5304,7 +5682,7 @@ func (x *ExtentsResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentsResult.ProtoReflect.Descriptor instead.
 func (*ExtentsResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{64}
+	return file_namespace_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExtentsResult) GetAttr() *Attr {
@@ -5339,7 +5717,7 @@ type PlaceDirQuery struct {
 
 func (x *PlaceDirQuery) Reset() {
 	*x = PlaceDirQuery{}
-	mi := &file_namespace_proto_msgTypes[65]
+	mi := &file_namespace_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +5729,7 @@ func (x *PlaceDirQuery) String() string {
 func (*PlaceDirQuery) ProtoMessage() {}
 
 func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[65]
+	mi := &file_namespace_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +5742,7 @@ func (x *PlaceDirQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirQuery.ProtoReflect.Descriptor instead.
 func (*PlaceDirQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{65}
+	return file_namespace_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PlaceDirQuery) GetParent() uint64 {
@@ -5392,7 +5770,7 @@ type PlaceDirResult struct {
 
 func (x *PlaceDirResult) Reset() {
 	*x = PlaceDirResult{}
-	mi := &file_namespace_proto_msgTypes[66]
+	mi := &file_namespace_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5404,7 +5782,7 @@ func (x *PlaceDirResult) String() string {
 func (*PlaceDirResult) ProtoMessage() {}
 
 func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[66]
+	mi := &file_namespace_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5417,7 +5795,7 @@ func (x *PlaceDirResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceDirResult.ProtoReflect.Descriptor instead.
 func (*PlaceDirResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{66}
+	return file_namespace_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PlaceDirResult) GetGroup() uint32 {
@@ -5454,7 +5832,7 @@ type ChildQuery struct {
 
 func (x *ChildQuery) Reset() {
 	*x = ChildQuery{}
-	mi := &file_namespace_proto_msgTypes[67]
+	mi := &file_namespace_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5466,7 +5844,7 @@ func (x *ChildQuery) String() string {
 func (*ChildQuery) ProtoMessage() {}
 
 func (x *ChildQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[67]
+	mi := &file_namespace_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5479,7 +5857,7 @@ func (x *ChildQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildQuery.ProtoReflect.Descriptor instead.
 func (*ChildQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{67}
+	return file_namespace_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChildQuery) GetChild() uint64 {
@@ -5515,7 +5893,7 @@ type ChildResult struct {
 
 func (x *ChildResult) Reset() {
 	*x = ChildResult{}
-	mi := &file_namespace_proto_msgTypes[68]
+	mi := &file_namespace_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5527,7 +5905,7 @@ func (x *ChildResult) String() string {
 func (*ChildResult) ProtoMessage() {}
 
 func (x *ChildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[68]
+	mi := &file_namespace_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5540,7 +5918,7 @@ func (x *ChildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildResult.ProtoReflect.Descriptor instead.
 func (*ChildResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{68}
+	return file_namespace_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChildResult) GetLinked() bool {
@@ -5582,7 +5960,7 @@ type EntryQuery struct {
 
 func (x *EntryQuery) Reset() {
 	*x = EntryQuery{}
-	mi := &file_namespace_proto_msgTypes[69]
+	mi := &file_namespace_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5594,7 +5972,7 @@ func (x *EntryQuery) String() string {
 func (*EntryQuery) ProtoMessage() {}
 
 func (x *EntryQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[69]
+	mi := &file_namespace_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5607,7 +5985,7 @@ func (x *EntryQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryQuery.ProtoReflect.Descriptor instead.
 func (*EntryQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{69}
+	return file_namespace_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EntryQuery) GetParent() uint64 {
@@ -5635,7 +6013,7 @@ type EntryResult struct {
 
 func (x *EntryResult) Reset() {
 	*x = EntryResult{}
-	mi := &file_namespace_proto_msgTypes[70]
+	mi := &file_namespace_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +6025,7 @@ func (x *EntryResult) String() string {
 func (*EntryResult) ProtoMessage() {}
 
 func (x *EntryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[70]
+	mi := &file_namespace_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +6038,7 @@ func (x *EntryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryResult.ProtoReflect.Descriptor instead.
 func (*EntryResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{70}
+	return file_namespace_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *EntryResult) GetIno() uint64 {
@@ -5695,7 +6073,7 @@ type AboveQuery struct {
 
 func (x *AboveQuery) Reset() {
 	*x = AboveQuery{}
-	mi := &file_namespace_proto_msgTypes[71]
+	mi := &file_namespace_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5707,7 +6085,7 @@ func (x *AboveQuery) String() string {
 func (*AboveQuery) ProtoMessage() {}
 
 func (x *AboveQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[71]
+	mi := &file_namespace_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5720,7 +6098,7 @@ func (x *AboveQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AboveQuery.ProtoReflect.Descriptor instead.
 func (*AboveQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{71}
+	return file_namespace_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *AboveQuery) GetIno() uint64 {
@@ -5748,7 +6126,7 @@ type AboveResult struct {
 
 func (x *AboveResult) Reset() {
 	*x = AboveResult{}
-	mi := &file_namespace_proto_msgTypes[72]
+	mi := &file_namespace_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5760,7 +6138,7 @@ func (x *AboveResult) String() string {
 func (*AboveResult) ProtoMessage() {}
 
 func (x *AboveResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[72]
+	mi := &file_namespace_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5773,7 +6151,7 @@ func (x *AboveResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AboveResult.ProtoReflect.Descriptor instead.
 func (*AboveResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{72}
+	return file_namespace_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AboveResult) GetPath() []uint64 {
@@ -5809,7 +6187,7 @@ type TxnQuery struct {
 
 func (x *TxnQuery) Reset() {
 	*x = TxnQuery{}
-	mi := &file_namespace_proto_msgTypes[73]
+	mi := &file_namespace_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5821,7 +6199,7 @@ func (x *TxnQuery) String() string {
 func (*TxnQuery) ProtoMessage() {}
 
 func (x *TxnQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[73]
+	mi := &file_namespace_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5834,7 +6212,7 @@ func (x *TxnQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnQuery.ProtoReflect.Descriptor instead.
 func (*TxnQuery) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{73}
+	return file_namespace_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TxnQuery) GetTxn() *TxnID {
@@ -5868,7 +6246,7 @@ type TxnResult struct {
 
 func (x *TxnResult) Reset() {
 	*x = TxnResult{}
-	mi := &file_namespace_proto_msgTypes[74]
+	mi := &file_namespace_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5880,7 +6258,7 @@ func (x *TxnResult) String() string {
 func (*TxnResult) ProtoMessage() {}
 
 func (x *TxnResult) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[74]
+	mi := &file_namespace_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5893,7 +6271,7 @@ func (x *TxnResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult.ProtoReflect.Descriptor instead.
 func (*TxnResult) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{74}
+	return file_namespace_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *TxnResult) GetState() TxnResult_State {
@@ -5918,7 +6296,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04Cred\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"\x8f\x03\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xb6\x03\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12'\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\x12\x12\n" +
@@ -5937,7 +6315,13 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05level\x18\x0e \x01(\rR\x05level\x12\x16\n" +
 	"\x06parent\x18\x0f \x01(\x04R\x06parent\x12\x16\n" +
 	"\x06frozen\x18\x10 \x01(\bR\x06frozen\x12\x1a\n" +
-	"\bunlinked\x18\x11 \x01(\bR\bunlinked\"\x94\x01\n" +
+	"\bunlinked\x18\x11 \x01(\bR\bunlinked\x12%\n" +
+	"\x05below\x18\x12 \x01(\v2\x0f.dfsd.wire.SumsR\x05below\"n\n" +
+	"\x04Sums\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05files\x18\x02 \x01(\x04R\x05files\x12 \n" +
+	"\vdirectories\x18\x03 \x01(\x04R\vdirectories\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled\"\x94\x01\n" +
 	"\x06Extent\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x03R\x06length\x12\x14\n" +
@@ -6056,7 +6440,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\tResolveOp\x12\x14\n" +
 	"\x05child\x18\x01 \x01(\x04R\x05child\x12\x16\n" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\x12\x16\n" +
-	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\xa0\x02\n" +
+	"\x06intent\x18\x03 \x01(\x04R\x06intent\"\xbc\x02\n" +
 	"\x06Result\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
@@ -6066,10 +6450,11 @@ const file_namespace_proto_rawDesc = "" +
 	"\x03txn\x18\x06 \x01(\v2\x10.dfsd.wire.TxnIDR\x03txn\x12(\n" +
 	"\x06locked\x18\a \x01(\v2\x10.dfsd.wire.TxnIDR\x06locked\x12\x1a\n" +
 	"\boutdated\x18\b \x01(\bR\boutdated\x12\x18\n" +
-	"\amembers\x18\x10 \x03(\fR\amembers\"6\n" +
+	"\amembers\x18\x10 \x03(\fR\amembers\x12\x1a\n" +
+	"\babsorbed\x18\x12 \x03(\x04R\babsorbed\"6\n" +
 	"\bInoRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\x98\a\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xa8\b\n" +
 	"\bLogEntry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
 	"\acommand\x18\x10 \x01(\v2\x12.dfsd.wire.CommandH\x00R\acommand\x12*\n" +
@@ -6091,10 +6476,27 @@ const file_namespace_proto_rawDesc = "" +
 	"\n" +
 	"txn_finish\x18\x1e \x01(\v2\x16.dfsd.wire.TxnFinishOpH\x00R\ttxnFinish\x121\n" +
 	"\btxn_drop\x18\x1f \x01(\v2\x14.dfsd.wire.TxnDropOpH\x00R\atxnDrop\x12*\n" +
-	"\x05batch\x18( \x01(\v2\x12.dfsd.wire.BatchOpH\x00R\x05batchB\a\n" +
+	"\x05batch\x18( \x01(\v2\x12.dfsd.wire.BatchOpH\x00R\x05batch\x12*\n" +
+	"\x05tally\x182 \x01(\v2\x12.dfsd.wire.TallyOpH\x00R\x05tally\x12-\n" +
+	"\x06absorb\x183 \x01(\v2\x13.dfsd.wire.AbsorbOpH\x00R\x06absorb\x123\n" +
+	"\breported\x184 \x01(\v2\x15.dfsd.wire.ReportedOpH\x00R\breportedB\a\n" +
 	"\x05entry\"\x1f\n" +
 	"\aLevelOp\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"_\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"\x1f\n" +
+	"\aTallyOp\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\"}\n" +
+	"\n" +
+	"Absorption\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03dir\x18\x02 \x01(\x04R\x03dir\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x04R\x05since\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12#\n" +
+	"\x04sums\x18\x05 \x01(\v2\x0f.dfsd.wire.SumsR\x04sums\"1\n" +
+	"\bAbsorbOp\x12%\n" +
+	"\x02of\x18\x01 \x03(\v2\x15.dfsd.wire.AbsorptionR\x02of\"3\n" +
+	"\n" +
+	"ReportedOp\x12%\n" +
+	"\x02of\x18\x01 \x03(\v2\x15.dfsd.wire.AbsorptionR\x02of\"_\n" +
 	"\x05TxnID\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x10\n" +
@@ -6131,13 +6533,16 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
 	"\x03ino\x18\x03 \x01(\x04R\x03ino\x12'\n" +
-	"\x04type\x18\x04 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\"1\n" +
+	"\x04type\x18\x04 \x01(\x0e2\x13.dfsd.wire.FileTypeR\x04type\"C\n" +
 	"\tLinksStep\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04less\x18\x02 \x01(\bR\x04less\"5\n" +
+	"\x04less\x18\x02 \x01(\bR\x04less\x12\x10\n" +
+	"\x03dir\x18\x03 \x01(\x04R\x03dir\"Y\n" +
 	"\tMovedStep\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
-	"\x06parent\x18\x02 \x01(\x04R\x06parent\"!\n" +
+	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\x04R\x02to\"!\n" +
 	"\rRemoveDirStep\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\xb7\x01\n" +
 	"\vMakeDirStep\x12\x16\n" +
@@ -6267,9 +6672,10 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04next\x18\x04 \x01(\x04R\x04next\x12%\n" +
 	"\x05start\x18\x05 \x01(\v2\x0f.dfsd.wire.AttrR\x05start\x120\n" +
 	"\tnext_type\x18\a \x01(\x0e2\x13.dfsd.wire.FileTypeR\bnextType\x122\n" +
-	"\acontent\x18\x06 \x01(\v2\x18.dfsd.wire.ExtentsResultR\acontent\"\x1f\n" +
+	"\acontent\x18\x06 \x01(\v2\x18.dfsd.wire.ExtentsResultR\acontent\"5\n" +
 	"\tAttrQuery\x12\x12\n" +
-	"\x04inos\x18\x01 \x03(\x04R\x04inos\"3\n" +
+	"\x04inos\x18\x01 \x03(\x04R\x04inos\x12\x14\n" +
+	"\x05below\x18\x02 \x01(\bR\x05below\"3\n" +
 	"\n" +
 	"AttrResult\x12%\n" +
 	"\x05attrs\x18\x01 \x03(\v2\x0f.dfsd.wire.AttrR\x05attrs\"`\n" +
@@ -6359,206 +6765,218 @@ func file_namespace_proto_rawDescGZIP() []byte {
 }
 
 var file_namespace_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_namespace_proto_goTypes = []any{
 	(FileType)(0),                  // 0: dfsd.wire.FileType
 	(BatchOp_Refusals)(0),          // 1: dfsd.wire.BatchOp.Refusals
 	(TxnResult_State)(0),           // 2: dfsd.wire.TxnResult.State
 	(*Cred)(nil),                   // 3: dfsd.wire.Cred
 	(*Attr)(nil),                   // 4: dfsd.wire.Attr
-	(*Extent)(nil),                 // 5: dfsd.wire.Extent
-	(*Command)(nil),                // 6: dfsd.wire.Command
-	(*CreateOp)(nil),               // 7: dfsd.wire.CreateOp
-	(*MkdirOp)(nil),                // 8: dfsd.wire.MkdirOp
-	(*UnlinkOp)(nil),               // 9: dfsd.wire.UnlinkOp
-	(*RmdirOp)(nil),                // 10: dfsd.wire.RmdirOp
-	(*RenameOp)(nil),               // 11: dfsd.wire.RenameOp
-	(*LinkOp)(nil),                 // 12: dfsd.wire.LinkOp
-	(*SetAttrOp)(nil),              // 13: dfsd.wire.SetAttrOp
-	(*WriteOp)(nil),                // 14: dfsd.wire.WriteOp
-	(*LeaseInosOp)(nil),            // 15: dfsd.wire.LeaseInosOp
-	(*SetPolicyOp)(nil),            // 16: dfsd.wire.SetPolicyOp
-	(*MkdirPrepareOp)(nil),         // 17: dfsd.wire.MkdirPrepareOp
-	(*MkdirCommitOp)(nil),          // 18: dfsd.wire.MkdirCommitOp
-	(*RmdirFreezeOp)(nil),          // 19: dfsd.wire.RmdirFreezeOp
-	(*RmdirCommitOp)(nil),          // 20: dfsd.wire.RmdirCommitOp
-	(*ResolveOp)(nil),              // 21: dfsd.wire.ResolveOp
-	(*Result)(nil),                 // 22: dfsd.wire.Result
-	(*InoRange)(nil),               // 23: dfsd.wire.InoRange
-	(*LogEntry)(nil),               // 24: dfsd.wire.LogEntry
-	(*LevelOp)(nil),                // 25: dfsd.wire.LevelOp
-	(*TxnID)(nil),                  // 26: dfsd.wire.TxnID
-	(*TxnShare)(nil),               // 27: dfsd.wire.TxnShare
-	(*TxnStep)(nil),                // 28: dfsd.wire.TxnStep
-	(*LeaveStep)(nil),              // 29: dfsd.wire.LeaveStep
-	(*EnterStep)(nil),              // 30: dfsd.wire.EnterStep
-	(*KeepStep)(nil),               // 31: dfsd.wire.KeepStep
-	(*LinksStep)(nil),              // 32: dfsd.wire.LinksStep
-	(*MovedStep)(nil),              // 33: dfsd.wire.MovedStep
-	(*RemoveDirStep)(nil),          // 34: dfsd.wire.RemoveDirStep
-	(*MakeDirStep)(nil),            // 35: dfsd.wire.MakeDirStep
-	(*CreateStep)(nil),             // 36: dfsd.wire.CreateStep
-	(*TreeStep)(nil),               // 37: dfsd.wire.TreeStep
-	(*TxnPart)(nil),                // 38: dfsd.wire.TxnPart
-	(*TxnBeginOp)(nil),             // 39: dfsd.wire.TxnBeginOp
-	(*TxnPrepareOp)(nil),           // 40: dfsd.wire.TxnPrepareOp
-	(*TxnCommitOp)(nil),            // 41: dfsd.wire.TxnCommitOp
-	(*TxnPrepared)(nil),            // 42: dfsd.wire.TxnPrepared
-	(*TxnAbortOp)(nil),             // 43: dfsd.wire.TxnAbortOp
-	(*TxnFinishOp)(nil),            // 44: dfsd.wire.TxnFinishOp
-	(*TxnDropOp)(nil),              // 45: dfsd.wire.TxnDropOp
-	(*TxnRecord)(nil),              // 46: dfsd.wire.TxnRecord
-	(*TxnIntent)(nil),              // 47: dfsd.wire.TxnIntent
-	(*BatchOp)(nil),                // 48: dfsd.wire.BatchOp
-	(*NamespaceRecoveredOp)(nil),   // 49: dfsd.wire.NamespaceRecoveredOp
-	(*NamespaceAcknowledgeOp)(nil), // 50: dfsd.wire.NamespaceAcknowledgeOp
-	(*InitOp)(nil),                 // 51: dfsd.wire.InitOp
-	(*FenceOp)(nil),                // 52: dfsd.wire.FenceOp
-	(*TrimOp)(nil),                 // 53: dfsd.wire.TrimOp
-	(*MarksOp)(nil),                // 54: dfsd.wire.MarksOp
-	(*SessionMark)(nil),            // 55: dfsd.wire.SessionMark
-	(*DeletedOp)(nil),              // 56: dfsd.wire.DeletedOp
-	(*Query)(nil),                  // 57: dfsd.wire.Query
-	(*QueryResult)(nil),            // 58: dfsd.wire.QueryResult
-	(*WalkQuery)(nil),              // 59: dfsd.wire.WalkQuery
-	(*WalkResult)(nil),             // 60: dfsd.wire.WalkResult
-	(*AttrQuery)(nil),              // 61: dfsd.wire.AttrQuery
-	(*AttrResult)(nil),             // 62: dfsd.wire.AttrResult
-	(*ReadDirQuery)(nil),           // 63: dfsd.wire.ReadDirQuery
-	(*ReadDirResult)(nil),          // 64: dfsd.wire.ReadDirResult
-	(*DirEntry)(nil),               // 65: dfsd.wire.DirEntry
-	(*ExtentsQuery)(nil),           // 66: dfsd.wire.ExtentsQuery
-	(*ExtentsResult)(nil),          // 67: dfsd.wire.ExtentsResult
-	(*PlaceDirQuery)(nil),          // 68: dfsd.wire.PlaceDirQuery
-	(*PlaceDirResult)(nil),         // 69: dfsd.wire.PlaceDirResult
-	(*ChildQuery)(nil),             // 70: dfsd.wire.ChildQuery
-	(*ChildResult)(nil),            // 71: dfsd.wire.ChildResult
-	(*EntryQuery)(nil),             // 72: dfsd.wire.EntryQuery
-	(*EntryResult)(nil),            // 73: dfsd.wire.EntryResult
-	(*AboveQuery)(nil),             // 74: dfsd.wire.AboveQuery
-	(*AboveResult)(nil),            // 75: dfsd.wire.AboveResult
-	(*TxnQuery)(nil),               // 76: dfsd.wire.TxnQuery
-	(*TxnResult)(nil),              // 77: dfsd.wire.TxnResult
+	(*Sums)(nil),                   // 5: dfsd.wire.Sums
+	(*Extent)(nil),                 // 6: dfsd.wire.Extent
+	(*Command)(nil),                // 7: dfsd.wire.Command
+	(*CreateOp)(nil),               // 8: dfsd.wire.CreateOp
+	(*MkdirOp)(nil),                // 9: dfsd.wire.MkdirOp
+	(*UnlinkOp)(nil),               // 10: dfsd.wire.UnlinkOp
+	(*RmdirOp)(nil),                // 11: dfsd.wire.RmdirOp
+	(*RenameOp)(nil),               // 12: dfsd.wire.RenameOp
+	(*LinkOp)(nil),                 // 13: dfsd.wire.LinkOp
+	(*SetAttrOp)(nil),              // 14: dfsd.wire.SetAttrOp
+	(*WriteOp)(nil),                // 15: dfsd.wire.WriteOp
+	(*LeaseInosOp)(nil),            // 16: dfsd.wire.LeaseInosOp
+	(*SetPolicyOp)(nil),            // 17: dfsd.wire.SetPolicyOp
+	(*MkdirPrepareOp)(nil),         // 18: dfsd.wire.MkdirPrepareOp
+	(*MkdirCommitOp)(nil),          // 19: dfsd.wire.MkdirCommitOp
+	(*RmdirFreezeOp)(nil),          // 20: dfsd.wire.RmdirFreezeOp
+	(*RmdirCommitOp)(nil),          // 21: dfsd.wire.RmdirCommitOp
+	(*ResolveOp)(nil),              // 22: dfsd.wire.ResolveOp
+	(*Result)(nil),                 // 23: dfsd.wire.Result
+	(*InoRange)(nil),               // 24: dfsd.wire.InoRange
+	(*LogEntry)(nil),               // 25: dfsd.wire.LogEntry
+	(*LevelOp)(nil),                // 26: dfsd.wire.LevelOp
+	(*TallyOp)(nil),                // 27: dfsd.wire.TallyOp
+	(*Absorption)(nil),             // 28: dfsd.wire.Absorption
+	(*AbsorbOp)(nil),               // 29: dfsd.wire.AbsorbOp
+	(*ReportedOp)(nil),             // 30: dfsd.wire.ReportedOp
+	(*TxnID)(nil),                  // 31: dfsd.wire.TxnID
+	(*TxnShare)(nil),               // 32: dfsd.wire.TxnShare
+	(*TxnStep)(nil),                // 33: dfsd.wire.TxnStep
+	(*LeaveStep)(nil),              // 34: dfsd.wire.LeaveStep
+	(*EnterStep)(nil),              // 35: dfsd.wire.EnterStep
+	(*KeepStep)(nil),               // 36: dfsd.wire.KeepStep
+	(*LinksStep)(nil),              // 37: dfsd.wire.LinksStep
+	(*MovedStep)(nil),              // 38: dfsd.wire.MovedStep
+	(*RemoveDirStep)(nil),          // 39: dfsd.wire.RemoveDirStep
+	(*MakeDirStep)(nil),            // 40: dfsd.wire.MakeDirStep
+	(*CreateStep)(nil),             // 41: dfsd.wire.CreateStep
+	(*TreeStep)(nil),               // 42: dfsd.wire.TreeStep
+	(*TxnPart)(nil),                // 43: dfsd.wire.TxnPart
+	(*TxnBeginOp)(nil),             // 44: dfsd.wire.TxnBeginOp
+	(*TxnPrepareOp)(nil),           // 45: dfsd.wire.TxnPrepareOp
+	(*TxnCommitOp)(nil),            // 46: dfsd.wire.TxnCommitOp
+	(*TxnPrepared)(nil),            // 47: dfsd.wire.TxnPrepared
+	(*TxnAbortOp)(nil),             // 48: dfsd.wire.TxnAbortOp
+	(*TxnFinishOp)(nil),            // 49: dfsd.wire.TxnFinishOp
+	(*TxnDropOp)(nil),              // 50: dfsd.wire.TxnDropOp
+	(*TxnRecord)(nil),              // 51: dfsd.wire.TxnRecord
+	(*TxnIntent)(nil),              // 52: dfsd.wire.TxnIntent
+	(*BatchOp)(nil),                // 53: dfsd.wire.BatchOp
+	(*NamespaceRecoveredOp)(nil),   // 54: dfsd.wire.NamespaceRecoveredOp
+	(*NamespaceAcknowledgeOp)(nil), // 55: dfsd.wire.NamespaceAcknowledgeOp
+	(*InitOp)(nil),                 // 56: dfsd.wire.InitOp
+	(*FenceOp)(nil),                // 57: dfsd.wire.FenceOp
+	(*TrimOp)(nil),                 // 58: dfsd.wire.TrimOp
+	(*MarksOp)(nil),                // 59: dfsd.wire.MarksOp
+	(*SessionMark)(nil),            // 60: dfsd.wire.SessionMark
+	(*DeletedOp)(nil),              // 61: dfsd.wire.DeletedOp
+	(*Query)(nil),                  // 62: dfsd.wire.Query
+	(*QueryResult)(nil),            // 63: dfsd.wire.QueryResult
+	(*WalkQuery)(nil),              // 64: dfsd.wire.WalkQuery
+	(*WalkResult)(nil),             // 65: dfsd.wire.WalkResult
+	(*AttrQuery)(nil),              // 66: dfsd.wire.AttrQuery
+	(*AttrResult)(nil),             // 67: dfsd.wire.AttrResult
+	(*ReadDirQuery)(nil),           // 68: dfsd.wire.ReadDirQuery
+	(*ReadDirResult)(nil),          // 69: dfsd.wire.ReadDirResult
+	(*DirEntry)(nil),               // 70: dfsd.wire.DirEntry
+	(*ExtentsQuery)(nil),           // 71: dfsd.wire.ExtentsQuery
+	(*ExtentsResult)(nil),          // 72: dfsd.wire.ExtentsResult
+	(*PlaceDirQuery)(nil),          // 73: dfsd.wire.PlaceDirQuery
+	(*PlaceDirResult)(nil),         // 74: dfsd.wire.PlaceDirResult
+	(*ChildQuery)(nil),             // 75: dfsd.wire.ChildQuery
+	(*ChildResult)(nil),            // 76: dfsd.wire.ChildResult
+	(*EntryQuery)(nil),             // 77: dfsd.wire.EntryQuery
+	(*EntryResult)(nil),            // 78: dfsd.wire.EntryResult
+	(*AboveQuery)(nil),             // 79: dfsd.wire.AboveQuery
+	(*AboveResult)(nil),            // 80: dfsd.wire.AboveResult
+	(*TxnQuery)(nil),               // 81: dfsd.wire.TxnQuery
+	(*TxnResult)(nil),              // 82: dfsd.wire.TxnResult
 }
 var file_namespace_proto_depIdxs = []int32{
 	0,   // 0: dfsd.wire.Attr.type:type_name -> dfsd.wire.FileType
-	3,   // 1: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
-	7,   // 2: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
-	8,   // 3: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
-	9,   // 4: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
-	10,  // 5: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
-	11,  // 6: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
-	12,  // 7: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
-	13,  // 8: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
-	14,  // 9: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
-	15,  // 10: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
-	16,  // 11: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
-	17,  // 12: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
-	18,  // 13: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
-	19,  // 14: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
-	20,  // 15: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
-	21,  // 16: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
-	0,   // 17: dfsd.wire.CreateOp.type:type_name -> dfsd.wire.FileType
-	5,   // 18: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
-	5,   // 19: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
-	4,   // 20: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
-	23,  // 21: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
-	26,  // 22: dfsd.wire.Result.txn:type_name -> dfsd.wire.TxnID
-	26,  // 23: dfsd.wire.Result.locked:type_name -> dfsd.wire.TxnID
-	6,   // 24: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
-	52,  // 25: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
-	53,  // 26: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
-	56,  // 27: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
-	51,  // 28: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
-	21,  // 29: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
-	54,  // 30: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
-	49,  // 31: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
-	50,  // 32: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
-	25,  // 33: dfsd.wire.LogEntry.level:type_name -> dfsd.wire.LevelOp
-	39,  // 34: dfsd.wire.LogEntry.txn_begin:type_name -> dfsd.wire.TxnBeginOp
-	40,  // 35: dfsd.wire.LogEntry.txn_prepare:type_name -> dfsd.wire.TxnPrepareOp
-	41,  // 36: dfsd.wire.LogEntry.txn_commit:type_name -> dfsd.wire.TxnCommitOp
-	43,  // 37: dfsd.wire.LogEntry.txn_abort:type_name -> dfsd.wire.TxnAbortOp
-	44,  // 38: dfsd.wire.LogEntry.txn_finish:type_name -> dfsd.wire.TxnFinishOp
-	45,  // 39: dfsd.wire.LogEntry.txn_drop:type_name -> dfsd.wire.TxnDropOp
-	48,  // 40: dfsd.wire.LogEntry.batch:type_name -> dfsd.wire.BatchOp
-	28,  // 41: dfsd.wire.TxnShare.steps:type_name -> dfsd.wire.TxnStep
-	29,  // 42: dfsd.wire.TxnStep.leave:type_name -> dfsd.wire.LeaveStep
-	30,  // 43: dfsd.wire.TxnStep.enter:type_name -> dfsd.wire.EnterStep
-	31,  // 44: dfsd.wire.TxnStep.keep:type_name -> dfsd.wire.KeepStep
-	32,  // 45: dfsd.wire.TxnStep.links:type_name -> dfsd.wire.LinksStep
-	33,  // 46: dfsd.wire.TxnStep.moved:type_name -> dfsd.wire.MovedStep
-	34,  // 47: dfsd.wire.TxnStep.remove_dir:type_name -> dfsd.wire.RemoveDirStep
-	35,  // 48: dfsd.wire.TxnStep.make_dir:type_name -> dfsd.wire.MakeDirStep
-	36,  // 49: dfsd.wire.TxnStep.create:type_name -> dfsd.wire.CreateStep
-	37,  // 50: dfsd.wire.TxnStep.tree:type_name -> dfsd.wire.TreeStep
-	0,   // 51: dfsd.wire.LeaveStep.type:type_name -> dfsd.wire.FileType
-	0,   // 52: dfsd.wire.EnterStep.type:type_name -> dfsd.wire.FileType
-	0,   // 53: dfsd.wire.KeepStep.type:type_name -> dfsd.wire.FileType
-	7,   // 54: dfsd.wire.CreateStep.op:type_name -> dfsd.wire.CreateOp
-	27,  // 55: dfsd.wire.TxnPart.share:type_name -> dfsd.wire.TxnShare
-	6,   // 56: dfsd.wire.TxnBeginOp.command:type_name -> dfsd.wire.Command
-	38,  // 57: dfsd.wire.TxnBeginOp.parts:type_name -> dfsd.wire.TxnPart
-	26,  // 58: dfsd.wire.TxnPrepareOp.txn:type_name -> dfsd.wire.TxnID
-	3,   // 59: dfsd.wire.TxnPrepareOp.cred:type_name -> dfsd.wire.Cred
-	27,  // 60: dfsd.wire.TxnPrepareOp.share:type_name -> dfsd.wire.TxnShare
-	26,  // 61: dfsd.wire.TxnCommitOp.txn:type_name -> dfsd.wire.TxnID
-	42,  // 62: dfsd.wire.TxnCommitOp.prepared:type_name -> dfsd.wire.TxnPrepared
-	4,   // 63: dfsd.wire.TxnPrepared.attr:type_name -> dfsd.wire.Attr
-	26,  // 64: dfsd.wire.TxnAbortOp.txn:type_name -> dfsd.wire.TxnID
-	26,  // 65: dfsd.wire.TxnFinishOp.txn:type_name -> dfsd.wire.TxnID
-	26,  // 66: dfsd.wire.TxnDropOp.txns:type_name -> dfsd.wire.TxnID
-	3,   // 67: dfsd.wire.TxnRecord.cred:type_name -> dfsd.wire.Cred
-	38,  // 68: dfsd.wire.TxnRecord.parts:type_name -> dfsd.wire.TxnPart
-	26,  // 69: dfsd.wire.TxnIntent.txn:type_name -> dfsd.wire.TxnID
-	3,   // 70: dfsd.wire.TxnIntent.cred:type_name -> dfsd.wire.Cred
-	27,  // 71: dfsd.wire.TxnIntent.share:type_name -> dfsd.wire.TxnShare
-	4,   // 72: dfsd.wire.TxnIntent.attr:type_name -> dfsd.wire.Attr
-	6,   // 73: dfsd.wire.BatchOp.commands:type_name -> dfsd.wire.Command
-	1,   // 74: dfsd.wire.BatchOp.refusals:type_name -> dfsd.wire.BatchOp.Refusals
-	23,  // 75: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
-	55,  // 76: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
-	3,   // 77: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
-	59,  // 78: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
-	61,  // 79: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
-	63,  // 80: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
-	66,  // 81: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
-	68,  // 82: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
-	70,  // 83: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
-	72,  // 84: dfsd.wire.Query.entry:type_name -> dfsd.wire.EntryQuery
-	74,  // 85: dfsd.wire.Query.above:type_name -> dfsd.wire.AboveQuery
-	76,  // 86: dfsd.wire.Query.txn:type_name -> dfsd.wire.TxnQuery
-	60,  // 87: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
-	62,  // 88: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
-	64,  // 89: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
-	67,  // 90: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
-	69,  // 91: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
-	71,  // 92: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
-	73,  // 93: dfsd.wire.QueryResult.entry:type_name -> dfsd.wire.EntryResult
-	75,  // 94: dfsd.wire.QueryResult.above:type_name -> dfsd.wire.AboveResult
-	77,  // 95: dfsd.wire.QueryResult.txn:type_name -> dfsd.wire.TxnResult
-	4,   // 96: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
-	4,   // 97: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
-	0,   // 98: dfsd.wire.WalkResult.next_type:type_name -> dfsd.wire.FileType
-	67,  // 99: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
-	4,   // 100: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
-	65,  // 101: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
-	4,   // 102: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
-	0,   // 103: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
-	4,   // 104: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
-	4,   // 105: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
-	5,   // 106: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
-	4,   // 107: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
-	0,   // 108: dfsd.wire.EntryResult.type:type_name -> dfsd.wire.FileType
-	4,   // 109: dfsd.wire.EntryResult.parent:type_name -> dfsd.wire.Attr
-	26,  // 110: dfsd.wire.AboveQuery.txn:type_name -> dfsd.wire.TxnID
-	26,  // 111: dfsd.wire.TxnQuery.txn:type_name -> dfsd.wire.TxnID
-	2,   // 112: dfsd.wire.TxnResult.state:type_name -> dfsd.wire.TxnResult.State
-	113, // [113:113] is the sub-list for method output_type
-	113, // [113:113] is the sub-list for method input_type
-	113, // [113:113] is the sub-list for extension type_name
-	113, // [113:113] is the sub-list for extension extendee
-	0,   // [0:113] is the sub-list for field type_name
+	5,   // 1: dfsd.wire.Attr.below:type_name -> dfsd.wire.Sums
+	3,   // 2: dfsd.wire.Command.cred:type_name -> dfsd.wire.Cred
+	8,   // 3: dfsd.wire.Command.create:type_name -> dfsd.wire.CreateOp
+	9,   // 4: dfsd.wire.Command.mkdir:type_name -> dfsd.wire.MkdirOp
+	10,  // 5: dfsd.wire.Command.unlink:type_name -> dfsd.wire.UnlinkOp
+	11,  // 6: dfsd.wire.Command.rmdir:type_name -> dfsd.wire.RmdirOp
+	12,  // 7: dfsd.wire.Command.rename:type_name -> dfsd.wire.RenameOp
+	13,  // 8: dfsd.wire.Command.link:type_name -> dfsd.wire.LinkOp
+	14,  // 9: dfsd.wire.Command.set_attr:type_name -> dfsd.wire.SetAttrOp
+	15,  // 10: dfsd.wire.Command.write:type_name -> dfsd.wire.WriteOp
+	16,  // 11: dfsd.wire.Command.lease_inos:type_name -> dfsd.wire.LeaseInosOp
+	17,  // 12: dfsd.wire.Command.set_policy:type_name -> dfsd.wire.SetPolicyOp
+	18,  // 13: dfsd.wire.Command.mkdir_prepare:type_name -> dfsd.wire.MkdirPrepareOp
+	19,  // 14: dfsd.wire.Command.mkdir_commit:type_name -> dfsd.wire.MkdirCommitOp
+	20,  // 15: dfsd.wire.Command.rmdir_freeze:type_name -> dfsd.wire.RmdirFreezeOp
+	21,  // 16: dfsd.wire.Command.rmdir_commit:type_name -> dfsd.wire.RmdirCommitOp
+	22,  // 17: dfsd.wire.Command.resolve:type_name -> dfsd.wire.ResolveOp
+	0,   // 18: dfsd.wire.CreateOp.type:type_name -> dfsd.wire.FileType
+	6,   // 19: dfsd.wire.CreateOp.extents:type_name -> dfsd.wire.Extent
+	6,   // 20: dfsd.wire.WriteOp.extents:type_name -> dfsd.wire.Extent
+	4,   // 21: dfsd.wire.Result.attr:type_name -> dfsd.wire.Attr
+	24,  // 22: dfsd.wire.Result.leased:type_name -> dfsd.wire.InoRange
+	31,  // 23: dfsd.wire.Result.txn:type_name -> dfsd.wire.TxnID
+	31,  // 24: dfsd.wire.Result.locked:type_name -> dfsd.wire.TxnID
+	7,   // 25: dfsd.wire.LogEntry.command:type_name -> dfsd.wire.Command
+	57,  // 26: dfsd.wire.LogEntry.fence:type_name -> dfsd.wire.FenceOp
+	58,  // 27: dfsd.wire.LogEntry.trim:type_name -> dfsd.wire.TrimOp
+	61,  // 28: dfsd.wire.LogEntry.deleted:type_name -> dfsd.wire.DeletedOp
+	56,  // 29: dfsd.wire.LogEntry.init:type_name -> dfsd.wire.InitOp
+	22,  // 30: dfsd.wire.LogEntry.resolve:type_name -> dfsd.wire.ResolveOp
+	59,  // 31: dfsd.wire.LogEntry.marks:type_name -> dfsd.wire.MarksOp
+	54,  // 32: dfsd.wire.LogEntry.recovered:type_name -> dfsd.wire.NamespaceRecoveredOp
+	55,  // 33: dfsd.wire.LogEntry.acknowledge:type_name -> dfsd.wire.NamespaceAcknowledgeOp
+	26,  // 34: dfsd.wire.LogEntry.level:type_name -> dfsd.wire.LevelOp
+	44,  // 35: dfsd.wire.LogEntry.txn_begin:type_name -> dfsd.wire.TxnBeginOp
+	45,  // 36: dfsd.wire.LogEntry.txn_prepare:type_name -> dfsd.wire.TxnPrepareOp
+	46,  // 37: dfsd.wire.LogEntry.txn_commit:type_name -> dfsd.wire.TxnCommitOp
+	48,  // 38: dfsd.wire.LogEntry.txn_abort:type_name -> dfsd.wire.TxnAbortOp
+	49,  // 39: dfsd.wire.LogEntry.txn_finish:type_name -> dfsd.wire.TxnFinishOp
+	50,  // 40: dfsd.wire.LogEntry.txn_drop:type_name -> dfsd.wire.TxnDropOp
+	53,  // 41: dfsd.wire.LogEntry.batch:type_name -> dfsd.wire.BatchOp
+	27,  // 42: dfsd.wire.LogEntry.tally:type_name -> dfsd.wire.TallyOp
+	29,  // 43: dfsd.wire.LogEntry.absorb:type_name -> dfsd.wire.AbsorbOp
+	30,  // 44: dfsd.wire.LogEntry.reported:type_name -> dfsd.wire.ReportedOp
+	5,   // 45: dfsd.wire.Absorption.sums:type_name -> dfsd.wire.Sums
+	28,  // 46: dfsd.wire.AbsorbOp.of:type_name -> dfsd.wire.Absorption
+	28,  // 47: dfsd.wire.ReportedOp.of:type_name -> dfsd.wire.Absorption
+	33,  // 48: dfsd.wire.TxnShare.steps:type_name -> dfsd.wire.TxnStep
+	34,  // 49: dfsd.wire.TxnStep.leave:type_name -> dfsd.wire.LeaveStep
+	35,  // 50: dfsd.wire.TxnStep.enter:type_name -> dfsd.wire.EnterStep
+	36,  // 51: dfsd.wire.TxnStep.keep:type_name -> dfsd.wire.KeepStep
+	37,  // 52: dfsd.wire.TxnStep.links:type_name -> dfsd.wire.LinksStep
+	38,  // 53: dfsd.wire.TxnStep.moved:type_name -> dfsd.wire.MovedStep
+	39,  // 54: dfsd.wire.TxnStep.remove_dir:type_name -> dfsd.wire.RemoveDirStep
+	40,  // 55: dfsd.wire.TxnStep.make_dir:type_name -> dfsd.wire.MakeDirStep
+	41,  // 56: dfsd.wire.TxnStep.create:type_name -> dfsd.wire.CreateStep
+	42,  // 57: dfsd.wire.TxnStep.tree:type_name -> dfsd.wire.TreeStep
+	0,   // 58: dfsd.wire.LeaveStep.type:type_name -> dfsd.wire.FileType
+	0,   // 59: dfsd.wire.EnterStep.type:type_name -> dfsd.wire.FileType
+	0,   // 60: dfsd.wire.KeepStep.type:type_name -> dfsd.wire.FileType
+	8,   // 61: dfsd.wire.CreateStep.op:type_name -> dfsd.wire.CreateOp
+	32,  // 62: dfsd.wire.TxnPart.share:type_name -> dfsd.wire.TxnShare
+	7,   // 63: dfsd.wire.TxnBeginOp.command:type_name -> dfsd.wire.Command
+	43,  // 64: dfsd.wire.TxnBeginOp.parts:type_name -> dfsd.wire.TxnPart
+	31,  // 65: dfsd.wire.TxnPrepareOp.txn:type_name -> dfsd.wire.TxnID
+	3,   // 66: dfsd.wire.TxnPrepareOp.cred:type_name -> dfsd.wire.Cred
+	32,  // 67: dfsd.wire.TxnPrepareOp.share:type_name -> dfsd.wire.TxnShare
+	31,  // 68: dfsd.wire.TxnCommitOp.txn:type_name -> dfsd.wire.TxnID
+	47,  // 69: dfsd.wire.TxnCommitOp.prepared:type_name -> dfsd.wire.TxnPrepared
+	4,   // 70: dfsd.wire.TxnPrepared.attr:type_name -> dfsd.wire.Attr
+	31,  // 71: dfsd.wire.TxnAbortOp.txn:type_name -> dfsd.wire.TxnID
+	31,  // 72: dfsd.wire.TxnFinishOp.txn:type_name -> dfsd.wire.TxnID
+	31,  // 73: dfsd.wire.TxnDropOp.txns:type_name -> dfsd.wire.TxnID
+	3,   // 74: dfsd.wire.TxnRecord.cred:type_name -> dfsd.wire.Cred
+	43,  // 75: dfsd.wire.TxnRecord.parts:type_name -> dfsd.wire.TxnPart
+	31,  // 76: dfsd.wire.TxnIntent.txn:type_name -> dfsd.wire.TxnID
+	3,   // 77: dfsd.wire.TxnIntent.cred:type_name -> dfsd.wire.Cred
+	32,  // 78: dfsd.wire.TxnIntent.share:type_name -> dfsd.wire.TxnShare
+	4,   // 79: dfsd.wire.TxnIntent.attr:type_name -> dfsd.wire.Attr
+	7,   // 80: dfsd.wire.BatchOp.commands:type_name -> dfsd.wire.Command
+	1,   // 81: dfsd.wire.BatchOp.refusals:type_name -> dfsd.wire.BatchOp.Refusals
+	24,  // 82: dfsd.wire.FenceOp.live:type_name -> dfsd.wire.InoRange
+	60,  // 83: dfsd.wire.MarksOp.marks:type_name -> dfsd.wire.SessionMark
+	3,   // 84: dfsd.wire.Query.cred:type_name -> dfsd.wire.Cred
+	64,  // 85: dfsd.wire.Query.walk:type_name -> dfsd.wire.WalkQuery
+	66,  // 86: dfsd.wire.Query.attr:type_name -> dfsd.wire.AttrQuery
+	68,  // 87: dfsd.wire.Query.read_dir:type_name -> dfsd.wire.ReadDirQuery
+	71,  // 88: dfsd.wire.Query.extents:type_name -> dfsd.wire.ExtentsQuery
+	73,  // 89: dfsd.wire.Query.place_dir:type_name -> dfsd.wire.PlaceDirQuery
+	75,  // 90: dfsd.wire.Query.child:type_name -> dfsd.wire.ChildQuery
+	77,  // 91: dfsd.wire.Query.entry:type_name -> dfsd.wire.EntryQuery
+	79,  // 92: dfsd.wire.Query.above:type_name -> dfsd.wire.AboveQuery
+	81,  // 93: dfsd.wire.Query.txn:type_name -> dfsd.wire.TxnQuery
+	65,  // 94: dfsd.wire.QueryResult.walk:type_name -> dfsd.wire.WalkResult
+	67,  // 95: dfsd.wire.QueryResult.attr:type_name -> dfsd.wire.AttrResult
+	69,  // 96: dfsd.wire.QueryResult.read_dir:type_name -> dfsd.wire.ReadDirResult
+	72,  // 97: dfsd.wire.QueryResult.extents:type_name -> dfsd.wire.ExtentsResult
+	74,  // 98: dfsd.wire.QueryResult.place_dir:type_name -> dfsd.wire.PlaceDirResult
+	76,  // 99: dfsd.wire.QueryResult.child:type_name -> dfsd.wire.ChildResult
+	78,  // 100: dfsd.wire.QueryResult.entry:type_name -> dfsd.wire.EntryResult
+	80,  // 101: dfsd.wire.QueryResult.above:type_name -> dfsd.wire.AboveResult
+	82,  // 102: dfsd.wire.QueryResult.txn:type_name -> dfsd.wire.TxnResult
+	4,   // 103: dfsd.wire.WalkResult.steps:type_name -> dfsd.wire.Attr
+	4,   // 104: dfsd.wire.WalkResult.start:type_name -> dfsd.wire.Attr
+	0,   // 105: dfsd.wire.WalkResult.next_type:type_name -> dfsd.wire.FileType
+	72,  // 106: dfsd.wire.WalkResult.content:type_name -> dfsd.wire.ExtentsResult
+	4,   // 107: dfsd.wire.AttrResult.attrs:type_name -> dfsd.wire.Attr
+	70,  // 108: dfsd.wire.ReadDirResult.entries:type_name -> dfsd.wire.DirEntry
+	4,   // 109: dfsd.wire.ReadDirResult.dir:type_name -> dfsd.wire.Attr
+	0,   // 110: dfsd.wire.DirEntry.type:type_name -> dfsd.wire.FileType
+	4,   // 111: dfsd.wire.DirEntry.attr:type_name -> dfsd.wire.Attr
+	4,   // 112: dfsd.wire.ExtentsResult.attr:type_name -> dfsd.wire.Attr
+	6,   // 113: dfsd.wire.ExtentsResult.extents:type_name -> dfsd.wire.Extent
+	4,   // 114: dfsd.wire.PlaceDirResult.parent:type_name -> dfsd.wire.Attr
+	0,   // 115: dfsd.wire.EntryResult.type:type_name -> dfsd.wire.FileType
+	4,   // 116: dfsd.wire.EntryResult.parent:type_name -> dfsd.wire.Attr
+	31,  // 117: dfsd.wire.AboveQuery.txn:type_name -> dfsd.wire.TxnID
+	31,  // 118: dfsd.wire.TxnQuery.txn:type_name -> dfsd.wire.TxnID
+	2,   // 119: dfsd.wire.TxnResult.state:type_name -> dfsd.wire.TxnResult.State
+	120, // [120:120] is the sub-list for method output_type
+	120, // [120:120] is the sub-list for method input_type
+	120, // [120:120] is the sub-list for extension type_name
+	120, // [120:120] is the sub-list for extension extendee
+	0,   // [0:120] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -6566,7 +6984,7 @@ func file_namespace_proto_init() {
 	if File_namespace_proto != nil {
 		return
 	}
-	file_namespace_proto_msgTypes[3].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[4].OneofWrappers = []any{
 		(*Command_Create)(nil),
 		(*Command_Mkdir)(nil),
 		(*Command_Unlink)(nil),
@@ -6583,9 +7001,9 @@ func file_namespace_proto_init() {
 		(*Command_RmdirCommit)(nil),
 		(*Command_Resolve)(nil),
 	}
-	file_namespace_proto_msgTypes[10].OneofWrappers = []any{}
-	file_namespace_proto_msgTypes[13].OneofWrappers = []any{}
-	file_namespace_proto_msgTypes[21].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[11].OneofWrappers = []any{}
+	file_namespace_proto_msgTypes[14].OneofWrappers = []any{}
+	file_namespace_proto_msgTypes[22].OneofWrappers = []any{
 		(*LogEntry_Command)(nil),
 		(*LogEntry_Fence)(nil),
 		(*LogEntry_Trim)(nil),
@@ -6603,8 +7021,11 @@ func file_namespace_proto_init() {
 		(*LogEntry_TxnFinish)(nil),
 		(*LogEntry_TxnDrop)(nil),
 		(*LogEntry_Batch)(nil),
+		(*LogEntry_Tally)(nil),
+		(*LogEntry_Absorb)(nil),
+		(*LogEntry_Reported)(nil),
 	}
-	file_namespace_proto_msgTypes[25].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[30].OneofWrappers = []any{
 		(*TxnStep_Leave)(nil),
 		(*TxnStep_Enter)(nil),
 		(*TxnStep_Keep)(nil),
@@ -6615,7 +7036,7 @@ func file_namespace_proto_init() {
 		(*TxnStep_Create)(nil),
 		(*TxnStep_Tree)(nil),
 	}
-	file_namespace_proto_msgTypes[54].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[59].OneofWrappers = []any{
 		(*Query_Walk)(nil),
 		(*Query_Attr)(nil),
 		(*Query_ReadDir)(nil),
@@ -6626,7 +7047,7 @@ func file_namespace_proto_init() {
 		(*Query_Above)(nil),
 		(*Query_Txn)(nil),
 	}
-	file_namespace_proto_msgTypes[55].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[60].OneofWrappers = []any{
 		(*QueryResult_Walk)(nil),
 		(*QueryResult_Attr)(nil),
 		(*QueryResult_ReadDir)(nil),
@@ -6643,7 +7064,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   75,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
