@@ -21,7 +21,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	silent := map[byte]string{
 		tagReply: "gone raised", tagQueue: "gone cut raised", tagLease: "gone raised", tagFence: "gone raised", tagHistory: "gone raised",
 		tagFloor: "raised", tagState: "raised", tagInode: "raised", tagDentry: "", tagExtent: "", tagBlock: "", tagChild: "", tagIntent: "raised cut",
-		tagLock: "", tagPart: "cut raised", tagTxn: "cut raised",
+		tagLock: "", tagPart: "cut raised", tagTxn: "cut raised", tagCount: "", tagTaken: "",
 	}
 	found := map[byte]int{}
 	for _, row := range w.rows(1, "") {
