@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"dfsd/client"
+	"dfsd/dfs"
 )
 
 const (
@@ -388,37 +389,52 @@ func openLinksOver(ctx context.Context, e *env, r *metaRig) (*pair, error) {
 	})
 }
 
-// openMkdirsOver measures directories so near the root that they are spread over all
-// groups: of eight, seven in another one than their parent.
-func openMkdirsOver(ctx context.Context, e *env, r *metaRig) (*pair, error) {
-	others, err := r.elsewhere(ctx)
-	if err != nil {
-		return nil, err
-	}
+// openMkdirsOver measures directories just below the root, which are spread over all
+// groups: most of them go to another one than that of the root.
+func openMkdirsOver(_ context.Context, e *env, r *metaRig) (*pair, error) {
 	return openChanges(e, r, func(ctx context.Context, worker int) error {
 		r.made[worker]++
-		_, err := others[worker].Mkdir(ctx, fileName(r.made[worker]), 0o755)
+		_, err := r.owners[worker].Inode(dfs.RootIno).Mkdir(ctx, fmt.Sprintf("%s-%d-%d", path.Base(r.name), worker, r.made[worker]), 0o755)
 		return err
 	})
 }
 
-// elsewhere makes a directory for each worker, just below the root, in another group
-// than the one that it has.
+// elsewhere makes a directory for each worker in another group than the one that it
+// has: below one of a figure before, so deep that what is below stays in its group, or
+// else just below the root until the placement has come to another group.
 func (r *metaRig) elsewhere(ctx context.Context) (out []client.Inode, err error) {
-	const tries = 100 // with two groups one is enough in half of the cases
-	for i, dir := range r.dirs {
-		for n := range tries {
-			a, err := r.cluster.client.Mkdir(ctx, fmt.Sprintf("/%s-%d-%d", path.Base(r.name), i, n), 0o777)
+	const tries = 100
+	deep := map[dfs.GroupID]string{}
+	for f, err := range r.cluster.client.ReadDir(ctx, "/meta", false) {
+		if err != nil {
+			return nil, err
+		}
+		for d, err := range r.cluster.client.ReadDir(ctx, "/meta/"+f.Name, false) {
 			if err != nil {
 				return nil, err
 			}
-			if a.Ino.Group() != dir.Ino().Group() {
-				out = append(out, r.owners[i].Inode(a.Ino))
-				break
+			deep[d.Ino.Group()] = path.Join("/meta", f.Name, d.Name)
+		}
+	}
+	for i, dir := range r.dirs {
+		own := dir.Ino().Group()
+		above := "/"
+		for g, p := range deep {
+			if g != own {
+				above = p
 			}
 		}
-		if len(out) != i+1 {
-			return nil, errors.New("the cluster has one group only")
+		for n := 0; n < tries && len(out) == i; n++ {
+			a, err := r.cluster.client.Mkdir(ctx, path.Join(above, fmt.Sprintf("%s-%d-%d", path.Base(r.name), i, n)), 0o777)
+			if err != nil {
+				return nil, err
+			}
+			if a.Ino.Group() != own {
+				out = append(out, r.owners[i].Inode(a.Ino))
+			}
+		}
+		if len(out) == i {
+			return nil, errors.New("no directory goes to another group")
 		}
 	}
 	return out, nil
