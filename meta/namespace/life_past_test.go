@@ -67,7 +67,7 @@ func (l *life) rowsAt(g dfs.GroupID, version dfs.Version) map[string]string {
 			out[string(key)] = string(value)
 		}
 	}
-	for _, row := range l.w.rows(g, "bcflmnoqrsw") {
+	for _, row := range l.w.rows(g, "abcfglmnoqrsuvwxy") {
 		key, value := row[0], row[1]
 		if key[0] == tagHistory {
 			if dfs.Version(binary.BigEndian.Uint64(key[1:])) > version {
