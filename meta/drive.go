@@ -99,6 +99,10 @@ func (d *drive) jitter(attempt int) time.Duration {
 // attempt makes one attempt, and answers unless another one may do better: then it
 // returns what the answer would be.
 func (d *drive) attempt(ctx context.Context) (again *wire.Result, err error) {
+	// What another leader has begun of this command holds what its facts ask for.
+	if txn, err := d.find(); err == nil && txn != nil && txn.Commit == 0 {
+		return d.decide(ctx, txn)
+	}
 	facts, err := d.facts(ctx)
 	if dfs.KindOf(err) == dfs.Frozen {
 		return &wire.Result{Kind: uint32(dfs.Frozen), Text: err.Error()}, nil
