@@ -26,8 +26,8 @@ func newDu(a *app) *cobra.Command {
 that takes one question, however much it is. What was written in the last second may not be counted yet; a warning says
 where that is known, and "settled" in the JSON.
 
-A file with several names counts once, in one of the directories that name it: with -d it may be counted in another one
-than with --walk. What the copies of a file take on the stores is not counted: multiply by the class.`,
+A file with several names counts once, in one of the directories that name it, which need not be below PATH: --walk
+counts it in the first one that it meets. What the copies of a file take on the stores is not counted: multiply by the class.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{"/"}
