@@ -48,7 +48,7 @@ func (c *Client) askAlone(ctx context.Context, g dfs.GroupID, q *wire.Query) (t 
 		t.answer = reply.GetResult()
 		return err
 	}
-	if c.opts.SpreadReads && q.GetPlaceDir() == nil { // which only the leader answers
+	if c.opts.SpreadReads {
 		t.err = c.book.CallAny(ctx, g, ask)
 	} else {
 		t.err = c.book.Call(ctx, g, true, ask)

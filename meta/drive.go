@@ -408,8 +408,7 @@ func (p *preparing) one(ctx context.Context, i int) *wire.Result {
 	part := p.txn.Parts[i]
 	op := &wire.TxnPrepareOp{Txn: p.txn.ID, Cred: p.txn.Cred, Share: part.Share}
 	res, err := p.d.s.prepareShare(ctx, dfs.GroupID(part.Group), op)
-	switch {
-	case err != nil:
+	if err != nil {
 		return &wire.Result{Kind: uint32(dfs.Unavailable), Text: err.Error()}
 	}
 	return res
